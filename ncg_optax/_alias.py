@@ -1,0 +1,203 @@
+"""Ready-made optimizers: chains with good defaults."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from ncg_optax import _validate
+from ncg_optax._cg import cg
+from ncg_optax._curvature import Curvature, gauss_newton, hessian
+from ncg_optax._damping import Damping, levenberg_marquardt
+from ncg_optax._linesearch import LineSearch, armijo
+from ncg_optax._preconditioners import Preconditioner
+from ncg_optax._solver import Solver
+from ncg_optax._transform import scale_by_newton_cg
+
+PyTree = Any
+
+
+def newton_cg(
+    learning_rate: optax.ScalarOrSchedule | None = 1.0,
+    *,
+    curvature: Curvature = hessian(),
+    damping: float | optax.Schedule | Damping = levenberg_marquardt(),
+    solver: Solver = cg(),
+    preconditioner: Preconditioner | None = None,
+    linesearch: LineSearch | None = armijo(),
+    mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Newton-CG: truncated Newton with exact Hessian products.
+
+    Each update solves
+
+    .. math::
+      (B + \lambda I)\, d = -g
+
+    approximately, by a few iterations of conjugate gradients that need ``B`` only
+    through products ``B v``, checks the direction, and takes the step
+    :math:`\theta \leftarrow \theta + \eta\, s\, d` with :math:`\eta` the learning rate
+    and :math:`s` from the line search. It needs no tuning on deterministic (full
+    batch) problems: leave the learning rate at 1. The products cost about 1.5
+    gradients each. Jit the whole step: eager calls compile the solver's loop again
+    each time.
+
+    Args:
+      learning_rate: :math:`\eta`, a number, an optax schedule, or None for 1. It
+        scales the accepted step; line search and damping look at the full one.
+      curvature: ``B``: :func:`hessian`, :func:`gauss_newton`,
+        :func:`empirical_fisher`.
+      damping: :math:`\lambda`: :func:`levenberg_marquardt`, a number or an optax
+        schedule of the step count, in units of the curvature.
+      solver: :func:`cg`, :func:`steihaug`, :func:`minres`.
+      preconditioner: ``M`` near the inverse of ``B``, see :class:`Preconditioner`.
+      linesearch: :func:`armijo`, or None for the full step. An optax line search may
+        be chained behind :func:`scale_by_newton_cg` instead.
+      mask: a pytree of bools (or a prefix, or a function of the parameters that
+        returns one): train the leaves that are True. Products are computed for these
+        only; the others get zero updates.
+      axis_name: mapped axis name(s) of pmap, shard_map or vmap over which the batch
+        is spread. Gradients, losses and products are averaged over them. Under
+        ``shard_map`` take the gradient with :func:`value_and_grad`.
+      seed: of the randomised parts (preconditioners).
+
+    Returns:
+      A `optax.GradientTransformationExtraArgs`. Its ``update(grads, state, params,
+      value_fn=..., **extra)`` takes the loss as a function of the parameters; extra
+      arguments that ``value_fn`` names are passed to it, ``value`` and ``grad`` are
+      accepted as for optax's line searches, unknown ones are ignored. The updates are
+      zero if a step is rejected. :func:`get_info` reads what happened.
+
+    Raises:
+      TypeError: if a setting is not what its name says. In ``update``: if
+        ``value_fn`` is no function, returns no real scalar or lacks an argument, or
+        if a trained leaf is not floating-point or complex.
+      ValueError: if a number is out of range. In ``update``: if ``params`` or
+        ``value_fn`` is missing or gradients and parameters differ in structure.
+
+    References:
+      Nocedal and Wright, Numerical Optimization, 2006, chapter 7; Martens, Deep
+      learning via Hessian-free optimization, 2010; Reiz, Neckel and Bungartz, Neural
+      nets with a Newton conjugate gradient method on multiple GPUs, 2022.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import ncg_optax as ncg
+      >>> def loss(w):
+      ...     return 100 * (w[1] - w[0] ** 2) ** 2 + (1 - w[0]) ** 2
+      >>> tx = ncg.newton_cg()
+      >>> @jax.jit
+      ... def step(w, state):
+      ...     value, grads = jax.value_and_grad(loss)(w)
+      ...     updates, state = tx.update(
+      ...         grads, state, w, value=value, grad=grads, value_fn=loss
+      ...     )
+      ...     return optax.apply_updates(w, updates), state
+      >>> w = jnp.array([-1.2, 1.0])
+      >>> state = tx.init(w)
+      >>> for _ in range(30):
+      ...     w, state = step(w, state)
+      >>> print(jnp.round(w, 3))
+      [1. 1.]
+    """
+    newton = scale_by_newton_cg(
+        curvature=curvature,
+        damping=damping,
+        solver=solver,
+        preconditioner=preconditioner,
+        linesearch=linesearch,
+        mask=mask,
+        axis_name=axis_name,
+        seed=seed,
+    )
+    return optax.chain(newton, _scale(learning_rate))
+
+
+def hessian_free(
+    learning_rate: optax.ScalarOrSchedule | None = 1.0,
+    *,
+    curvature: Curvature = gauss_newton(),
+    damping: float | optax.Schedule | Damping = levenberg_marquardt(),
+    solver: Solver = cg(
+        maxiter=20, rtol=0.01, progress_tol=5e-4, warm_start=0.9, forcing=None
+    ),
+    preconditioner: Preconditioner | None = None,
+    linesearch: LineSearch | None = armijo(),
+    mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Hessian-free optimisation of neural networks: the preset of :func:`newton_cg`.
+
+    Gauss-Newton curvature, which never has negative curvature, Levenberg-Marquardt
+    damping, and short solves that start from 0.9 of the last solution, which acts as
+    momentum (Martens 2010). Needs a :class:`CompositeLoss` as ``value_fn``. Meant for
+    full batches and large ones: on small mini-batches the reduction ratio is noise,
+    use a fixed ``damping`` there.
+
+    Args:
+      learning_rate: as for :func:`newton_cg`, like all the others.
+      curvature: ``B``.
+      damping: :math:`\lambda`.
+      solver: of the damped system.
+      preconditioner: ``M`` near the inverse of ``B``.
+      linesearch: :func:`armijo` or None.
+      mask: which leaves to train.
+      axis_name: mapped axis name(s) the batch is spread over.
+      seed: of the randomised parts.
+
+    Returns:
+      A `optax.GradientTransformationExtraArgs`, as :func:`newton_cg`.
+
+    Raises:
+      TypeError: as :func:`newton_cg`, and in ``update`` if ``value_fn`` is not a
+        :class:`CompositeLoss`.
+      ValueError: as :func:`newton_cg`.
+
+    References:
+      Martens, Deep learning via Hessian-free optimization, 2010.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import ncg_optax as ncg
+      >>> x = jnp.linspace(-2, 2, 20)
+      >>> loss = ncg.CompositeLoss(
+      ...     lambda p, x: jnp.tanh(x * p["a"] + p["b"]),
+      ...     lambda outputs, y: jnp.mean((outputs - y) ** 2),
+      ... ).bind(x=x, y=jnp.tanh(2 * x - 1))
+      >>> tx = ncg.hessian_free()
+      >>> @jax.jit
+      ... def step(params, state):
+      ...     grads = jax.grad(loss)(params)
+      ...     updates, state = tx.update(grads, state, params, value_fn=loss)
+      ...     return optax.apply_updates(params, updates), state
+      >>> params = {"a": jnp.array(0.5), "b": jnp.array(0.0)}
+      >>> state = tx.init(params)
+      >>> for _ in range(20):
+      ...     params, state = step(params, state)
+      >>> print(jnp.round(params["a"], 2), jnp.round(params["b"], 2))
+      2.0 -1.0
+    """
+    return newton_cg(
+        learning_rate,
+        curvature=curvature,
+        damping=damping,
+        solver=solver,
+        preconditioner=preconditioner,
+        linesearch=linesearch,
+        mask=mask,
+        axis_name=axis_name,
+        seed=seed,
+    )
+
+
+def _scale(
+    learning_rate: optax.ScalarOrSchedule | None,
+) -> optax.GradientTransformation:
+    if learning_rate is None:
+        return optax.scale(-1.0)
+    if not callable(learning_rate):
+        _validate.number("learning_rate", learning_rate, low=0.0)
+    return optax.scale_by_learning_rate(learning_rate)

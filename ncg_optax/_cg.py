@@ -1,0 +1,459 @@
+"""Preconditioned conjugate gradients on the damped Newton system.
+
+One loop serves the line-search method (:func:`cg`) and the trust-region method
+(:func:`steihaug`). There is no absolute epsilon in it: multiplying the system by 1e-8
+or 1e8 changes nothing but rounding.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ncg_optax import _tree, _validate
+from ncg_optax._solver import CGResult, Operator, Outcome, Solver
+from ncg_optax._status import Status
+
+PyTree = Any
+
+
+class _Loop(NamedTuple):
+    """What conjugate gradients carry from one iteration to the next.
+
+    The names are those of Nocedal and Wright (2006), algorithm 5.3, with ``z = M r``.
+    Lengths for the trust region are in the norm of ``M^-1`` and follow by recurrence.
+    """
+
+    x: PyTree
+    r: PyTree
+    p: PyTree
+    rz: jax.Array  # r.z
+    rr: jax.Array  # r.r
+    xx: jax.Array  # |x|^2 in the norm of M^-1
+    xp: jax.Array  # x.p in its inner product
+    pp: jax.Array  # |p|^2 in the norm of M^-1
+    decrease: jax.Array  # b.x - x.Ax / 2
+    history: jax.Array  # the decrease after each iteration, shape=(maxiter + 1,)
+    curvature: jax.Array  # p.Bp / p.p
+    k: jax.Array
+    status: jax.Array
+
+
+def conjugate_gradient(
+    matvec: Operator,
+    rhs: PyTree,
+    damping: jax.Array | float = 0.0,
+    *,
+    maxiter: int,
+    tolerance: jax.Array | float,
+    x0: PyTree | None = None,
+    precondition: Operator | None = None,
+    progress_tol: float | None = None,
+    radius: jax.Array | None = None,
+    ignore_negative_curvature: bool = False,
+) -> CGResult:
+    r"""Minimises ``x.Ax / 2 - b.x``, ``A = B + damping I``, by conjugate gradients.
+
+    Stops at the first of: :math:`|r| \le` ``tolerance``; ``maxiter`` iterations;
+    Martens' relative-progress test (2010, section 4.4),
+
+    .. math::
+      \frac{\phi_i - \phi_{i-k}}{\phi_i} < k\,\varepsilon, \qquad
+      k = \max(10,\, 0.1\, i)
+
+    with :math:`\phi` the model value and :math:`\varepsilon` = ``progress_tol``; the
+    boundary of the trust region; a direction of non-positive curvature. In the last
+    case the iterate so far is returned, or, in the first iteration, a step along
+    ``M b`` as long as the size of the curvature suggests: a descent direction either
+    way. With a ``radius`` the step goes on to the boundary instead (Steihaug 1983).
+
+    Args:
+      matvec: ``v -> B v``, symmetric.
+      rhs: ``b``, a tree of float32 or wider leaves.
+      damping: added to the diagonal of ``B``.
+      maxiter: largest number of iterations.
+      tolerance: absolute, on the residual norm.
+      x0: where to start, or None for zero (which saves a product).
+      precondition: ``r -> M r`` with ``M ~ A^-1`` symmetric positive definite.
+      progress_tol: Martens' epsilon, or None for no such test.
+      radius: of the trust region, in the norm of ``M^-1``; None for none. Then ``x0``
+        must be None.
+      ignore_negative_curvature: divide by ``p.Ap`` whatever its sign, as textbook CG
+        does; it then stops only where ``p.Ap`` is exactly zero.
+
+    Returns:
+      A :class:`CGResult`.
+    """
+    dtype = _tree.scalar_dtype(rhs)
+    damping = jnp.asarray(damping, dtype)
+    tolerance2 = jnp.square(jnp.asarray(tolerance, dtype))
+    zero = jnp.zeros((), dtype)
+
+    def damped(v):
+        bv = matvec(v)
+        return bv, _tree.add_scaled(bv, damping, v)
+
+    def preconditioned(r):
+        """``z = M r``, ``r.z`` and ``r.r``."""
+        rr = _tree.vdot(r, r)
+        if precondition is None:
+            return r, rr, rr
+        z = precondition(r)
+        return z, _tree.vdot(r, z), rr
+
+    def residual_status(rz, rr):
+        status = jnp.where(rr <= tolerance2, Status.RESIDUAL_CONVERGED, Status.RUNNING)
+        bad_m = jnp.logical_and(rr > tolerance2, rz <= 0)
+        status = jnp.where(bad_m, Status.INDEFINITE_PRECONDITIONER, status)
+        return jnp.where(jnp.isfinite(rz + rr), status, Status.SOLVER_NON_FINITE)
+
+    def first():
+        if x0 is None:
+            x, r, decrease = _tree.zeros_like(rhs), rhs, zero
+        else:
+            x, r = x0, _tree.add_scaled(rhs, -1.0, damped(x0)[1])
+            decrease = 0.5 * (_tree.vdot(x, rhs) + _tree.vdot(x, r))
+        z, rz, rr = preconditioned(r)
+        return _Loop(
+            x=x,
+            r=r,
+            p=z,
+            rz=rz,
+            rr=rr,
+            xx=zero,
+            xp=zero,
+            pp=rz,
+            decrease=decrease,
+            history=jnp.full((maxiter + 1,), decrease, dtype),
+            curvature=zero,
+            k=jnp.zeros((), jnp.int32),
+            status=residual_status(rz, rr).astype(jnp.int32),
+        )
+
+    def keep_going(loop):
+        return jnp.logical_and(loop.status == Status.RUNNING, loop.k < maxiter)
+
+    def iterate(loop):
+        bp, ap = damped(loop.p)
+        pap, length2 = _tree.vdot(loop.p, ap), _tree.vdot(loop.p, loop.p)
+        bp_norm = _tree.norm(bp)
+        finite = jnp.isfinite(pap + bp_norm)
+        # Positive at rounding level is not positive.
+        noise = jnp.finfo(dtype).eps * jnp.sqrt(length2) * bp_norm
+        positive = pap != 0 if ignore_negative_curvature else pap > noise
+
+        alpha = loop.rz / jnp.where(positive, pap, 1)
+        if radius is None:
+            # Only the first direction, M b, is worth following on its own.
+            cautious = jnp.where(
+                jnp.abs(pap) > noise, loop.rz / jnp.where(pap == 0, 1, jnp.abs(pap)), 1
+            )
+            alpha = jnp.where(positive, alpha, jnp.where(loop.k == 0, cautious, 0))
+            leaving = jnp.zeros((), bool)
+        else:
+            boundary = _distance_to_boundary(loop, radius)
+            leaving = jnp.logical_not(positive) | (alpha >= boundary)
+            alpha = jnp.where(leaving, boundary, alpha)
+        alpha = jnp.where(finite, alpha, 0)
+
+        r = _tree.where(finite, _tree.add_scaled(loop.r, -alpha, ap), loop.r)
+        gain = jnp.where(finite, alpha * (loop.rz - 0.5 * alpha * pap), 0)
+        z, rz, rr = preconditioned(r)
+        beta = rz / loop.rz
+        k = loop.k + 1
+        decrease = loop.decrease + gain
+        history = loop.history.at[k].set(decrease)
+
+        status = residual_status(rz, rr)
+        if progress_tol is not None:
+            stalled = _progress_stalled(history, decrease, k, progress_tol)
+            status = jnp.where(
+                (status == Status.RUNNING) & stalled, Status.PROGRESS_STALLED, status
+            )
+        status = jnp.where(leaving, Status.TRUST_REGION_BOUNDARY, status)
+        status = jnp.where(positive, status, Status.NEGATIVE_CURVATURE)
+        flat = (loop.k == 0) & (bp_norm == 0)
+        status = jnp.where(flat, Status.ZERO_CURVATURE, status)
+        status = jnp.where(finite, status, Status.SOLVER_NON_FINITE)
+
+        return _Loop(
+            x=_tree.add_scaled(loop.x, alpha, loop.p),
+            r=r,
+            p=_tree.where(
+                status == Status.RUNNING, _tree.add_scaled(z, beta, loop.p), loop.p
+            ),
+            rz=rz,
+            rr=rr,
+            xx=loop.xx + alpha * (2 * loop.xp + alpha * loop.pp),
+            xp=beta * (loop.xp + alpha * loop.pp),
+            pp=rz + beta * beta * loop.pp,
+            decrease=decrease,
+            history=history,
+            curvature=pap / jnp.where(length2 > 0, length2, 1) - damping,
+            k=k,
+            status=status.astype(jnp.int32),
+        )
+
+    end = jax.lax.while_loop(keep_going, iterate, first())
+    status = jnp.where(end.status == Status.RUNNING, Status.MAX_ITERATIONS, end.status)
+    nothing = (end.k == 0) & (_tree.vdot(rhs, rhs) == 0)
+    status = jnp.where(nothing, Status.ZERO_RIGHT_HAND_SIDE, status)
+    return CGResult(
+        solution=end.x,
+        iterations=end.k,
+        products=end.k + (0 if x0 is None else 1),
+        residual=jnp.sqrt(end.rr),
+        model_decrease=end.decrease,
+        last_direction=end.p,
+        curvature=end.curvature,
+        status=status.astype(jnp.int32),
+    )
+
+
+def _progress_stalled(history, decrease, k, progress_tol):
+    """Martens' stopping test; see :func:`conjugate_gradient`."""
+    window = jnp.maximum(10, k // 10)
+    gain = decrease - history[jnp.maximum(k - window, 0)]
+    slow = gain < window * progress_tol * decrease
+    return (k > window) & (decrease > 0) & slow
+
+
+def _distance_to_boundary(loop: _Loop, radius: jax.Array) -> jax.Array:
+    """The positive ``t`` with ``|x + t p| = radius`` in the norm of ``M^-1``."""
+    room = jnp.maximum(jnp.square(radius) - loop.xx, 0)
+    root = jnp.sqrt(jnp.square(loop.xp) + loop.pp * room)
+    # The form without cancellation, as xp >= 0 along conjugate gradients.
+    return room / jnp.maximum(loop.xp + root, jnp.finfo(root.dtype).tiny)
+
+
+class Forcing(NamedTuple):
+    """State of the Eisenstat-Walker sequence; scalars of shape=().
+
+    Attributes:
+      gradient_norm: at the last step; 0 before the first.
+      tolerance: the relative tolerance used there.
+    """
+
+    gradient_norm: jax.Array
+    tolerance: jax.Array
+
+
+class CGState(NamedTuple):
+    """State of :func:`cg`.
+
+    Attributes:
+      previous: the last solution, for the warm start; None without one.
+      forcing: a :class:`Forcing`, or None with a fixed tolerance.
+    """
+
+    previous: PyTree | None
+    forcing: Forcing | None
+
+
+def _eisenstat_walker(forcing: Forcing, norm: jax.Array, rtol: float) -> jax.Array:
+    """Choice 2 of Eisenstat and Walker (1996) with its safeguard, at most ``rtol``."""
+    gamma, alpha = 0.9, (1 + 5**0.5) / 2
+    known = forcing.gradient_norm > 0
+    ratio = norm / jnp.where(known, forcing.gradient_norm, 1)
+    floor = gamma * forcing.tolerance**alpha
+    eta = gamma * ratio**alpha
+    eta = jnp.where(floor > 0.1, jnp.maximum(eta, floor), eta)
+    return jnp.where(known, jnp.minimum(eta, rtol), rtol)
+
+
+def cg(
+    maxiter: int = 50,
+    rtol: float = 0.5,
+    atol: float = 0.0,
+    progress_tol: float | None = None,
+    warm_start: float = 0.0,
+    forcing: str | None = "eisenstat_walker",
+    negative_curvature: str = "truncate",
+    descent_threshold: float = 0.0,
+) -> Solver:
+    r"""Truncated conjugate gradients: the solver of line-search Newton-CG.
+
+    Minimises the damped model
+
+    .. math::
+      q(d) = g^T d + \tfrac12 d^T (B + \lambda I)\, d
+
+    (Nocedal and Wright 2006, algorithm 7.1; Martens 2010) until the residual is below
+    ``max(rtol |g|, atol)`` or one of the other tests ends it. Memory: 4 vectors the
+    size of the parameters, one more with a warm start.
+
+    Args:
+      maxiter: largest number of iterations, that is of products (one more with a warm
+        start). Many short solves beat few long ones on networks.
+      rtol: relative tolerance on the residual. With ``forcing`` the largest one.
+      atol: absolute tolerance on the residual, in units of the gradient. Any value
+        but 0 makes the method depend on the scale of the loss.
+      progress_tol: stop once an iteration improves the model by less than this share
+        of it (Martens' test; 5e-4 in the literature), or None.
+      warm_start: factor in [0, 1] on the last solution to start from. About 0.95 acts
+        as momentum on networks (Martens 2010); 0 starts from zero. A rejected step
+        resets it.
+      forcing: ``"eisenstat_walker"`` lowers the relative tolerance as the gradient
+        falls, :math:`\eta_k = 0.9\,(|g_k| / |g_{k-1}|)^{1.618}`, for superlinear
+        convergence without over-solving (Eisenstat and Walker 1996, choice 2); None
+        keeps ``rtol``.
+      negative_curvature: ``"truncate"`` ends the solve where ``p.Ap <= 0`` with the
+        descent direction so far; ``"ignore"`` goes on dividing by it, as the poster's
+        method does. Not recommended.
+      descent_threshold: the solution is replaced by ``-g`` unless ``g.d < -t``. 0 is
+        the descent test; the poster's method uses its damping here.
+
+    Returns:
+      A :class:`Solver`.
+
+    Raises:
+      TypeError: if a setting is not a number, or ``maxiter`` not an integer.
+      ValueError: if a setting is out of range or NaN, or an option unknown.
+
+    Examples:
+      >>> import ncg_optax as ncg
+      >>> solver = ncg.cg(maxiter=10, warm_start=0.95, progress_tol=5e-4)
+    """
+    _validate.integer("cg: maxiter", maxiter, low=1)
+    _validate.number("cg: rtol", rtol, low=0.0)
+    _validate.number("cg: atol", atol, low=0.0)
+    if progress_tol is not None:
+        _validate.number("cg: progress_tol", progress_tol, low=0.0)
+    _validate.number("cg: warm_start", warm_start, low=0.0, high=1.0)
+    _validate.choice("cg: forcing", forcing, (None, "eisenstat_walker"))
+    options = ("truncate", "ignore")
+    _validate.choice("cg: negative_curvature", negative_curvature, options)
+    _validate.number("cg: descent_threshold", descent_threshold, low=0.0)
+
+    def init(params):
+        zero = jnp.zeros((), _tree.scalar_dtype(params))
+        return CGState(
+            previous=_tree.widened_zeros_like(params) if warm_start else None,
+            forcing=Forcing(zero, zero) if forcing else None,
+        )
+
+    def solve(matvec, rhs, damping, precondition, state):
+        norm = _tree.norm(rhs)
+        eta = _eisenstat_walker(state.forcing, norm, rtol) if forcing else rtol
+        result = conjugate_gradient(
+            matvec,
+            rhs,
+            damping,
+            maxiter=maxiter,
+            tolerance=jnp.maximum(eta * norm, atol),
+            x0=_tree.scale(state.previous, warm_start) if warm_start else None,
+            precondition=precondition,
+            progress_tol=progress_tol,
+            ignore_negative_curvature=negative_curvature == "ignore",
+        )
+        new_state = CGState(
+            previous=result.solution if warm_start else None,
+            forcing=Forcing(norm, eta) if forcing else None,
+        )
+        return result, new_state
+
+    def update(state, outcome):
+        if not warm_start:
+            return state
+        kept = _tree.where(
+            outcome.accepted, state.previous, _tree.zeros_like(state.previous)
+        )
+        return state._replace(previous=kept)
+
+    return Solver(init, solve, update, descent_threshold=descent_threshold)
+
+
+class SteihaugState(NamedTuple):
+    """State of :func:`steihaug`.
+
+    Attributes:
+      radius: of the trust region, in units of the parameters, shape=().
+      length: of the last solution, in the same norm, shape=().
+      forcing: a :class:`Forcing`, or None with a fixed tolerance.
+    """
+
+    radius: jax.Array
+    length: jax.Array
+    forcing: Forcing | None
+
+
+def steihaug(
+    maxiter: int = 50,
+    rtol: float = 0.5,
+    radius: float = 1.0,
+    max_radius: float = 1e3,
+    forcing: str | None = "eisenstat_walker",
+) -> Solver:
+    r"""Trust-region conjugate gradients with the radius in the state.
+
+    Minimises the model within :math:`|d| \le \Delta`: the solve ends on the boundary
+    where it would leave it, or along the first direction of negative curvature
+    (Steihaug 1983; Nocedal and Wright 2006, algorithms 7.2 and 4.1). The radius becomes a
+    quarter of the step's length if the reduction ratio is below 1/4, and is doubled if
+    it is above 3/4 and the step was on the boundary. Lengths are in the norm
+    of ``M^-1`` if there is a preconditioner ``M``. Use it with ``damping=0.0`` and
+    ``linesearch=None``: one globalisation is enough.
+
+    Args:
+      maxiter: largest number of iterations, that is of products.
+      rtol: relative tolerance on the residual; with ``forcing`` the largest one.
+      radius: the first radius, in units of the parameters.
+      max_radius: the largest one.
+      forcing: as for :func:`cg`.
+
+    Returns:
+      A :class:`Solver`.
+
+    Raises:
+      TypeError: if a setting is not a number, or ``maxiter`` not an integer.
+      ValueError: if a setting is out of range or NaN.
+
+    Examples:
+      >>> import ncg_optax as ncg
+      >>> tx = ncg.newton_cg(solver=ncg.steihaug(), damping=0.0, linesearch=None)
+    """
+    _validate.integer("steihaug: maxiter", maxiter, low=1)
+    _validate.number("steihaug: rtol", rtol, low=0.0)
+    _validate.number("steihaug: radius", radius, low=0.0, low_open=True)
+    _validate.number("steihaug: max_radius", max_radius, low=0.0, low_open=True)
+    _validate.choice("steihaug: forcing", forcing, (None, "eisenstat_walker"))
+
+    def init(params):
+        dtype = _tree.scalar_dtype(params)
+        zero = jnp.zeros((), dtype)
+        return SteihaugState(
+            radius=jnp.asarray(radius, dtype),
+            length=zero,
+            forcing=Forcing(zero, zero) if forcing else None,
+        )
+
+    def solve(matvec, rhs, damping, precondition, state):
+        norm = _tree.norm(rhs)
+        eta = _eisenstat_walker(state.forcing, norm, rtol) if forcing else rtol
+        result = conjugate_gradient(
+            matvec,
+            rhs,
+            damping,
+            maxiter=maxiter,
+            tolerance=eta * norm,
+            precondition=precondition,
+            radius=state.radius,
+        )
+        hit = (result.status == Status.TRUST_REGION_BOUNDARY) | (
+            result.status == Status.NEGATIVE_CURVATURE
+        )
+        inside = state.radius if precondition else _tree.norm(result.solution)
+        new_state = state._replace(
+            length=jnp.where(hit, state.radius, jnp.minimum(inside, state.radius)),
+            forcing=Forcing(norm, eta) if forcing else None,
+        )
+        return result, new_state
+
+    def update(state, outcome):
+        good = outcome.ratio_at_least(0.75) & (state.length >= state.radius)
+        bad = jnp.logical_not(outcome.ratio_at_least(0.25))
+        grown = jnp.minimum(2 * state.radius, max_radius)
+        radius = jnp.where(good, grown, state.radius)
+        return state._replace(radius=jnp.where(bad, state.length / 4, radius))
+
+    return Solver(init, solve, update, needs_outcome=True)

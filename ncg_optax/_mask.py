@@ -1,0 +1,61 @@
+"""Training a subset of the leaves: split a tree by a mask and put it together again.
+
+The trained part is the tree with ``None`` in place of every frozen leaf. ``None`` is
+an empty pytree, so everything downstream, the curvature products above all, only ever
+sees and computes the trained leaves.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PyTree = Any
+
+
+def resolve(mask: PyTree | Callable[[PyTree], PyTree] | None, tree: PyTree) -> PyTree:
+    """``mask`` (a prefix tree of bools, a callable, or None) as a full tree of bools.
+
+    Raises:
+      TypeError: if a leaf of the mask is not a Python bool.
+      ValueError: if the mask does not fit the tree or trains nothing.
+    """
+    if mask is None:
+        return jax.tree.map(lambda _: True, tree)
+    given = mask(tree) if callable(mask) else mask
+    for leaf in jax.tree.leaves(given):
+        if not isinstance(leaf, (bool, np.bool_)):
+            raise TypeError(
+                "mask must be a pytree of bools (or a function of the parameters that "
+                f"returns one), known while tracing; found {leaf!r} of type "
+                f"{type(leaf).__name__}."
+            )
+    try:
+        full = jax.tree.broadcast(given, tree)
+    except ValueError as error:
+        raise ValueError(
+            f"mask must have the structure of the parameters or a prefix of it: {error}"
+        ) from None
+    if jax.tree.leaves(tree) and not any(jax.tree.leaves(full)):
+        raise ValueError("mask is False everywhere: there is nothing to optimise.")
+    return full
+
+
+def select(mask: PyTree, tree: PyTree) -> PyTree:
+    """The trained leaves of ``tree``, None elsewhere."""
+    return jax.tree.map(lambda m, x: x if m else None, mask, tree)
+
+
+def merge(mask: PyTree, trained: PyTree, frozen: PyTree) -> PyTree:
+    """The leaves of ``trained`` where the mask is True, of ``frozen`` elsewhere."""
+    leaves = iter(jax.tree.leaves(trained))
+    return jax.tree.map(lambda m, x: next(leaves) if m else x, mask, frozen)
+
+
+def frozen_updates(grads: PyTree) -> PyTree:
+    """Zero updates for every leaf (float0 gradients of integer leaves stay)."""
+    return jax.tree.map(
+        lambda g: g if g.dtype == jax.dtypes.float0 else jnp.zeros_like(g), grads
+    )

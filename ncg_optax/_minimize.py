@@ -1,0 +1,339 @@
+"""A whole minimisation in one ``lax.while_loop`` around a transformation."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ncg_optax import _tree, _validate
+from ncg_optax._alias import newton_cg
+from ncg_optax._cg import conjugate_gradient
+from ncg_optax._curvature import hessian
+from ncg_optax._linesearch import armijo, rounding_level
+from ncg_optax._loss import Objective, as_objective
+from ncg_optax._status import Status
+from ncg_optax._transform import NewtonCGInfo
+
+PyTree = Any
+
+# Steps without any progress, in value or in gradient norm, after which to give up.
+PATIENCE = 20
+# Products spent on looking for negative curvature where the gradient has vanished.
+CHECK_PRODUCTS = 20
+
+
+class MinimizeResult(NamedTuple):
+    """How a minimisation ended; arrays of shape=().
+
+    Attributes:
+      value: the loss at the returned parameters.
+      gradient_norm: the largest absolute entry of the gradient there.
+      iterations: updates done, int32.
+      products: curvature products spent, int32.
+      evaluations: evaluations of the loss alone, int32.
+      gradient_equivalents: all of it in gradients, by the rule of thumb: 1 for each
+        gradient, ``curvature.cost`` for a product, 1/3 for an evaluation.
+      status: a :class:`Status` code, int32; :func:`explain` it.
+      converged: whether a tolerance was met, bool.
+    """
+
+    value: jax.Array
+    gradient_norm: jax.Array
+    iterations: jax.Array
+    products: jax.Array
+    evaluations: jax.Array
+    gradient_equivalents: jax.Array
+    status: jax.Array
+    converged: jax.Array
+
+
+class _Cost(NamedTuple):
+    products: jax.Array
+    evaluations: jax.Array
+    gradient_equivalents: jax.Array
+
+
+class _Loop(NamedTuple):
+    params: PyTree
+    state: Any
+    value: jax.Array
+    grads: PyTree
+    norm: jax.Array
+    best_norm: jax.Array
+    idle: jax.Array  # steps in a row without progress
+    k: jax.Array
+    cost: _Cost
+    status: jax.Array
+
+
+def minimize(
+    value_fn: Callable[..., Any],
+    params: PyTree,
+    optimizer: optax.GradientTransformation | None = None,
+    *,
+    maxiter: int = 1000,
+    gtol: float = 1e-5,
+    ftol: float = 0.0,
+    check_curvature: bool = True,
+    **data: Any,
+) -> tuple[PyTree, Any, MinimizeResult]:
+    r"""Minimises a deterministic function, the whole solve on the device.
+
+    Runs ``optimizer`` until :math:`\max_i |\partial f / \partial \theta_i| \le`
+    ``gtol`` at a point where no direction of negative curvature is found: a saddle or
+    a maximum is left along one, not reported as a solution. The search for it takes up
+    to 20 products with the exact Hessian, from a random vector, so it may miss a
+    negative eigenvalue that is tiny beside the others.
+
+    Args:
+      value_fn: the loss, ``value_fn(params, **data)``, scalar or ``(loss, aux)``, or a
+        :class:`CompositeLoss`.
+      params: where to start, a pytree of floating-point or complex arrays.
+      optimizer: :func:`newton_cg` if None; any optax optimizer works.
+      maxiter: largest number of updates.
+      gtol: tolerance on the largest entry of the gradient, in units of the gradient.
+      ftol: stop if an update lowers the loss by no more than this share of its size; 0
+        for no such test.
+      check_curvature: whether to look for negative curvature before claiming
+        convergence. Needs the Hessian of ``value_fn``.
+      **data: further arguments of ``value_fn``, by name.
+
+    Returns:
+      ``(params, state, result)``: the parameters, the optimizer's state and a
+      :class:`MinimizeResult`.
+
+    Raises:
+      TypeError: as ``update`` of :func:`newton_cg`.
+      ValueError: if a setting is out of range.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> saddle = lambda w: w[0] ** 2 - w[1] ** 2 + w[1] ** 4
+      >>> w, _, result = ncg.minimize(saddle, jnp.zeros(2))  # starts on the saddle
+      >>> print(result.converged, jnp.round(jnp.abs(w), 3), jnp.round(result.value, 3))
+      True [0. 0.707] -0.25
+      >>> ncg.explain(result.status)[:9]
+      'Converged'
+    """
+    _validate.integer("minimize: maxiter", maxiter, low=0)
+    _validate.number("minimize: gtol", gtol, low=0.0)
+    _validate.number("minimize: ftol", ftol, low=0.0)
+    optimizer = newton_cg() if optimizer is None else optimizer
+    _validate.component(
+        "optimizer", optimizer, optax.GradientTransformation, "newton_cg()"
+    )
+    optimizer = optax.with_extra_args_support(optimizer)
+    params = jax.tree.map(jnp.asarray, params)
+    _validate.trainable_tree("params", params)
+
+    def solve(params, data):
+        dtype = _tree.scalar_dtype(params)
+        objective = as_objective(value_fn, data)
+        value_and_grad = _conjugate_gradients_of(objective.value)
+
+        def keep_going(loop):
+            return loop.status == Status.RUNNING
+
+        def step(loop):
+            updates, state = optimizer.update(
+                loop.grads,
+                loop.state,
+                loop.params,
+                value=loop.value,
+                grad=loop.grads,
+                value_fn=value_fn,
+                **data,
+            )
+            moved = _tree.max_norm(updates) > 0
+            new = optax.apply_updates(loop.params, updates)
+            # After a rejected step the gradient is known.
+            value, grads = jax.lax.cond(
+                moved,
+                lambda: value_and_grad(new),
+                lambda: (loop.value, loop.grads),
+            )
+            cost = _add_step(loop.cost, state, moved)
+            return _advance(loop, new, state, value, grads, cost)
+
+        def leave_or_accept(loop):
+            found, new, cost = _leave_saddle(objective, loop)
+            value, grads = jax.lax.cond(
+                found == Status.RUNNING,
+                lambda: value_and_grad(new),
+                lambda: (loop.value, loop.grads),
+            )
+            after = _advance(loop, new, loop.state, value, grads, cost)
+            return after._replace(status=found, k=loop.k, idle=jnp.zeros_like(loop.idle))
+
+        def body(loop):
+            small = loop.norm <= gtol
+            if check_curvature:
+                loop = jax.lax.cond(small, leave_or_accept, step, loop)
+            else:
+                stop = lambda s: s._replace(status=_code(Status.CONVERGED_GRADIENT))  # noqa: E731
+                loop = jax.lax.cond(small, stop, step, loop)
+            return loop
+
+        def _advance(loop, new, state, value, grads, cost):
+            norm = _tree.max_norm(grads).astype(dtype)
+            progress = (value < loop.value) | (norm < loop.best_norm)
+            idle = jnp.where(progress, 0, loop.idle + 1).astype(jnp.int32)
+            size = jnp.maximum(jnp.abs(value), jnp.abs(loop.value))
+            flat = (loop.value - value <= ftol * size) & (idle == 0) & (ftol > 0)
+            k = loop.k + 1
+            small = norm <= gtol
+            status = jnp.where(k >= maxiter, Status.MAX_STEPS, Status.RUNNING)
+            status = jnp.where(idle >= PATIENCE, Status.STALLED, status)
+            status = jnp.where(flat, Status.CONVERGED_VALUE, status)
+            # One more round: the gradient is small, the curvature is to be looked at.
+            status = jnp.where(small, Status.RUNNING, status)
+            finite = jnp.isfinite(value) & jnp.isfinite(norm)
+            status = jnp.where(finite, status, Status.DIVERGED)
+            return _Loop(
+                params=new,
+                state=state,
+                value=value,
+                grads=grads,
+                norm=norm,
+                best_norm=jnp.minimum(norm, loop.best_norm),
+                idle=idle,
+                k=k,
+                cost=cost,
+                status=_code(status),
+            )
+
+        value, grads = value_and_grad(params)
+        norm = _tree.max_norm(grads).astype(dtype)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        start = jnp.where(finite, Status.RUNNING, Status.DIVERGED)
+        start = jnp.where((maxiter == 0) & (norm > gtol), Status.MAX_STEPS, start)
+        nothing = jnp.zeros((), jnp.int32)
+        end = jax.lax.while_loop(
+            keep_going,
+            body,
+            _Loop(
+                params=params,
+                state=optimizer.init(params),
+                value=value,
+                grads=grads,
+                norm=norm,
+                best_norm=norm,
+                idle=nothing,
+                k=nothing,
+                cost=_Cost(nothing, nothing, jnp.ones((), dtype)),
+                status=_code(start),
+            ),
+        )
+        converged = (end.status == Status.CONVERGED_GRADIENT) | (
+            end.status == Status.CONVERGED_VALUE
+        )
+        result = MinimizeResult(
+            value=end.value,
+            gradient_norm=end.norm,
+            iterations=end.k,
+            products=end.cost.products,
+            evaluations=end.cost.evaluations,
+            gradient_equivalents=end.cost.gradient_equivalents,
+            status=end.status,
+            converged=converged,
+        )
+        return end.params, end.state, result
+
+    return jax.jit(solve)(params, data)
+
+
+def _code(status: Any) -> jax.Array:
+    return jnp.asarray(status, jnp.int32)
+
+
+def _conjugate_gradients_of(value: Callable) -> Callable:
+    """Value and gradient, conjugated as optax wants it for complex parameters."""
+
+    def value_and_grad(params):
+        loss, grads = jax.value_and_grad(value)(params)
+        return loss, _tree.conj(grads)
+
+    return value_and_grad
+
+
+def _add_step(cost: _Cost, state: Any, moved: jax.Array) -> _Cost:
+    """The cost after a step; of other optimizers only the gradient is known."""
+    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, NewtonCGInfo))
+    infos = [x for x in leaves if isinstance(x, NewtonCGInfo)]
+    spent = cost.gradient_equivalents + jnp.where(moved, 1, 0)
+    for info in infos:
+        spent = spent + info.gradient_equivalents - 1
+    return _Cost(
+        products=cost.products + sum(info.products for info in infos),
+        evaluations=cost.evaluations + sum(info.evaluations for info in infos),
+        gradient_equivalents=spent.astype(cost.gradient_equivalents.dtype),
+    )
+
+
+def _leave_saddle(
+    objective: Objective, loop: _Loop
+) -> tuple[jax.Array, PyTree, _Cost]:
+    """Looks for negative curvature at a stationary point and follows it.
+
+    Returns a status (converged; running, if a lower point was found; saddle point, if
+    none was), the parameters to go on from and the cost.
+    """
+    params, value = loop.params, loop.value
+    curvature = hessian()
+    _, product = curvature.linearize(objective, params)
+    matvec = _tree.in_dtypes_of(params, product)
+    dtype = loop.norm.dtype
+
+    key = jax.random.fold_in(jax.random.key(0), loop.k)
+    probe = _tree.random_normal(key, _tree.widened_zeros_like(params))
+    scale = _tree.norm(matvec(probe)) / _tree.norm(probe)
+    shift = jnp.sqrt(jnp.finfo(dtype).eps) * scale
+    result = conjugate_gradient(
+        matvec, probe, shift, maxiter=CHECK_PRODUCTS, tolerance=1e-3 * _tree.norm(probe)
+    )
+    negative = (result.status == Status.NEGATIVE_CURVATURE) & (result.curvature < 0)
+
+    # Along +p or -p, whichever does not climb; as far as the parameters are large.
+    p = result.last_direction
+    uphill = _tree.vdot(loop.grads, p) > 0
+    length = jnp.maximum(1, _tree.norm(params)) / _tree.norm(p)
+    d = _tree.scale(p, jnp.where(uphill, -length, length))
+    drop = 0.5 * result.curvature * _tree.vdot(d, d)
+
+    def loss_at(step):
+        moved = _tree.add_scaled(_tree.widen(params), step, d)
+        return objective.value(_tree.cast_like(moved, params)).astype(value.dtype)
+
+    def follow():
+        return armijo().search(loss_at, value, drop, rounding_level(value))
+
+    def stay():
+        none = jnp.zeros((), value.dtype)
+        return follow_type(none, value, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+
+    follow_type = type(jax.eval_shape(follow))
+    search = jax.lax.cond(negative, follow, stay)
+    lower = search.accepted & (search.loss < value)
+    new = _tree.cast_like(
+        _tree.add_scaled(
+            _tree.widen(params), jnp.where(lower, search.step_size, 0), d
+        ),
+        params,
+    )
+    status = jnp.where(lower, Status.RUNNING, Status.SADDLE_POINT)
+    status = jnp.where(negative, status, Status.CONVERGED_GRADIENT)
+    products = result.products + 1
+    cost = _Cost(
+        products=loop.cost.products + products,
+        evaluations=loop.cost.evaluations + search.evaluations,
+        gradient_equivalents=(
+            loop.cost.gradient_equivalents
+            + products * curvature.cost
+            + search.evaluations / 3
+            + jnp.where(lower, 1, 0)
+        ).astype(dtype),
+    )
+    return _code(status), _tree.where(lower, new, params), cost

@@ -1,0 +1,4 @@
+"""Preconditioners: one file each."""
+
+from ncg_optax._preconditioners._base import Preconditioner as Preconditioner
+from ncg_optax._preconditioners._base import identity as identity

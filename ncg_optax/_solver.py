@@ -1,0 +1,85 @@
+"""What a solver of the damped Newton system is, and what it reports."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+Operator = Callable[[PyTree], PyTree]
+
+
+class CGResult(NamedTuple):
+    """The outcome of one linear solve ``A x = b`` with ``A = B + damping I``.
+
+    All scalars have shape=(); reals are float32 or wider.
+
+    Attributes:
+      solution: the direction ``x``, shaped like the parameters.
+      iterations: iterations done, int32.
+      products: products with ``B`` spent, int32; one more with a warm start.
+      residual: ``|b - A x|``, by recurrence.
+      model_decrease: ``b.x - x.Ax / 2``, by how much the damped quadratic model falls
+        from 0 to ``x`` (not from the warm start).
+      last_direction: the last search direction ``p``, shaped like the parameters.
+      curvature: ``p.Bp / p.p`` along it.
+      status: a :class:`Status` code, int32.
+    """
+
+    solution: PyTree
+    iterations: jax.Array
+    products: jax.Array
+    residual: jax.Array
+    model_decrease: jax.Array
+    last_direction: PyTree
+    curvature: jax.Array
+    status: jax.Array
+
+
+class Outcome(NamedTuple):
+    """What became of a step; scalars of shape=().
+
+    Attributes:
+      predicted_reduction: ``-(g.d + d.Bd / 2)`` of the step ``d`` as taken.
+      actual_reduction: ``f(params) - f(params + d)``.
+      rounding: how far ``actual_reduction`` may be off through the rounding of ``f``.
+      step_size: the factor that the line search put on the solver's direction.
+      accepted: whether the step was taken, bool.
+    """
+
+    predicted_reduction: jax.Array
+    actual_reduction: jax.Array
+    rounding: jax.Array
+    step_size: jax.Array
+    accepted: jax.Array
+
+    def ratio_at_least(self, threshold: float | jax.Array) -> jax.Array:
+        """Whether actual / predicted >= threshold: without division, so that it holds
+        its sense at zero, and in favour of the step at rounding level."""
+        reached = self.actual_reduction + self.rounding >= (
+            threshold * self.predicted_reduction
+        )
+        return jnp.logical_and(self.accepted, reached)
+
+
+class Solver(NamedTuple):
+    """A solver of ``(B + damping I) d = -g``.
+
+    Attributes:
+      init: ``init(params) -> state``.
+      solve: ``solve(matvec, rhs, damping, precondition, state) -> (result, state)``,
+        with ``matvec`` the product with ``B``, ``rhs = -g``, ``precondition`` a
+        function ``r -> M r`` with ``M ~ (B + damping I)^-1`` or None, and ``result`` a
+        :class:`CGResult`.
+      update: ``update(state, outcome) -> state`` after the step was tried.
+      needs_outcome: whether ``update`` needs the loss at the end of the step, which
+        costs an evaluation if nobody else asks for it.
+      descent_threshold: the direction is replaced by ``-g`` unless ``g.d < -t``.
+    """
+
+    init: Callable[[PyTree], Any]
+    solve: Callable[..., tuple[CGResult, Any]]
+    update: Callable[[Any, Outcome], Any]
+    needs_outcome: bool = False
+    descent_threshold: float = 0.0

@@ -1,0 +1,376 @@
+"""The transformation: glue between the parts, in the order in which data flows.
+
+::
+
+  grads -> mask -> all-reduce -> rhs = -g
+  params, value_fn -> curvature.linearize -> matvec  v -> B v
+  matvec, key -> preconditioner.update -> M ~ (B + damping I)^-1
+  (matvec, damping, M, rhs) -> solver -> direction d
+  d -> descent safeguard -> trial values f(params + s d) -> damping, solver state
+  s d -> updates;  everything measured on the way -> info
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ncg_optax import _collectives, _linesearch, _mask, _tree, _validate
+from ncg_optax._cg import cg
+from ncg_optax._curvature import Curvature, hessian
+from ncg_optax._damping import Damping, as_damping, levenberg_marquardt
+from ncg_optax._linesearch import LineSearch, SearchResult, armijo
+from ncg_optax._loss import as_objective
+from ncg_optax._preconditioners import Preconditioner
+from ncg_optax._solver import CGResult, Outcome, Solver
+from ncg_optax._status import Status
+
+PyTree = Any
+
+
+class NewtonCGInfo(NamedTuple):
+    """What one update measured; arrays of shape=().
+
+    Reals have the dtype of the state's scalars (float32 or wider). Quantities that
+    need the loss at the end of the step are 0 if ``evaluations`` is 0.
+
+    Attributes:
+      status: a :class:`Status` code of the step, int32; :func:`explain` it.
+      solver_status: a :class:`Status` code of the linear solve, int32.
+      loss: at the parameters given to ``update``.
+      next_loss: at the parameters after the step, for a learning rate of 1.
+      gradient_norm: ``|g|``, the Euclidean norm over the trained leaves.
+      damping: lambda of this step.
+      cg_iterations: of the linear solver, int32.
+      products: all curvature products of the step, int32.
+      evaluations: of the loss along the direction, int32.
+      gradient_equivalents: what the step cost in gradients, its own gradient
+        included: ``1 + products * curvature.cost + evaluations / 3``.
+      residual: ``|B d + lambda d + g| / |g|`` as the solver left it.
+      predicted_reduction: ``-(g.d + d.Bd / 2)`` for the step as taken.
+      actual_reduction: ``loss - next_loss``.
+      reduction_ratio: actual over predicted reduction.
+      step_size: the line search's factor on the direction; 0 if rejected.
+      curvature: ``d.Bd / d.d`` along the direction; negative if the solver found
+        negative curvature.
+    """
+
+    status: jax.Array
+    solver_status: jax.Array
+    loss: jax.Array
+    next_loss: jax.Array
+    gradient_norm: jax.Array
+    damping: jax.Array
+    cg_iterations: jax.Array
+    products: jax.Array
+    evaluations: jax.Array
+    gradient_equivalents: jax.Array
+    residual: jax.Array
+    predicted_reduction: jax.Array
+    actual_reduction: jax.Array
+    reduction_ratio: jax.Array
+    step_size: jax.Array
+    curvature: jax.Array
+
+
+class ScaleByNewtonCGState(NamedTuple):
+    """State of :func:`scale_by_newton_cg`.
+
+    Attributes:
+      count: updates done, int32, shape=().
+      damping: state of the damping rule.
+      solver: state of the solver (warm start, trust radius).
+      preconditioner: state of the preconditioner.
+      info: a :class:`NewtonCGInfo` of the last update.
+    """
+
+    count: jax.Array
+    damping: Any
+    solver: Any
+    preconditioner: Any
+    info: NewtonCGInfo
+
+
+class _Direction(NamedTuple):
+    """A descent direction and the quadratic model along it."""
+
+    d: PyTree
+    slope: jax.Array  # g.d
+    bend: jax.Array  # d.Bd
+    fell_back: jax.Array  # to the negative gradient, bool
+    finite: jax.Array  # bool
+
+
+def _first_info(dtype: Any) -> NewtonCGInfo:
+    integers = {"status", "solver_status", "cg_iterations", "products", "evaluations"}
+    return NewtonCGInfo(
+        **{
+            name: jnp.zeros((), jnp.int32 if name in integers else dtype)
+            for name in NewtonCGInfo._fields
+        }
+    )
+
+
+def _descent_direction(
+    result: CGResult, grads: PyTree, damping: jax.Array, threshold: float
+) -> _Direction:
+    """The solver's direction, or the negative gradient if it does not descend."""
+    slope = _tree.vdot(grads, result.solution)
+    # model_decrease = -slope - d.(B + damping I)d / 2
+    bend = -2 * (result.model_decrease + slope) - damping * _tree.vdot(
+        result.solution, result.solution
+    )
+    steepest = _tree.scale(grads, -1.0)
+    fell_back = jnp.logical_not(slope < -threshold)
+    d = _tree.where(fell_back, steepest, result.solution)
+    slope = jnp.where(fell_back, _tree.vdot(grads, steepest), slope)
+    finite = _tree.all_finite(d) & jnp.isfinite(slope)
+    return _Direction(
+        d=_tree.where(finite, d, _tree.zeros_like(d)),
+        slope=slope,
+        bend=jnp.where(fell_back, 0, bend),
+        fell_back=fell_back,
+        finite=finite,
+    )
+
+
+def _untried(loss: jax.Array) -> SearchResult:
+    """The full step, taken without looking."""
+    return SearchResult(
+        step_size=jnp.ones((), loss.dtype),
+        loss=loss,
+        evaluations=jnp.zeros((), jnp.int32),
+        accepted=jnp.ones((), bool),
+    )
+
+
+def _step_status(
+    direction: _Direction, search: SearchResult, loss: jax.Array, tried: bool
+) -> jax.Array:
+    status = Status.ACCEPTED if tried else Status.NOT_EVALUATED
+    status = jnp.where(search.step_size < 1, Status.SHORTENED, status)
+    status = jnp.where(direction.fell_back, Status.STEEPEST_DESCENT, status)
+    status = jnp.where(search.accepted, status, Status.REJECTED_NO_DECREASE)
+    finite = direction.finite & jnp.isfinite(loss)
+    status = jnp.where(finite, status, Status.REJECTED_NON_FINITE)
+    return jnp.where(direction.slope == 0, Status.ZERO_GRADIENT, status)
+
+
+def scale_by_newton_cg(
+    *,
+    curvature: Curvature = hessian(),
+    damping: float | optax.Schedule | Damping = levenberg_marquardt(),
+    solver: Solver = cg(),
+    preconditioner: Preconditioner | None = None,
+    linesearch: LineSearch | None = armijo(),
+    mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Replaces the gradient by :math:`(B + \lambda I)^{-1} g`, by truncated CG.
+
+    The bare transformation: no sign and no learning rate, so that it is followed by
+    ``optax.scale_by_learning_rate(1.0)`` or an optax line search. :func:`newton_cg`
+    is this chain, and explains the settings.
+
+    Args:
+      curvature: see :func:`newton_cg`, as for all the others.
+      damping: a number, an optax schedule or a :class:`Damping`.
+      solver: a :class:`Solver`.
+      preconditioner: a :class:`Preconditioner` or None.
+      linesearch: a :class:`LineSearch` or None.
+      mask: which leaves to train.
+      axis_name: mapped axis name(s).
+      seed: of the randomised parts.
+
+    Returns:
+      A `optax.GradientTransformationExtraArgs` whose ``update`` needs ``params`` and
+      the extra argument ``value_fn``; further extra arguments that ``value_fn`` names
+      are passed on to it, unknown ones are ignored.
+
+    Raises:
+      TypeError: if a component is not what its name says.
+      ValueError: if a number is out of range.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import ncg_optax as ncg
+      >>> f = lambda w: jnp.sum((w - 3.0) ** 2)
+      >>> tx = ncg.scale_by_newton_cg(damping=0.0, linesearch=None)
+      >>> w = jnp.zeros(2)
+      >>> step, _ = tx.update(jax.grad(f)(w), tx.init(w), w, value_fn=f)
+      >>> print(w - step)
+      [3. 3.]
+    """
+    _validate.component("curvature", curvature, Curvature, "hessian(), gauss_newton()")
+    _validate.component("solver", solver, Solver, "cg(), steihaug(), minres()")
+    if linesearch is not None:
+        _validate.component("linesearch", linesearch, LineSearch, "armijo(), or None")
+    if preconditioner is not None:
+        _validate.component(
+            "preconditioner", preconditioner, Preconditioner, "identity(), or None"
+        )
+    damping = as_damping(damping)
+    axes = _collectives.as_axes(axis_name)
+    try_step = (
+        linesearch is not None or damping.needs_outcome or solver.needs_outcome
+    )
+
+    def init(params):
+        trained = _mask.select(_mask.resolve(mask, params), params)
+        _validate.trainable_tree("params", trained)
+        dtype = _tree.scalar_dtype(trained)
+        return ScaleByNewtonCGState(
+            count=jnp.zeros((), jnp.int32),
+            damping=damping.init(dtype),
+            solver=solver.init(trained),
+            preconditioner=preconditioner.init(trained) if preconditioner else (),
+            info=_first_info(dtype),
+        )
+
+    def update(updates, state, params=None, *, value_fn=None, **extra):
+        if params is None:
+            raise ValueError(
+                "newton_cg needs params, the current parameters: call "
+                "update(grads, state, params, value_fn=...)."
+            )
+        trained_mask = _mask.resolve(mask, params)
+        _validate.same_structure("updates", updates, "params", params)
+        trained = _mask.select(trained_mask, params)
+        _validate.trainable_tree("params", trained)
+        dtype = _tree.scalar_dtype(trained)
+
+        # The loss as a function of the trained leaves, and its gradient.
+        objective = as_objective(value_fn, extra, axes).restricted(
+            lambda p: _mask.merge(trained_mask, p, params)
+        )
+        local_grads = _mask.select(trained_mask, updates)
+        grads = _tree.widen(_collectives.mean(local_grads, axes))
+
+        # Curvature: one linearisation a step, one all-reduce a product.
+        varying = _collectives.to_varying(trained, axes)
+        local_loss, local_product = curvature.linearize(objective, varying)
+        product = _collectives.reduced_operator(local_loss, local_product, axes)
+        matvec = _tree.in_dtypes_of(trained, product)
+        loss = _collectives.mean(local_loss, axes).astype(dtype)
+
+        def curvature_scale():
+            gradient_norm = _tree.norm(grads)
+            scale = _tree.norm(matvec(grads)) / jnp.where(
+                gradient_norm > 0, gradient_norm, 1
+            )
+            return scale.astype(dtype)
+
+        lam, damping_state, damping_products = damping.value(
+            state.damping, state.count, curvature_scale
+        )
+        lam = jnp.asarray(lam, dtype)
+
+        precondition, preconditioner_state, preconditioner_products = None, (), 0
+        if preconditioner is not None:
+            key = jax.random.fold_in(jax.random.key(seed), state.count)
+            preconditioner_state, preconditioner_products = preconditioner.update(
+                state.preconditioner, matvec, grads, lam, key, state.count
+            )
+            precondition = lambda r: preconditioner.apply(  # noqa: E731
+                preconditioner_state, r, lam
+            )
+
+        rhs = _tree.scale(grads, -1.0)
+        result, solver_state = solver.solve(
+            matvec, rhs, lam, precondition, state.solver
+        )
+        direction = _descent_direction(result, grads, lam, solver.descent_threshold)
+
+        # Trial values serve the line search, the damping and the trust region alike.
+        def loss_at(step):
+            moved = _tree.cast_like(
+                _tree.add_scaled(_tree.widen(trained), step, direction.d), trained
+            )
+            local = objective.value(_collectives.to_varying(moved, axes))
+            return _collectives.mean(local, axes).astype(dtype)
+
+        rounding = _linesearch.rounding_level(loss)
+        if linesearch is not None:
+            search = linesearch.search(loss_at, loss, direction.slope, rounding)
+        elif try_step:
+            search = _linesearch.single_trial(loss_at, loss, direction.slope, rounding)
+        else:
+            search = _untried(loss)
+        accepted = search.accepted & direction.finite & jnp.isfinite(loss)
+        step = jnp.where(accepted, search.step_size, 0).astype(dtype)
+
+        predicted = -step * (direction.slope + 0.5 * step * direction.bend)
+        actual = jnp.where(accepted, loss - search.loss, 0)
+        outcome = Outcome(predicted, actual, rounding, step, accepted)
+
+        products = result.products + damping_products + preconditioner_products
+        length2 = _tree.vdot(direction.d, direction.d)
+        gradient_norm = _tree.norm(grads)
+        info = NewtonCGInfo(
+            status=_step_status(direction, search, loss, try_step),
+            solver_status=result.status,
+            loss=loss,
+            next_loss=search.loss if try_step else jnp.zeros((), dtype),
+            gradient_norm=gradient_norm,
+            damping=lam,
+            cg_iterations=result.iterations,
+            products=products,
+            evaluations=search.evaluations,
+            gradient_equivalents=1 + products * curvature.cost + search.evaluations / 3,
+            residual=result.residual / jnp.where(gradient_norm > 0, gradient_norm, 1),
+            predicted_reduction=predicted,
+            actual_reduction=actual,
+            reduction_ratio=actual / jnp.where(predicted > 0, predicted, 1),
+            step_size=step,
+            curvature=direction.bend / jnp.where(length2 > 0, length2, 1),
+        )
+        new_state = ScaleByNewtonCGState(
+            count=optax.safe_increment(state.count),
+            damping=damping.update(damping_state, outcome),
+            solver=solver.update(solver_state, outcome),
+            preconditioner=preconditioner_state,
+            info=info,
+        )
+        scaled = _tree.cast_like(_tree.scale(direction.d, -step), local_grads)
+        new_updates = _mask.merge(trained_mask, scaled, _mask.frozen_updates(updates))
+        return new_updates, _tree.cast_like(new_state, state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def get_info(state: PyTree) -> NewtonCGInfo:
+    """The measurements of the last update, from any state that contains them.
+
+    Args:
+      state: the optimizer's state: of :func:`newton_cg`, of a chain or of any wrapper
+        around it.
+
+    Returns:
+      A :class:`NewtonCGInfo`.
+
+    Raises:
+      ValueError: if the state holds none, or more than one.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> state = ncg.newton_cg().init(jnp.zeros(3))
+      >>> ncg.explain(ncg.get_info(state).status)
+      'No step has been taken yet.'
+    """
+    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, NewtonCGInfo))
+    found = [x for x in leaves if isinstance(x, NewtonCGInfo)]
+    if len(found) != 1:
+        raise ValueError(
+            f"get_info: expected one NewtonCGInfo in the state, found {len(found)}. "
+            + (
+                "Was the state made by newton_cg, and restored with a target (without "
+                "one, orbax returns plain dictionaries)?"
+                if not found
+                else "Pass the state of one of the optimizers."
+            )
+        )
+    return found[0]

@@ -1,0 +1,122 @@
+"""Arithmetic on whole pytrees, the only place where it is done.
+
+Vectors of the solvers are pytrees shaped like the parameters. Nothing here ravels,
+concatenates or calls ``vdot``: those fail on explicitly sharded arrays, and
+``vdot`` accumulates in the dtype of the leaves, which costs CG on bfloat16 leaves a
+factor of 50 in accuracy.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+Scalar = jax.Array  # shape=()
+
+
+def scalar_dtype(tree: PyTree) -> jnp.dtype:
+    """The real dtype of inner products over ``tree``: float32 or wider."""
+    return jnp.finfo(
+        jnp.result_type(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(tree)))
+    ).dtype
+
+
+def widen(tree: PyTree) -> PyTree:
+    """``tree`` with float16 and bfloat16 leaves as float32; others untouched."""
+    return jax.tree.map(
+        lambda x: x.astype(jnp.result_type(jnp.float32, x.dtype)), tree
+    )
+
+
+def zeros_like(tree: PyTree) -> PyTree:
+    """Zeros in the shapes and dtypes of ``tree``."""
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+def widened_zeros_like(tree: PyTree) -> PyTree:
+    """Zeros in the dtypes of :func:`widen`; leaves may be `jax.ShapeDtypeStruct`."""
+    return jax.tree.map(
+        lambda x: jnp.zeros_like(x, dtype=jnp.result_type(jnp.float32, x.dtype)), tree
+    )
+
+
+def cast_like(tree: PyTree, like: PyTree) -> PyTree:
+    """``tree`` with the leaf dtypes of ``like``, strongly typed.
+
+    A state that goes through this at the end of ``update`` keeps its types, and a
+    jitted step is compiled once.
+    """
+    return jax.tree.map(lambda x, y: jnp.asarray(x).astype(y.dtype), tree, like)
+
+
+def vdot(a: PyTree, b: PyTree) -> Scalar:
+    """Real inner product ``Re <a, b>``, accumulated in :func:`scalar_dtype`."""
+    dtype = scalar_dtype((a, b))
+
+    def leaf_dot(x, y):
+        wide = jnp.result_type(dtype, x.dtype)
+        product = jnp.conj(x.astype(wide)) * y.astype(wide)
+        return jnp.sum(jnp.real(product), dtype=dtype)
+
+    return sum(jax.tree.leaves(jax.tree.map(leaf_dot, a, b)), jnp.zeros((), dtype))
+
+
+def norm(a: PyTree) -> Scalar:
+    """Euclidean norm."""
+    return jnp.sqrt(vdot(a, a))
+
+
+def max_norm(a: PyTree) -> Scalar:
+    """Largest absolute entry."""
+    dtype = scalar_dtype(a)
+    peaks = [
+        jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in jax.tree.leaves(a)
+    ]
+    return jnp.max(jnp.stack(peaks))
+
+
+def add_scaled(a: PyTree, scale: Scalar | float, b: PyTree) -> PyTree:
+    """``a + scale * b`` in the leaf dtypes of ``a``."""
+    return jax.tree.map(lambda x, y: (x + scale * y).astype(x.dtype), a, b)
+
+
+def scale(a: PyTree, factor: Scalar | float) -> PyTree:
+    """``factor * a`` in the leaf dtypes of ``a``."""
+    return jax.tree.map(lambda x: (factor * x).astype(x.dtype), a)
+
+
+def where(condition: jax.Array, a: PyTree, b: PyTree) -> PyTree:
+    """``a`` if the scalar ``condition`` holds, else ``b``; never mixes in NaN."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def conj(a: PyTree) -> PyTree:
+    """Complex conjugate; free for real leaves."""
+    return jax.tree.map(lambda x: jnp.conj(x) if jnp.iscomplexobj(x) else x, a)
+
+
+def all_finite(tree: PyTree) -> jax.Array:
+    """Whether every entry is finite, as a boolean scalar."""
+    return jnp.all(
+        jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])
+    )
+
+
+def random_normal(key: jax.Array, like: PyTree) -> PyTree:
+    """A standard normal vector shaped like ``like`` (complex where ``like`` is)."""
+    leaves, treedef = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    return treedef.unflatten(
+        jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)
+    )
+
+
+def in_dtypes_of(like: PyTree, matvec: Callable[[PyTree], PyTree]) -> Callable:
+    """``matvec`` of a map that only takes vectors in the dtypes of ``like``.
+
+    The solvers work on :func:`widen`-ed vectors, a product needs a tangent in the
+    dtype of the parameters: cast down on the way in and up on the way out.
+    """
+    return lambda v: widen(matvec(cast_like(v, like)))

@@ -1,0 +1,138 @@
+"""Checks of arguments at trace time: one clear sentence each.
+
+Numbers may be tracers (`optax.inject_hyperparams` passes settings as arrays); what is
+not known at trace time is let through.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def concrete(x: Any) -> float | None:
+    """``x`` as a Python float if its number is known while tracing, else None."""
+    if isinstance(x, jax.core.Tracer):
+        return None
+    return float(x)
+
+
+def number(
+    name: str,
+    x: Any,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    low_open: bool = False,
+) -> Any:
+    """``x`` unchanged if it is a number in ``[low, high]`` (``(low`` if low_open).
+
+    Raises:
+      TypeError: if ``x`` is not a real number (a bool, string, None or component).
+      ValueError: if ``x`` is NaN or out of range.
+    """
+    interval = f"{'(' if low_open else '['}{low:g}, {high:g}]"
+    is_number = isinstance(x, (int, float)) and not isinstance(x, bool)
+    is_array = hasattr(x, "dtype") and hasattr(x, "shape") and x.shape == ()
+    if not (is_number or is_array):
+        raise TypeError(
+            f"{name} must be a number in {interval}, got {x!r} of type "
+            f"{type(x).__name__}."
+        )
+    known = concrete(x)
+    if known is not None and (
+        math.isnan(known) or known < low or known > high or (low_open and known == low)
+    ):
+        raise ValueError(f"{name} must be a number in {interval}, got {known:g}.")
+    return x
+
+
+def integer(name: str, x: Any, *, low: int) -> int:
+    """``x`` unchanged if it is a Python integer of at least ``low``."""
+    if isinstance(x, bool) or not isinstance(x, int):
+        raise TypeError(
+            f"{name} must be an integer of at least {low}, got {x!r} of type "
+            f"{type(x).__name__}."
+        )
+    if x < low:
+        raise ValueError(f"{name} must be an integer of at least {low}, got {x}.")
+    return x
+
+
+def choice(name: str, x: Any, options: tuple[str, ...]) -> str:
+    """``x`` unchanged if it is one of ``options``."""
+    if x not in options:
+        raise ValueError(f"{name} must be one of {', '.join(options)}, got {x!r}.")
+    return x
+
+
+def component(name: str, x: Any, kind: type, examples: str) -> Any:
+    """``x`` unchanged if it is a ``kind``; ``examples`` says how to make one."""
+    if isinstance(x, kind):
+        return x
+    hint = ""
+    if callable(x):
+        hint = " (did you forget to call the factory?)"
+    raise TypeError(
+        f"{name} must be a {kind.__name__}, made by {examples}; got {x!r} of type "
+        f"{type(x).__name__}{hint}."
+    )
+
+
+def _path(path: Any) -> str:
+    return jax.tree_util.keystr(path) or "(the tree itself)"
+
+
+def trainable_tree(name: str, tree: Any) -> None:
+    """Raises unless every leaf is a floating-point or complex array."""
+    leaves = jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
+    )
+    if not leaves:
+        raise ValueError(
+            f"{name} has no leaves: there is nothing to optimise. Pass a pytree with "
+            "at least one array (and a mask that trains at least one)."
+        )
+    for path, leaf in leaves:
+        if isinstance(leaf, optax.MaskedNode):
+            raise TypeError(
+                f"{name}{_path(path)} is an optax.MaskedNode: newton_cg evaluates "
+                "value_fn on the whole parameters, so it cannot live inside "
+                "optax.masked or optax.partition. Use newton_cg(..., mask=...) to "
+                "train a subset of the leaves."
+            )
+        if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+            raise TypeError(
+                f"{name}{_path(path)} must be an array, got {leaf!r} of type "
+                f"{type(leaf).__name__}."
+            )
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise TypeError(
+                f"{name}{_path(path)} has dtype {leaf.dtype}; newton_cg trains "
+                "floating-point or complex leaves. Leave it out with mask=."
+            )
+
+
+def same_structure(name: str, tree: Any, other_name: str, other: Any) -> None:
+    """Raises unless both trees have the same leaves at the same paths and shapes."""
+    ours = {
+        jax.tree_util.keystr(p): x.shape
+        for p, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    theirs = {
+        jax.tree_util.keystr(p): x.shape
+        for p, x in jax.tree_util.tree_leaves_with_path(other)
+    }
+    if len(ours) != len(theirs):
+        raise ValueError(
+            f"{name} must have the structure of {other_name}, but it has {len(ours)} "
+            f"leaves and {other_name} has {len(theirs)}."
+        )
+    for (path, shape), expected in zip(ours.items(), theirs.values(), strict=True):
+        if shape != expected:
+            raise ValueError(
+                f"{name}{path} has shape {shape}, but the leaf of {other_name} has "
+                f"shape {expected}."
+            )

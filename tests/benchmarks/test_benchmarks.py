@@ -1,0 +1,297 @@
+"""The benchmark program: its commands, its cost model, its tables."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import ncg_optax as ncg
+from benchmarks import cost, records, report
+from benchmarks.cli import app
+from benchmarks.contenders import CONTENDERS, Problem, Setting
+from benchmarks.scenarios import SCENARIOS, Scenario
+from benchmarks.scenarios._networks import (
+    dense,
+    half_mean_squared_error,
+    initialiser,
+    r_squared,
+)
+from benchmarks.training import compile_method, train
+from benchmarks.tuning import search
+
+RUNNER = CliRunner()
+WIDE = {"COLUMNS": "300", "TERM": "dumb", "NO_COLOR": "1"}
+
+
+def invoke(*args):
+    return RUNNER.invoke(app, [str(arg) for arg in args], env=WIDE)
+
+
+def problem(sizes=(6, 16, 4), examples=128, budget=12.0):
+    x = jax.random.normal(jax.random.key(1), (examples, sizes[0]))
+    y = jnp.sin(x[:, : sizes[-1]])
+    scenario = Scenario(
+        name="toy",
+        description="a network whose costs are known",
+        load=lambda: None,
+        init=initialiser(*sizes),
+        model=dense,
+        loss=half_mean_squared_error,
+        metric=r_squared,
+        metric_name="R²",
+    )
+    data = {"x": x, "y": y}
+    return Problem(scenario, data, data, budget)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return problem()
+
+
+@pytest.fixture(scope="module")
+def epochs(toy):
+    """Adam in batches of 50: two an epoch, 28 of the 128 examples are left out."""
+    setting = Setting(50, "cosine", -4)
+    return compile_method(CONTENDERS["adam"].build(toy, setting), toy)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """Results of one quick run, shared by the tests that only read them."""
+    folder = tmp_path_factory.mktemp("results")
+    args = ["run", "boston", "--quick", "--optimizers", "adam", "--seeds", 1]
+    return folder, invoke(*args, "--output", folder)
+
+
+# The commands
+
+
+def test_list_names_every_scenario_and_optimizer():
+    result = invoke("list")
+    assert result.exit_code == 0
+    assert all(name in result.stdout for name in [*SCENARIOS, *CONTENDERS])
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["plot"], ["table"], ["list"]])
+def test_help_is_there(command):
+    result = invoke(*command, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.stdout
+
+
+def test_run_writes_results_and_a_picture(stored):
+    folder, result = stored
+    assert result.exit_code == 0, result.output
+    assert "★" in result.stdout
+    record = json.loads((folder / "boston" / "adam.json").read_text("utf8"))
+    curve = record["runs"][0]["curve"]
+    assert len({len(column) for column in curve.values()}) == 1
+    assert curve["units"][-1] == record["budget"] == 20
+    assert curve["loss"][-1] < curve["loss"][0]
+    assert sum(cell["winner"] for cell in record["grid"]) == 1
+    assert record["command"].endswith("--optimizers adam --seeds 1 --quick")
+    picture = (folder / "boston" / "curves.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+
+
+def test_results_tell_no_path_and_no_hostname(stored):
+    folder, _ = stored
+    text = (folder / "boston" / "adam.json").read_text("utf8")
+    assert str(folder) not in text
+    assert set(json.loads(text)["machine"]) == {
+        "cpu", "cores", "platform", "python", "device",
+    }  # fmt: skip
+
+
+def test_plot_redraws_from_a_directory_and_from_files(stored):
+    folder, _ = stored
+    picture = folder / "boston" / "curves.png"
+    for target in (["boston", "--output", folder], [folder / "boston" / "adam.json"]):
+        picture.unlink()
+        assert invoke("plot", *target).exit_code == 0
+        assert picture.exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["run", "bostn"], "no scenario 'bostn'; there are wisconsin"),
+        (["run", "boston", "--optimizers", "adm"], "no optimizer 'adm'; there are"),
+        (["run", "boston", "--budget", "0"], "a budget is a positive number, not 0"),
+        (["run", "boston", "--budget", "-3"], "a budget is a positive number, not -3"),
+        (["run", "boston", "--budget", "nan"], "a budget is a positive number"),
+        (["run", "boston", "--seeds", "0"], "greater than or equal to 1"),
+        (["plot", "bostn"], "no scenario 'bostn'"),
+        (["plot", "boston", "--output", "/nowhere"], "no results of boston"),
+        (["plot", "nothing.json"], "is not a result of"),
+        (["table", "/nowhere"], "no results in"),
+    ],
+)
+def test_bad_input_is_a_sentence_and_exit_code_2(args, message):
+    result = invoke(*args)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+# Tables
+
+
+def test_table_goes_between_the_marks_of_a_readme(stored, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    for _ in range(2):  # writing twice changes nothing
+        assert invoke("table", stored[0], "--readme", readme).exit_code == 0
+        text = readme.read_text("utf8")
+        assert text.startswith(f"before\n{report.BEGIN}\n| Training loss")
+        assert text.endswith(f"{report.END}\nafter\n")
+        assert "old" not in text and text.count("| boston | 20 |") == 1
+
+
+def test_table_needs_the_marks(stored, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("nothing here\n")
+    result = invoke("table", stored[0], "--readme", readme)
+    assert result.exit_code == 2
+    assert "benchmark-table:begin" in result.output
+    assert readme.read_text() == "nothing here\n"
+
+
+def test_markdown_marks_the_lowest_median_and_survives_divergence():
+    def record(optimizer, losses):
+        return {
+            "scenario": "digits",
+            "optimizer": optimizer,
+            "budget": 500.0,
+            "versions": records.versions(),
+            "runs": [{"loss": loss} for loss in losses],
+        }
+
+    text = report.markdown(
+        [record("adam", [0.5, 0.25, 0.125]), record("sgd", [0.5, None, None])]
+    )
+    assert "| digits | 500 | **0.250** (0.125 – 0.500) |" in text
+    assert "diverged (0.500 – diverged)" in text
+
+
+# The cost model
+
+
+def test_prices_of_a_dense_network_are_those_of_the_design():
+    # The 784-512-512-10 network of design.md, section 6: 1.50 and 1.17 gradients.
+    large = problem((784, 512, 512, 10), examples=32)
+    hessian = cost.measure(large.scenario, large.train, "hessian")
+    gauss_newton = cost.measure(large.scenario, large.train, "gauss_newton")
+    assert hessian.product == pytest.approx(1.50, abs=0.03)
+    assert gauss_newton.product == pytest.approx(1.17, abs=0.03)
+    assert hessian.setup < 0.02 and gauss_newton.setup < 0.02
+    # Forward : backward is 1 : 2, but the first layer needs no gradient of its input.
+    assert hessian.evaluation == pytest.approx(0.43, abs=0.03)
+
+
+def test_flops_counts_a_matrix_product():
+    a = jnp.ones((20, 30))
+    assert cost.flops(jnp.matmul, a, a.T) == pytest.approx(2 * 20 * 30 * 20, rel=0.05)
+
+
+def test_products_are_those_of_the_curvature(toy):
+    params = toy.scenario.init(0)
+    vector = toy.scenario.init(1)
+    gradient = jax.grad(lambda p: toy.scenario.value(p, **toy.train))
+
+    @jax.jit
+    def products(params, vector):
+        hessian = cost._hessian(toy.scenario, params, toy.train)
+        gauss_newton = cost._gauss_newton(toy.scenario, params, toy.train)
+        _, expected = jax.jvp(gradient, (params,), (vector,))
+        _, tangent = jax.jvp(
+            lambda p: toy.scenario.model(p, toy.train["x"]), (params,), (vector,)
+        )
+        return (
+            cost._apply(hessian, vector),
+            expected,
+            cost._apply(gauss_newton, vector),
+            jnp.mean(tangent**2),
+        )
+
+    hessian, expected, product, square = products(params, vector)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        hessian,
+        expected,
+    )
+    # The Gauss-Newton matrix of half a mean square is J'J / count.
+    quadratic = sum(
+        float(jnp.vdot(a, b))
+        for a, b in zip(jax.tree.leaves(vector), jax.tree.leaves(product), strict=True)
+    )
+    assert quadratic == pytest.approx(float(square), rel=1e-4)
+
+
+# Training and tuning
+
+
+def test_a_mini_batch_step_costs_its_share(toy, epochs):
+    run = train(epochs, toy, 0, 0.01)
+    assert run.curve.steps[-1] == 30
+    assert run.curve.units[-1] == pytest.approx(30 * 50 / 128)
+    assert run.loss < run.curve.loss[0]
+
+
+def test_runs_repeat_and_points_do_not_change_them(toy, epochs):
+    runs = [train(epochs, toy, 0, 0.01, points=points) for points in (128, 128, 3)]
+    assert runs[0].loss == runs[1].loss == runs[2].loss
+    assert len(runs[2].curve.loss) <= 4 < len(runs[0].curve.loss)
+
+
+def test_divergence_ends_a_run(toy):
+    setting = Setting(None, "constant", 0)
+    compiled = compile_method(CONTENDERS["sgd"].build(toy, setting), toy)
+    run = train(compiled, toy, 0, 1e30)
+    assert math.isinf(run.loss)
+    assert run.curve.steps[-1] < 12
+
+
+def test_lbfgs_pays_for_its_line_search(toy):
+    compiled = compile_method(CONTENDERS["lbfgs"].build(toy, None), toy)
+    curve = train(compiled, toy, 0).curve
+    assert curve.units[1] >= 2  # the first value and gradient, and at least one trial
+    assert curve.steps[-1] < curve.units[-1] <= 12
+    assert curve.loss[-1] < curve.loss[0]
+
+
+@pytest.mark.parametrize("name", ["newton_cg", "hessian_free"])
+def test_newton_pays_for_products_and_evaluations(toy, name):
+    compiled = compile_method(CONTENDERS[name].build(toy, None), toy)
+    params = toy.scenario.init(0)
+    state = compiled.init(params, jnp.int32(0), jnp.float32(0))
+    _, state = compiled.advance(params, state, toy.train)
+    info = ncg.get_info(state)
+    assert info.products > 0
+    prices = compiled.method.prices
+    parts = (
+        1 + prices.setup,
+        int(info.products) * prices.product,
+        int(info.evaluations) * prices.evaluation,
+    )
+    assert compiled.method.spent(state) == pytest.approx(sum(parts))
+    longer = toy._replace(budget=1.5 * sum(parts))
+    curve = train(compiled, longer, 0).curve
+    assert curve.units[1] == pytest.approx(sum(parts))
+    assert curve.units[-1] <= longer.budget
+    assert curve.loss[-1] < curve.loss[0]
+
+
+@pytest.mark.parametrize("winner", [-12, -6, -2, 3])
+def test_search_ends_inside_the_grid(winner):
+    tried = dict(search(lambda e: abs(e - winner), [-7, -6, -5, -4], 8))
+    assert min(tried) < winner < max(tried)
+
+
+def test_search_goes_down_when_everything_diverges_and_gives_up():
+    tried = [e for e, _ in search(lambda e: math.inf, [0, 1], extensions=3)]
+    assert tried == [0, 1, -1, -2, -3]
