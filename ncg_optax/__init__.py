@@ -30,6 +30,7 @@ from ncg_optax._minres import minimum_residual as minimum_residual
 from ncg_optax._minres import minres as minres
 from ncg_optax._preconditioners import Preconditioner as Preconditioner
 from ncg_optax._preconditioners import identity as identity
+from ncg_optax._preconditioners import kronecker as kronecker
 from ncg_optax._solver import CGResult as CGResult
 from ncg_optax._solver import Outcome as Outcome
 from ncg_optax._solver import Solver as Solver

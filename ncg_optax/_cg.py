@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ncg_optax import _tree, _validate
-from ncg_optax._solver import CGResult, Operator, Outcome, Solver
+from ncg_optax._solver import CGResult, Operator, Solver
 from ncg_optax._status import Status
 
 PyTree = Any
@@ -62,10 +62,10 @@ def conjugate_gradient(
       k = \max(10,\, 0.1\, i)
 
     with :math:`\phi` the model value and :math:`\varepsilon` = ``progress_tol``; the
-    boundary of the trust region; a direction of non-positive curvature. In the last
-    case the iterate so far is returned, or, in the first iteration, a step along
-    ``M b`` as long as the size of the curvature suggests: a descent direction either
-    way. With a ``radius`` the step goes on to the boundary instead (Steihaug 1983).
+    boundary of the trust region; a direction ``p`` of non-positive curvature. In the
+    last case a last step is made along ``p``, :math:`|r^T z / p^T A p|` long: it leads
+    downhill on the model, and to a descent direction. With a ``radius`` that step goes
+    on to the boundary instead (Steihaug 1983).
 
     Args:
       matvec: ``v -> B v``, symmetric.
@@ -142,13 +142,14 @@ def conjugate_gradient(
         noise = jnp.finfo(dtype).eps * jnp.sqrt(length2) * bp_norm
         positive = pap != 0 if ignore_negative_curvature else pap > noise
 
-        alpha = loop.rz / jnp.where(positive, pap, 1)
+        # Where the curvature is negative its size still says how far to go; where it
+        # vanishes nothing does, and only the first direction, M b, is worth following.
+        known = positive | (jnp.abs(pap) > noise)
+        bend = jnp.where(positive, pap, jnp.abs(pap))
+        alpha = jnp.where(
+            known, loop.rz / jnp.where(known, bend, 1), jnp.where(loop.k == 0, 1, 0)
+        )
         if radius is None:
-            # Only the first direction, M b, is worth following on its own.
-            cautious = jnp.where(
-                jnp.abs(pap) > noise, loop.rz / jnp.where(pap == 0, 1, jnp.abs(pap)), 1
-            )
-            alpha = jnp.where(positive, alpha, jnp.where(loop.k == 0, cautious, 0))
             leaving = jnp.zeros((), bool)
         else:
             boundary = _distance_to_boundary(loop, radius)
@@ -204,6 +205,7 @@ def conjugate_gradient(
         products=end.k + (0 if x0 is None else 1),
         residual=jnp.sqrt(end.rr),
         model_decrease=end.decrease,
+        length=jnp.sqrt(jnp.maximum(end.xx, 0)),
         last_direction=end.p,
         curvature=end.curvature,
         status=status.astype(jnp.int32),
@@ -262,8 +264,8 @@ def _eisenstat_walker(forcing: Forcing, norm: jax.Array, rtol: float) -> jax.Arr
 
 
 def cg(
-    maxiter: int = 50,
-    rtol: float = 0.5,
+    maxiter: int = 200,
+    rtol: float = 0.1,
     atol: float = 0.0,
     progress_tol: float | None = None,
     warm_start: float = 0.0,
@@ -378,8 +380,8 @@ class SteihaugState(NamedTuple):
 
 
 def steihaug(
-    maxiter: int = 50,
-    rtol: float = 0.5,
+    maxiter: int = 200,
+    rtol: float = 0.1,
     radius: float = 1.0,
     max_radius: float = 1e3,
     forcing: str | None = "eisenstat_walker",
@@ -388,9 +390,9 @@ def steihaug(
 
     Minimises the model within :math:`|d| \le \Delta`: the solve ends on the boundary
     where it would leave it, or along the first direction of negative curvature
-    (Steihaug 1983; Nocedal and Wright 2006, algorithms 7.2 and 4.1). The radius becomes a
-    quarter of the step's length if the reduction ratio is below 1/4, and is doubled if
-    it is above 3/4 and the step was on the boundary. Lengths are in the norm
+    (Steihaug 1983; Nocedal and Wright 2006, algorithms 7.2 and 4.1). The radius
+    becomes a quarter of the step's length if the reduction ratio is below 1/4, and is
+    doubled if it is above 3/4 and the step was on the boundary. Lengths are in the norm
     of ``M^-1`` if there is a preconditioner ``M``. Use it with ``damping=0.0`` and
     ``linesearch=None``: one globalisation is enough.
 
@@ -439,18 +441,13 @@ def steihaug(
             precondition=precondition,
             radius=state.radius,
         )
-        hit = (result.status == Status.TRUST_REGION_BOUNDARY) | (
-            result.status == Status.NEGATIVE_CURVATURE
-        )
-        inside = state.radius if precondition else _tree.norm(result.solution)
         new_state = state._replace(
-            length=jnp.where(hit, state.radius, jnp.minimum(inside, state.radius)),
-            forcing=Forcing(norm, eta) if forcing else None,
+            length=result.length, forcing=Forcing(norm, eta) if forcing else None
         )
         return result, new_state
 
     def update(state, outcome):
-        good = outcome.ratio_at_least(0.75) & (state.length >= state.radius)
+        good = outcome.ratio_at_least(0.75) & (state.length > 0.99 * state.radius)
         bad = jnp.logical_not(outcome.ratio_at_least(0.25))
         grown = jnp.minimum(2 * state.radius, max_radius)
         radius = jnp.where(good, grown, state.radius)

@@ -37,8 +37,6 @@ class Curvature(NamedTuple):
     cost: float
 
 
-
-
 def hessian(
     mode: str = "forward_over_reverse", precision: str | None = "highest"
 ) -> Curvature:
@@ -291,9 +289,12 @@ def curvature_product(
       >>> import jax.numpy as jnp
       >>> import ncg_optax as ncg
       >>> f = lambda w, a: 0.5 * jnp.sum(a * w**2)
-      >>> product = ncg.curvature_product(ncg.hessian(), f, jnp.ones(2), a=jnp.arange(2.))
+      >>> a = jnp.array([0.0, 1.0])
+      >>> product = ncg.curvature_product(ncg.hessian(), f, jnp.ones(2), a=a)
       >>> print(product(jnp.ones(2)))
       [0. 1.]
     """
-    _validate.component("curvature", curvature, Curvature, "hessian() or gauss_newton()")
+    _validate.component(
+        "curvature", curvature, Curvature, "hessian() or gauss_newton()"
+    )
     return curvature.linearize(as_objective(value_fn, data), params)[1]

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from ncg_optax import _validate
 from ncg_optax._solver import Outcome
 
-
 # The first damping in units of |B g| / |g|, which lies near the top of the spectrum.
-CALIBRATION = 1e-2
+CALIBRATION = 1e-4
 
 
 class Damping(NamedTuple):
@@ -51,8 +50,10 @@ def as_damping(damping: Any) -> Damping:
         return _fixed(damping)
     if isinstance(damping, str) or damping is None or isinstance(damping, tuple):
         _validate.component(
-            "damping", damping, Damping, "levenberg_marquardt(), or be a number or an "
-            "optax schedule"
+            "damping",
+            damping,
+            Damping,
+            "levenberg_marquardt(), or be a number or an optax schedule",
         )
     _validate.number("damping", damping, low=0.0)
     return _fixed(lambda count: damping)
@@ -73,8 +74,8 @@ class LevenbergMarquardtState(NamedTuple):
 
 def levenberg_marquardt(
     initial: float | None = None,
-    decrease: float = 1 / 3,
-    increase: float = 2.0,
+    decrease: float = 0.1,
+    increase: float = 4.0,
     low: float = 0.25,
     high: float = 0.75,
     minimum: float = 1e-12,
@@ -99,7 +100,7 @@ def levenberg_marquardt(
 
     Args:
       initial: first damping, in units of the curvature (loss per squared parameter).
-        None calibrates it: a hundredth of ``|B g| / |g|`` at the first step, for one
+        None calibrates it: 1e-4 times ``|B g| / |g|`` at the first step, for one
         product.
       decrease: factor in (0, 1] after a good ratio.
       increase: factor of at least 1 after a bad one.
@@ -145,7 +146,7 @@ def levenberg_marquardt(
         return damping, state, fresh.astype(jnp.int32)
 
     def update(state, outcome):
-        full = outcome.step_size >= 1
+        full = (outcome.step_size >= 1) & outcome.convex
         good = full & outcome.ratio_at_least(high)
         bad = jnp.logical_not(full & outcome.ratio_at_least(low))
         rise = jnp.where(outcome.accepted, increase, increase**2)

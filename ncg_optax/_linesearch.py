@@ -1,7 +1,7 @@
 """Backtracking line search; its trial value is the damping rule's as well."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +29,9 @@ class LineSearch(NamedTuple):
     """A line search.
 
     Attributes:
-      search: ``search(loss_at, loss, slope, rounding) -> SearchResult``, with
+      search: ``search(loss_at, loss, slope, bend) -> SearchResult``, with
         ``loss_at(step_size)`` the loss along the direction, ``loss`` that at 0,
-        ``slope = g.d < 0`` and ``rounding`` the error to expect in a loss.
+        ``slope = g.d < 0`` and ``bend = d.Bd``.
     """
 
     search: Callable[..., SearchResult]
@@ -42,21 +42,43 @@ def rounding_level(loss: jax.Array) -> jax.Array:
     return 10 * jnp.finfo(loss.dtype).eps * jnp.abs(loss)
 
 
-def single_trial(
-    loss_at: Callable[[Any], jax.Array],
-    loss: jax.Array,
-    slope: jax.Array,
-    rounding: jax.Array,
-) -> SearchResult:
-    """Tries the full step and takes it unless the loss rises."""
-    trial = loss_at(jnp.ones((), loss.dtype))
-    accepted = trial <= loss + rounding  # False for NaN
-    return SearchResult(
-        step_size=accepted.astype(loss.dtype),
-        loss=jnp.where(accepted, trial, loss),
-        evaluations=jnp.ones((), jnp.int32),
-        accepted=accepted,
-    )
+def full_step() -> LineSearch:
+    """The full step, without looking where it leads."""
+
+    def search(loss_at, loss, slope, bend):
+        return SearchResult(
+            step_size=jnp.ones((), loss.dtype),
+            loss=loss,
+            evaluations=jnp.zeros((), jnp.int32),
+            accepted=jnp.ones((), bool),
+        )
+
+    return LineSearch(search)
+
+
+def single_trial() -> LineSearch:
+    """The full step unless the loss rises, then none."""
+
+    def search(loss_at, loss, slope, bend):
+        trial = loss_at(jnp.ones((), loss.dtype))
+        accepted = trial <= loss + rounding_level(loss)  # False for NaN
+        return SearchResult(
+            step_size=accepted.astype(loss.dtype),
+            loss=jnp.where(accepted, trial, loss),
+            evaluations=jnp.ones((), jnp.int32),
+            accepted=accepted,
+        )
+
+    return LineSearch(search)
+
+
+class _Search(NamedTuple):
+    step: jax.Array  # the best so far
+    loss: jax.Array  # there
+    accepted: jax.Array
+    trial: jax.Array  # the step to try next
+    done: jax.Array
+    k: jax.Array
 
 
 def armijo(c: float = 1e-4, shrink: float = 0.5, maxiter: int = 20) -> LineSearch:
@@ -70,12 +92,14 @@ def armijo(c: float = 1e-4, shrink: float = 0.5, maxiter: int = 20) -> LineSearc
     up to the rounding of :math:`f` (Armijo 1966; Nocedal and Wright 2006, algorithm
     3.1). The next trial is the minimiser of the parabola through the three numbers
     known, kept between a tenth of and ``shrink`` times the last one (section 3.5
-    there). Costs one evaluation of the loss if the full step is good.
+    there). Along a direction of negative curvature, where the quadratic model sets no
+    length, a good full step is doubled as long as the loss falls. Costs one evaluation
+    of the loss if the full step is good and the curvature positive.
 
     Args:
       c: share of the decrease promised by the slope, in (0, 1).
       shrink: largest factor from one trial to the next, in [0.1, 1).
-      maxiter: largest number of trials; then the step is rejected.
+      maxiter: largest number of trials.
 
     Returns:
       A :class:`LineSearch`.
@@ -92,49 +116,45 @@ def armijo(c: float = 1e-4, shrink: float = 0.5, maxiter: int = 20) -> LineSearc
     _validate.number("armijo: shrink", shrink, low=0.1, high=0.999)
     _validate.integer("armijo: maxiter", maxiter, low=1)
 
-    def search(loss_at, loss, slope, rounding):
-        class Trial(NamedTuple):
-            step: jax.Array
-            loss: jax.Array
-            accepted: jax.Array
-            k: jax.Array
+    def search(loss_at, loss, slope, bend):
+        enough = loss + rounding_level(loss)
 
-        def evaluate(step, k):
-            trial = loss_at(step)
-            accepted = trial <= loss + c * step * slope + rounding  # False for NaN
-            return Trial(step, trial, accepted, k + 1)
-
-        def next_step(trial):
-            step = trial.step
-            excess = trial.loss - loss - slope * step
-            parabola = -0.5 * slope * step**2 / jnp.where(excess > 0, excess, 1)
+        def shorter(step, value):
+            excess = value - loss - slope * step
             known = jnp.isfinite(excess) & (excess > 0)
-            return jnp.clip(
-                jnp.where(known, parabola, 0.1 * step), 0.1 * step, shrink * step
+            parabola = -0.5 * slope * step**2 / jnp.where(known, excess, 1)
+            guess = jnp.where(known, parabola, 0.1 * step)
+            return jnp.clip(guess, 0.1 * step, shrink * step)
+
+        def keep_going(now):
+            return jnp.logical_not(now.done) & (now.k < maxiter)
+
+        def body(now):
+            value = loss_at(now.trial)
+            good = value <= enough + c * now.trial * slope  # False for NaN
+            better = good & (jnp.logical_not(now.accepted) | (value < now.loss))
+            longer = (now.trial >= 1) & (bend < 0)
+            return _Search(
+                step=jnp.where(better, now.trial, now.step),
+                loss=jnp.where(better, value, now.loss),
+                accepted=now.accepted | better,
+                trial=jnp.where(better, 2 * now.trial, shorter(now.trial, value)),
+                done=jnp.where(better, jnp.logical_not(longer), now.accepted),
+                k=now.k + 1,
             )
 
-        def keep_going(trial):
-            more = jnp.isfinite(loss) & (trial.k < maxiter)
-            return jnp.logical_not(trial.accepted) & more
-
-        def body(trial):
-            first = trial.k == 0
-            step = jnp.where(first, trial.step, next_step(trial))
-            return evaluate(step, trial.k)
-
-        # The first trial is made inside the loop: the loss is compiled once.
-        start = Trial(
-            step=jnp.ones((), loss.dtype),
-            loss=loss,
-            accepted=jnp.zeros((), bool),
-            k=jnp.zeros((), jnp.int32),
+        end = jax.lax.while_loop(
+            keep_going,
+            body,
+            _Search(
+                step=jnp.zeros((), loss.dtype),
+                loss=loss,
+                accepted=jnp.zeros((), bool),
+                trial=jnp.ones((), loss.dtype),
+                done=jnp.logical_not(jnp.isfinite(loss)),
+                k=jnp.zeros((), jnp.int32),
+            ),
         )
-        end = jax.lax.while_loop(keep_going, body, start)
-        return SearchResult(
-            step_size=jnp.where(end.accepted, end.step, 0),
-            loss=jnp.where(end.accepted, end.loss, loss),
-            evaluations=end.k,
-            accepted=end.accepted,
-        )
+        return SearchResult(end.step, end.loss, end.k, end.accepted)
 
     return LineSearch(search)

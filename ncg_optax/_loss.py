@@ -43,7 +43,10 @@ def _data_parameters(fn: Callable[..., Any]) -> list[inspect.Parameter]:
     """The parameters of ``fn`` after the first, which takes params or outputs."""
     parameters = list(inspect.signature(fn).parameters.values())
     for i, parameter in enumerate(parameters):
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+        if parameter.kind in (
+            parameter.POSITIONAL_ONLY,
+            parameter.POSITIONAL_OR_KEYWORD,
+        ):
             return parameters[:i] + parameters[i + 1 :]
         if parameter.kind is parameter.VAR_POSITIONAL:
             return parameters
@@ -185,7 +188,9 @@ class CompositeLoss:
     @property
     def __signature__(self) -> inspect.Signature:
         # optax's line searches look here for the names of the data arguments.
-        parameters = {"params": inspect.Parameter("params", inspect.Parameter.POSITIONAL_ONLY)}
+        parameters = {
+            "params": inspect.Parameter("params", inspect.Parameter.POSITIONAL_ONLY)
+        }
         for fn in (self.model_fn, self.loss_fn):
             for p in _data_parameters(fn):
                 if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
@@ -208,7 +213,9 @@ class CompositeLoss:
     def loss(self, outputs: PyTree, **data: Any) -> jax.Array:
         """The scalar loss of given outputs."""
         data = {**self.data, **data}
-        return scalar_loss(self.loss_fn(outputs, **route("loss_fn", self.loss_fn, data)))
+        return scalar_loss(
+            self.loss_fn(outputs, **route("loss_fn", self.loss_fn, data))
+        )
 
     def __call__(self, params: PyTree, **data: Any) -> Any:
         """The loss, or ``(loss, aux)`` with ``has_aux``."""
@@ -221,9 +228,7 @@ class CompositeLoss:
         return out if self.has_aux else (out, None)
 
 
-def as_objective(
-    value_fn: Any, extra: Mapping[str, Any], axes: Axes = ()
-) -> Objective:
+def as_objective(value_fn: Any, extra: Mapping[str, Any], axes: Axes = ()) -> Objective:
     """``value_fn`` with the extra arguments of ``update`` bound, aux dropped.
 
     Raises:

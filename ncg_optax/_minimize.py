@@ -11,7 +11,7 @@ from ncg_optax import _tree, _validate
 from ncg_optax._alias import newton_cg
 from ncg_optax._cg import conjugate_gradient
 from ncg_optax._curvature import hessian
-from ncg_optax._linesearch import armijo, rounding_level
+from ncg_optax._linesearch import SearchResult, armijo
 from ncg_optax._loss import Objective, as_objective
 from ncg_optax._status import Status
 from ncg_optax._transform import NewtonCGInfo
@@ -166,16 +166,16 @@ def minimize(
                 lambda: (loop.value, loop.grads),
             )
             after = _advance(loop, new, loop.state, value, grads, cost)
-            return after._replace(status=found, k=loop.k, idle=jnp.zeros_like(loop.idle))
+            return after._replace(
+                status=found, k=loop.k, idle=jnp.zeros_like(loop.idle)
+            )
 
         def body(loop):
-            small = loop.norm <= gtol
-            if check_curvature:
-                loop = jax.lax.cond(small, leave_or_accept, step, loop)
-            else:
-                stop = lambda s: s._replace(status=_code(Status.CONVERGED_GRADIENT))  # noqa: E731
-                loop = jax.lax.cond(small, stop, step, loop)
-            return loop
+            finish = leave_or_accept if check_curvature else accept
+            return jax.lax.cond(loop.norm <= gtol, finish, step, loop)
+
+        def accept(loop):
+            return loop._replace(status=_code(Status.CONVERGED_GRADIENT))
 
         def _advance(loop, new, state, value, grads, cost):
             norm = _tree.max_norm(grads).astype(dtype)
@@ -273,9 +273,7 @@ def _add_step(cost: _Cost, state: Any, moved: jax.Array) -> _Cost:
     )
 
 
-def _leave_saddle(
-    objective: Objective, loop: _Loop
-) -> tuple[jax.Array, PyTree, _Cost]:
+def _leave_saddle(objective: Objective, loop: _Loop) -> tuple[jax.Array, PyTree, _Cost]:
     """Looks for negative curvature at a stationary point and follows it.
 
     Returns a status (converged; running, if a lower point was found; saddle point, if
@@ -308,19 +306,20 @@ def _leave_saddle(
         return objective.value(_tree.cast_like(moved, params)).astype(value.dtype)
 
     def follow():
-        return armijo().search(loss_at, value, drop, rounding_level(value))
+        return armijo().search(loss_at, value, drop, 2 * drop)
 
     def stay():
-        none = jnp.zeros((), value.dtype)
-        return follow_type(none, value, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+        return SearchResult(
+            step_size=jnp.zeros((), value.dtype),
+            loss=value,
+            evaluations=jnp.zeros((), jnp.int32),
+            accepted=jnp.zeros((), bool),
+        )
 
-    follow_type = type(jax.eval_shape(follow))
     search = jax.lax.cond(negative, follow, stay)
     lower = search.accepted & (search.loss < value)
     new = _tree.cast_like(
-        _tree.add_scaled(
-            _tree.widen(params), jnp.where(lower, search.step_size, 0), d
-        ),
+        _tree.add_scaled(_tree.widen(params), jnp.where(lower, search.step_size, 0), d),
         params,
     )
     status = jnp.where(lower, Status.RUNNING, Status.SADDLE_POINT)

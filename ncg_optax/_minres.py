@@ -136,9 +136,7 @@ def minimum_residual(
         x = _tree.add_scaled(loop.x, step, w)
         # r_k = sn^2 r_{k-1} - phibar_k cs u_{k+1} / beta_{k+1}
         r = _tree.scale(loop.r, sn * sn)
-        r = _tree.add_scaled(
-            r, -phibar * cs / jnp.where(beta > 0, beta, 1), u
-        )
+        r = _tree.add_scaled(r, -phibar * cs / jnp.where(beta > 0, beta, 1), u)
         r = _tree.where(positive & finite, r, loop.r)
         phibar = jnp.where(positive & finite, phibar, loop.phibar)
 
@@ -183,6 +181,7 @@ def minimum_residual(
         products=end.k,
         residual=end.phibar,
         model_decrease=decrease,
+        length=_tree.norm(solution),
         last_direction=apply_m(end.r),
         curvature=end.curvature,
         status=status.astype(jnp.int32),

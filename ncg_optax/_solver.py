@@ -22,6 +22,8 @@ class CGResult(NamedTuple):
       residual: ``|b - A x|``, by recurrence.
       model_decrease: ``b.x - x.Ax / 2``, by how much the damped quadratic model falls
         from 0 to ``x`` (not from the warm start).
+      length: of the way from the start to ``x``; with a preconditioner of conjugate
+        gradients in the norm of ``M^-1``.
       last_direction: the last search direction ``p``, shaped like the parameters.
       curvature: ``p.Bp / p.p`` along it.
       status: a :class:`Status` code, int32.
@@ -32,6 +34,7 @@ class CGResult(NamedTuple):
     products: jax.Array
     residual: jax.Array
     model_decrease: jax.Array
+    length: jax.Array
     last_direction: PyTree
     curvature: jax.Array
     status: jax.Array
@@ -46,6 +49,7 @@ class Outcome(NamedTuple):
       rounding: how far ``actual_reduction`` may be off through the rounding of ``f``.
       step_size: the factor that the line search put on the solver's direction.
       accepted: whether the step was taken, bool.
+      convex: whether the solver met no negative curvature, bool.
     """
 
     predicted_reduction: jax.Array
@@ -53,10 +57,14 @@ class Outcome(NamedTuple):
     rounding: jax.Array
     step_size: jax.Array
     accepted: jax.Array
+    convex: jax.Array
 
     def ratio_at_least(self, threshold: float | jax.Array) -> jax.Array:
-        """Whether actual / predicted >= threshold: without division, so that it holds
-        its sense at zero, and in favour of the step at rounding level."""
+        """Whether actual / predicted >= threshold.
+
+        Without division, so that it keeps its sense at zero, and in favour of the step
+        at rounding level. False for a rejected step.
+        """
         reached = self.actual_reduction + self.rounding >= (
             threshold * self.predicted_reduction
         )

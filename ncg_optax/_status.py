@@ -68,7 +68,8 @@ _SENTENCES = {
     Status.STEEPEST_DESCENT: "The solver's direction was no descent direction; the "
     "step goes along the negative gradient instead.",
     Status.REJECTED_NO_DECREASE: "The step was rejected because the loss did not "
-    "decrease enough along it (or was not finite there); the parameters stay and the damping rises.",
+    "decrease enough along it (or was not finite there); the parameters stay and the "
+    "damping rises.",
     Status.REJECTED_NON_FINITE: "The step was rejected because the loss, the gradient "
     "or the direction was not finite; the parameters stay and the damping rises.",
     Status.ZERO_GRADIENT: "The gradient is exactly zero: a stationary point.",

@@ -84,9 +84,7 @@ def switch_after(
             raise ValueError("switch_after needs params: update(grads, state, params).")
 
         def run_first():
-            new_updates, new_state = first.update(
-                updates, state.first, params, **extra
-            )
+            new_updates, new_state = first.update(updates, state.first, params, **extra)
             return new_updates, new_state, state.then
 
         def run_then():

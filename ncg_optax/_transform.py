@@ -17,14 +17,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ncg_optax import _collectives, _linesearch, _mask, _tree, _validate
+from ncg_optax import _collectives, _mask, _tree, _validate
 from ncg_optax._cg import cg
 from ncg_optax._curvature import Curvature, hessian
 from ncg_optax._damping import Damping, as_damping, levenberg_marquardt
-from ncg_optax._linesearch import LineSearch, SearchResult, armijo
+from ncg_optax._linesearch import (
+    LineSearch,
+    SearchResult,
+    armijo,
+    full_step,
+    rounding_level,
+    single_trial,
+)
 from ncg_optax._loss import as_objective
-from ncg_optax._preconditioners import Preconditioner
-from ncg_optax._solver import CGResult, Outcome, Solver
+from ncg_optax._preconditioners import Preconditioner, identity
+from ncg_optax._solver import CGResult, Operator, Outcome, Solver
 from ncg_optax._status import Status
 
 PyTree = Any
@@ -52,7 +59,8 @@ class NewtonCGInfo(NamedTuple):
       predicted_reduction: ``-(g.d + d.Bd / 2)`` for the step as taken.
       actual_reduction: ``loss - next_loss``.
       reduction_ratio: actual over predicted reduction.
-      step_size: the line search's factor on the direction; 0 if rejected.
+      step_size: the line search's factor on the direction; 0 if rejected, above 1 on
+        negative curvature.
       curvature: ``d.Bd / d.d`` along the direction; negative if the solver found
         negative curvature.
     """
@@ -136,26 +144,72 @@ def _descent_direction(
     )
 
 
-def _untried(loss: jax.Array) -> SearchResult:
-    """The full step, taken without looking."""
-    return SearchResult(
-        step_size=jnp.ones((), loss.dtype),
-        loss=loss,
-        evaluations=jnp.zeros((), jnp.int32),
-        accepted=jnp.ones((), bool),
+def _outcome(
+    result: CGResult, direction: _Direction, search: SearchResult, loss: jax.Array
+) -> Outcome:
+    """What the line search found, or a rejected step if anything is not finite."""
+    accepted = search.accepted & direction.finite & jnp.isfinite(loss)
+    step = jnp.where(accepted, search.step_size, 0).astype(loss.dtype)
+    return Outcome(
+        predicted_reduction=-step * (direction.slope + 0.5 * step * direction.bend),
+        actual_reduction=jnp.where(accepted, loss - search.loss, 0),
+        rounding=rounding_level(loss),
+        step_size=step,
+        accepted=accepted,
+        convex=result.status != Status.NEGATIVE_CURVATURE,
     )
 
 
 def _step_status(
-    direction: _Direction, search: SearchResult, loss: jax.Array, tried: bool
+    direction: _Direction, search: SearchResult, loss: jax.Array
 ) -> jax.Array:
-    status = Status.ACCEPTED if tried else Status.NOT_EVALUATED
+    tried = search.evaluations > 0
+    status = jnp.where(tried, Status.ACCEPTED, Status.NOT_EVALUATED)
     status = jnp.where(search.step_size < 1, Status.SHORTENED, status)
     status = jnp.where(direction.fell_back, Status.STEEPEST_DESCENT, status)
     status = jnp.where(search.accepted, status, Status.REJECTED_NO_DECREASE)
     finite = direction.finite & jnp.isfinite(loss)
     status = jnp.where(finite, status, Status.REJECTED_NON_FINITE)
     return jnp.where(direction.slope == 0, Status.ZERO_GRADIENT, status)
+
+
+def _measurements(
+    loss: jax.Array,
+    gradient_norm: jax.Array,
+    damping: jax.Array,
+    result: CGResult,
+    direction: _Direction,
+    search: SearchResult,
+    outcome: Outcome,
+    products: jax.Array,
+    product_cost: float,
+) -> NewtonCGInfo:
+    length2 = _tree.vdot(direction.d, direction.d)
+    predicted, actual = outcome.predicted_reduction, outcome.actual_reduction
+    return NewtonCGInfo(
+        status=_step_status(direction, search, loss),
+        solver_status=result.status,
+        loss=loss,
+        next_loss=jnp.where(search.evaluations > 0, search.loss, 0),
+        gradient_norm=gradient_norm,
+        damping=damping,
+        cg_iterations=result.iterations,
+        products=products,
+        evaluations=search.evaluations,
+        gradient_equivalents=1 + products * product_cost + search.evaluations / 3,
+        residual=result.residual / jnp.where(gradient_norm > 0, gradient_norm, 1),
+        predicted_reduction=predicted,
+        actual_reduction=actual,
+        reduction_ratio=actual / jnp.where(predicted > 0, predicted, 1),
+        step_size=outcome.step_size,
+        curvature=direction.bend / jnp.where(length2 > 0, length2, 1),
+    )
+
+
+def _curvature_scale(matvec: Operator, grads: PyTree) -> jax.Array:
+    """``|B g| / |g|``, between the smallest and the largest eigenvalue in size."""
+    norm = _tree.norm(grads)
+    return _tree.norm(matvec(grads)) / jnp.where(norm > 0, norm, 1)
 
 
 def scale_by_newton_cg(
@@ -214,9 +268,11 @@ def scale_by_newton_cg(
         )
     damping = as_damping(damping)
     axes = _collectives.as_axes(axis_name)
-    try_step = (
-        linesearch is not None or damping.needs_outcome or solver.needs_outcome
-    )
+    preconditioner = preconditioner or identity()
+    if linesearch is None:
+        # Whoever steers by the outcome of a step needs the loss at its end.
+        steered = damping.needs_outcome or solver.needs_outcome
+        linesearch = single_trial() if steered else full_step()
 
     def init(params):
         trained = _mask.select(_mask.resolve(mask, params), params)
@@ -226,7 +282,7 @@ def scale_by_newton_cg(
             count=jnp.zeros((), jnp.int32),
             damping=damping.init(dtype),
             solver=solver.init(trained),
-            preconditioner=preconditioner.init(trained) if preconditioner else (),
+            preconditioner=preconditioner.init(trained),
             info=_first_info(dtype),
         )
 
@@ -242,7 +298,7 @@ def scale_by_newton_cg(
         _validate.trainable_tree("params", trained)
         dtype = _tree.scalar_dtype(trained)
 
-        # The loss as a function of the trained leaves, and its gradient.
+        # The loss as a function of the trained leaves alone, and its gradient.
         objective = as_objective(value_fn, extra, axes).restricted(
             lambda p: _mask.merge(trained_mask, p, params)
         )
@@ -256,86 +312,61 @@ def scale_by_newton_cg(
         matvec = _tree.in_dtypes_of(trained, product)
         loss = _collectives.mean(local_loss, axes).astype(dtype)
 
-        def curvature_scale():
-            gradient_norm = _tree.norm(grads)
-            scale = _tree.norm(matvec(grads)) / jnp.where(
-                gradient_norm > 0, gradient_norm, 1
-            )
-            return scale.astype(dtype)
-
+        # How much to trust it.
         lam, damping_state, damping_products = damping.value(
-            state.damping, state.count, curvature_scale
+            state.damping, state.count, lambda: _curvature_scale(matvec, grads)
         )
         lam = jnp.asarray(lam, dtype)
 
-        precondition, preconditioner_state, preconditioner_products = None, (), 0
-        if preconditioner is not None:
-            key = jax.random.fold_in(jax.random.key(seed), state.count)
-            preconditioner_state, preconditioner_products = preconditioner.update(
-                state.preconditioner, matvec, grads, lam, key, state.count
-            )
-            precondition = lambda r: preconditioner.apply(  # noqa: E731
-                preconditioner_state, r, lam
-            )
-
-        rhs = _tree.scale(grads, -1.0)
+        # The direction.
+        key = jax.random.fold_in(jax.random.key(seed), state.count)
+        preconditioner_state, preconditioner_products = preconditioner.update(
+            state.preconditioner, matvec, grads, lam, key, state.count
+        )
         result, solver_state = solver.solve(
-            matvec, rhs, lam, precondition, state.solver
+            matvec,
+            _tree.scale(grads, -1.0),
+            lam,
+            lambda r: preconditioner.apply(preconditioner_state, r, lam),
+            state.solver,
         )
         direction = _descent_direction(result, grads, lam, solver.descent_threshold)
 
         # Trial values serve the line search, the damping and the trust region alike.
         def loss_at(step):
-            moved = _tree.cast_like(
-                _tree.add_scaled(_tree.widen(trained), step, direction.d), trained
+            moved = _tree.add_scaled(_tree.widen(trained), step, direction.d)
+            local = objective.value(
+                _collectives.to_varying(_tree.cast_like(moved, trained), axes)
             )
-            local = objective.value(_collectives.to_varying(moved, axes))
             return _collectives.mean(local, axes).astype(dtype)
 
-        rounding = _linesearch.rounding_level(loss)
-        if linesearch is not None:
-            search = linesearch.search(loss_at, loss, direction.slope, rounding)
-        elif try_step:
-            search = _linesearch.single_trial(loss_at, loss, direction.slope, rounding)
-        else:
-            search = _untried(loss)
-        accepted = search.accepted & direction.finite & jnp.isfinite(loss)
-        step = jnp.where(accepted, search.step_size, 0).astype(dtype)
-
-        predicted = -step * (direction.slope + 0.5 * step * direction.bend)
-        actual = jnp.where(accepted, loss - search.loss, 0)
-        outcome = Outcome(predicted, actual, rounding, step, accepted)
+        search = linesearch.search(loss_at, loss, direction.slope, direction.bend)
+        outcome = _outcome(result, direction, search, loss)
 
         products = result.products + damping_products + preconditioner_products
-        length2 = _tree.vdot(direction.d, direction.d)
-        gradient_norm = _tree.norm(grads)
-        info = NewtonCGInfo(
-            status=_step_status(direction, search, loss, try_step),
-            solver_status=result.status,
-            loss=loss,
-            next_loss=search.loss if try_step else jnp.zeros((), dtype),
-            gradient_norm=gradient_norm,
-            damping=lam,
-            cg_iterations=result.iterations,
-            products=products,
-            evaluations=search.evaluations,
-            gradient_equivalents=1 + products * curvature.cost + search.evaluations / 3,
-            residual=result.residual / jnp.where(gradient_norm > 0, gradient_norm, 1),
-            predicted_reduction=predicted,
-            actual_reduction=actual,
-            reduction_ratio=actual / jnp.where(predicted > 0, predicted, 1),
-            step_size=step,
-            curvature=direction.bend / jnp.where(length2 > 0, length2, 1),
-        )
         new_state = ScaleByNewtonCGState(
             count=optax.safe_increment(state.count),
             damping=damping.update(damping_state, outcome),
             solver=solver.update(solver_state, outcome),
             preconditioner=preconditioner_state,
-            info=info,
+            info=_measurements(
+                loss,
+                _tree.norm(grads),
+                lam,
+                result,
+                direction,
+                search,
+                outcome,
+                products,
+                curvature.cost,
+            ),
         )
-        scaled = _tree.cast_like(_tree.scale(direction.d, -step), local_grads)
-        new_updates = _mask.merge(trained_mask, scaled, _mask.frozen_updates(updates))
+        step = _tree.scale(direction.d, -outcome.step_size)
+        new_updates = _mask.merge(
+            trained_mask,
+            _tree.cast_like(step, local_grads),
+            _mask.frozen_updates(updates),
+        )
         return new_updates, _tree.cast_like(new_state, state)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -25,9 +25,7 @@ def scalar_dtype(tree: PyTree) -> jnp.dtype:
 
 def widen(tree: PyTree) -> PyTree:
     """``tree`` with float16 and bfloat16 leaves as float32; others untouched."""
-    return jax.tree.map(
-        lambda x: x.astype(jnp.result_type(jnp.float32, x.dtype)), tree
-    )
+    return jax.tree.map(lambda x: x.astype(jnp.result_type(jnp.float32, x.dtype)), tree)
 
 
 def zeros_like(tree: PyTree) -> PyTree:
@@ -71,9 +69,7 @@ def norm(a: PyTree) -> Scalar:
 def max_norm(a: PyTree) -> Scalar:
     """Largest absolute entry."""
     dtype = scalar_dtype(a)
-    peaks = [
-        jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in jax.tree.leaves(a)
-    ]
+    peaks = [jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in jax.tree.leaves(a)]
     return jnp.max(jnp.stack(peaks))
 
 
@@ -99,9 +95,7 @@ def conj(a: PyTree) -> PyTree:
 
 def all_finite(tree: PyTree) -> jax.Array:
     """Whether every entry is finite, as a boolean scalar."""
-    return jnp.all(
-        jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])
-    )
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
 def random_normal(key: jax.Array, like: PyTree) -> PyTree:
@@ -109,7 +103,8 @@ def random_normal(key: jax.Array, like: PyTree) -> PyTree:
     leaves, treedef = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
     return treedef.unflatten(
-        jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)
+        jax.random.normal(k, x.shape, x.dtype)
+        for k, x in zip(keys, leaves, strict=True)
     )
 
 
