@@ -9,10 +9,8 @@ import optax
 
 from ncg_optax import _tree, _validate
 from ncg_optax._alias import newton_cg
-from ncg_optax._cg import conjugate_gradient
-from ncg_optax._curvature import hessian
-from ncg_optax._linesearch import SearchResult, armijo
-from ncg_optax._loss import Objective, as_objective
+from ncg_optax._loss import as_objective
+from ncg_optax._saddle import leave_saddle
 from ncg_optax._status import Status
 from ncg_optax._transform import NewtonCGInfo
 
@@ -20,8 +18,6 @@ PyTree = Any
 
 # Steps without any progress, in value or in gradient norm, after which to give up.
 PATIENCE = 20
-# Products spent on looking for negative curvature where the gradient has vanished.
-CHECK_PRODUCTS = 20
 
 
 class MinimizeResult(NamedTuple):
@@ -53,6 +49,14 @@ class _Cost(NamedTuple):
     products: jax.Array
     evaluations: jax.Array
     gradient_equivalents: jax.Array
+
+    def plus(self, products: Any, evaluations: Any, gradients: Any) -> "_Cost":
+        total = self.gradient_equivalents + gradients
+        return _Cost(
+            products=self.products + products,
+            evaluations=self.evaluations + evaluations,
+            gradient_equivalents=total.astype(self.gradient_equivalents.dtype),
+        )
 
 
 class _Loop(NamedTuple):
@@ -155,19 +159,27 @@ def minimize(
                 lambda: value_and_grad(new),
                 lambda: (loop.value, loop.grads),
             )
-            cost = _add_step(loop.cost, state, moved)
-            return _advance(loop, new, state, value, grads, cost)
+            cost = _with_step(loop.cost, state, moved)
+            return advance(loop, new, state, value, grads, cost)
 
         def leave_or_accept(loop):
-            found, new, cost = _leave_saddle(objective, loop)
+            way_out = leave_saddle(
+                objective, loop.params, loop.value, loop.grads, loop.k
+            )
+            moved = way_out.status == Status.RUNNING
             value, grads = jax.lax.cond(
-                found == Status.RUNNING,
-                lambda: value_and_grad(new),
+                moved,
+                lambda: value_and_grad(way_out.params),
                 lambda: (loop.value, loop.grads),
             )
-            after = _advance(loop, new, loop.state, value, grads, cost)
+            cost = loop.cost.plus(
+                way_out.products,
+                way_out.evaluations,
+                way_out.gradient_equivalents + moved,
+            )
+            after = advance(loop, way_out.params, loop.state, value, grads, cost)
             return after._replace(
-                status=found, k=loop.k, idle=jnp.zeros_like(loop.idle)
+                status=way_out.status, k=loop.k, idle=jnp.zeros_like(loop.idle)
             )
 
         def body(loop):
@@ -177,7 +189,7 @@ def minimize(
         def accept(loop):
             return loop._replace(status=_code(Status.CONVERGED_GRADIENT))
 
-        def _advance(loop, new, state, value, grads, cost):
+        def advance(loop, new, state, value, grads, cost):
             norm = _tree.max_norm(grads).astype(dtype)
             progress = (value < loop.value) | (norm < loop.best_norm)
             idle = jnp.where(progress, 0, loop.idle + 1).astype(jnp.int32)
@@ -259,80 +271,13 @@ def _conjugate_gradients_of(value: Callable) -> Callable:
     return value_and_grad
 
 
-def _add_step(cost: _Cost, state: Any, moved: jax.Array) -> _Cost:
+def _with_step(cost: _Cost, state: Any, moved: jax.Array) -> _Cost:
     """The cost after a step; of other optimizers only the gradient is known."""
     leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, NewtonCGInfo))
     infos = [x for x in leaves if isinstance(x, NewtonCGInfo)]
-    spent = cost.gradient_equivalents + jnp.where(moved, 1, 0)
-    for info in infos:
-        spent = spent + info.gradient_equivalents - 1
-    return _Cost(
-        products=cost.products + sum(info.products for info in infos),
-        evaluations=cost.evaluations + sum(info.evaluations for info in infos),
-        gradient_equivalents=spent.astype(cost.gradient_equivalents.dtype),
+    return cost.plus(
+        sum(info.products for info in infos),
+        sum(info.evaluations for info in infos),
+        # The step's own gradient has been paid, the one after it is new.
+        sum(info.gradient_equivalents - 1 for info in infos) + jnp.where(moved, 1, 0),
     )
-
-
-def _leave_saddle(objective: Objective, loop: _Loop) -> tuple[jax.Array, PyTree, _Cost]:
-    """Looks for negative curvature at a stationary point and follows it.
-
-    Returns a status (converged; running, if a lower point was found; saddle point, if
-    none was), the parameters to go on from and the cost.
-    """
-    params, value = loop.params, loop.value
-    curvature = hessian()
-    _, product = curvature.linearize(objective, params)
-    matvec = _tree.in_dtypes_of(params, product)
-    dtype = loop.norm.dtype
-
-    key = jax.random.fold_in(jax.random.key(0), loop.k)
-    probe = _tree.random_normal(key, _tree.widened_zeros_like(params))
-    scale = _tree.norm(matvec(probe)) / _tree.norm(probe)
-    shift = jnp.sqrt(jnp.finfo(dtype).eps) * scale
-    result = conjugate_gradient(
-        matvec, probe, shift, maxiter=CHECK_PRODUCTS, tolerance=1e-3 * _tree.norm(probe)
-    )
-    negative = (result.status == Status.NEGATIVE_CURVATURE) & (result.curvature < 0)
-
-    # Along +p or -p, whichever does not climb; as far as the parameters are large.
-    p = result.last_direction
-    uphill = _tree.vdot(loop.grads, p) > 0
-    length = jnp.maximum(1, _tree.norm(params)) / _tree.norm(p)
-    d = _tree.scale(p, jnp.where(uphill, -length, length))
-    drop = 0.5 * result.curvature * _tree.vdot(d, d)
-
-    def loss_at(step):
-        moved = _tree.add_scaled(_tree.widen(params), step, d)
-        return objective.value(_tree.cast_like(moved, params)).astype(value.dtype)
-
-    def follow():
-        return armijo().search(loss_at, value, drop, 2 * drop)
-
-    def stay():
-        return SearchResult(
-            step_size=jnp.zeros((), value.dtype),
-            loss=value,
-            evaluations=jnp.zeros((), jnp.int32),
-            accepted=jnp.zeros((), bool),
-        )
-
-    search = jax.lax.cond(negative, follow, stay)
-    lower = search.accepted & (search.loss < value)
-    new = _tree.cast_like(
-        _tree.add_scaled(_tree.widen(params), jnp.where(lower, search.step_size, 0), d),
-        params,
-    )
-    status = jnp.where(lower, Status.RUNNING, Status.SADDLE_POINT)
-    status = jnp.where(negative, status, Status.CONVERGED_GRADIENT)
-    products = result.products + 1
-    cost = _Cost(
-        products=loop.cost.products + products,
-        evaluations=loop.cost.evaluations + search.evaluations,
-        gradient_equivalents=(
-            loop.cost.gradient_equivalents
-            + products * curvature.cost
-            + search.evaluations / 3
-            + jnp.where(lower, 1, 0)
-        ).astype(dtype),
-    )
-    return _code(status), _tree.where(lower, new, params), cost

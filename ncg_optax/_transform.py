@@ -196,7 +196,9 @@ def _measurements(
         cg_iterations=result.iterations,
         products=products,
         evaluations=search.evaluations,
-        gradient_equivalents=1 + products * product_cost + search.evaluations / 3,
+        gradient_equivalents=1
+        + products.astype(loss.dtype) * product_cost
+        + search.evaluations.astype(loss.dtype) / 3,
         residual=result.residual / jnp.where(gradient_norm > 0, gradient_norm, 1),
         predicted_reduction=predicted,
         actual_reduction=actual,
