@@ -146,7 +146,7 @@ def levenberg_marquardt(
         return damping, state, fresh.astype(jnp.int32)
 
     def update(state, outcome):
-        full = (outcome.step_size >= 1) & outcome.convex
+        full = outcome.step_size >= 1
         good = full & outcome.ratio_at_least(high)
         bad = jnp.logical_not(full & outcome.ratio_at_least(low))
         rise = jnp.where(outcome.accepted, increase, increase**2)

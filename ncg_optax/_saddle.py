@@ -65,15 +65,19 @@ def leave_saddle(
     _, product = curvature.linearize(objective, params)
     matvec = _tree.in_dtypes_of(params, product)
     dtype = _tree.scalar_dtype(params)
+    zero = jnp.zeros((), dtype)
 
     key = jax.random.fold_in(jax.random.key(0), count)
     probe = _tree.random_normal(key, _tree.widened_zeros_like(params))
     size = _tree.norm(probe)
-    rounding = jnp.sqrt(jnp.finfo(dtype).eps) * _tree.norm(matvec(probe)) / size
     result = conjugate_gradient(
-        matvec, probe, rounding, maxiter=CHECK_PRODUCTS, tolerance=1e-3 * size
+        matvec, probe, maxiter=CHECK_PRODUCTS, tolerance=1e-3 * size
     )
-    negative = (result.status == Status.NEGATIVE_CURVATURE) & (result.curvature < 0)
+    met = result.status == Status.NEGATIVE_CURVATURE
+    spread = jax.lax.cond(
+        met, lambda: (_tree.norm(matvec(probe)) / size).astype(dtype), lambda: zero
+    )
+    negative = met & (result.curvature < -jnp.sqrt(jnp.finfo(dtype).eps) * spread)
 
     # Along +p or -p, whichever does not climb; as far as the parameters are large.
     p = result.last_direction
@@ -105,7 +109,7 @@ def leave_saddle(
     lower = search.accepted & (search.loss < value)
     status = jnp.where(lower, Status.RUNNING, Status.SADDLE_POINT)
     status = jnp.where(negative, status, Status.CONVERGED_GRADIENT)
-    products = result.products + 1
+    products = result.products + met
     return WayOut(
         status=status.astype(jnp.int32),
         params=_tree.where(lower, moved(search.step_size), params),

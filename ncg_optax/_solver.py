@@ -49,7 +49,6 @@ class Outcome(NamedTuple):
       rounding: how far ``actual_reduction`` may be off through the rounding of ``f``.
       step_size: the factor that the line search put on the solver's direction.
       accepted: whether the step was taken, bool.
-      convex: whether the solver met no negative curvature, bool.
     """
 
     predicted_reduction: jax.Array
@@ -57,7 +56,6 @@ class Outcome(NamedTuple):
     rounding: jax.Array
     step_size: jax.Array
     accepted: jax.Array
-    convex: jax.Array
 
     def ratio_at_least(self, threshold: float | jax.Array) -> jax.Array:
         """Whether actual / predicted >= threshold.

@@ -144,9 +144,7 @@ def _descent_direction(
     )
 
 
-def _outcome(
-    result: CGResult, direction: _Direction, search: SearchResult, loss: jax.Array
-) -> Outcome:
+def _outcome(direction: _Direction, search: SearchResult, loss: jax.Array) -> Outcome:
     """What the line search found, or a rejected step if anything is not finite."""
     accepted = search.accepted & direction.finite & jnp.isfinite(loss)
     step = jnp.where(accepted, search.step_size, 0).astype(loss.dtype)
@@ -156,7 +154,6 @@ def _outcome(
         rounding=rounding_level(loss),
         step_size=step,
         accepted=accepted,
-        convex=result.status != Status.NEGATIVE_CURVATURE,
     )
 
 
@@ -343,7 +340,7 @@ def scale_by_newton_cg(
             return _collectives.mean(local, axes).astype(dtype)
 
         search = linesearch.search(loss_at, loss, direction.slope, direction.bend)
-        outcome = _outcome(result, direction, search, loss)
+        outcome = _outcome(direction, search, loss)
 
         products = result.products + damping_products + preconditioner_products
         new_state = ScaleByNewtonCGState(
