@@ -120,7 +120,7 @@ def hessian_free(
     *,
     curvature: Curvature = gauss_newton(),
     damping: float | optax.Schedule | Damping = levenberg_marquardt(),
-    solver: Solver = cg(maxiter=8, rtol=0.01, warm_start=0.9, forcing=None),
+    solver: Solver = cg(maxiter=8, rtol=0.2, warm_start=0.9, forcing=None),
     preconditioner: Preconditioner | None = kronecker(),
     linesearch: LineSearch | None = armijo(),
     mask: PyTree | Callable[[PyTree], PyTree] | None = None,

@@ -6,7 +6,9 @@ default: the default of GPUs and TPUs (TF32, bfloat16) makes ``B`` unsymmetric, 
 is what conjugate gradients cannot take.
 """
 
+import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +37,19 @@ class Curvature(NamedTuple):
 
     linearize: Callable[[Objective, PyTree], tuple[jax.Array, Matvec]]
     cost: float
+
+
+def _matmul_precision(precision: str | None) -> AbstractContextManager:
+    """The precision that products are traced under.
+
+    A CPU multiplies in full precision anyway; to ask for it there would only keep XLA
+    from sharing the linearisation with the user's gradient.
+    """
+    if precision == "highest" and jax.default_backend() == "cpu":
+        precision = None
+    if precision is None:
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision(precision)
 
 
 def hessian(
@@ -92,7 +107,7 @@ def hessian(
         return value, product
 
     def linearize(objective, params):
-        with jax.default_matmul_precision(precision):
+        with _matmul_precision(precision):
             return (forward if mode == modes[0] else reverse)(objective, params)
 
     return Curvature(linearize, cost=1.5)
@@ -176,7 +191,7 @@ def gauss_newton(mode: str = "auto", precision: str | None = "highest") -> Curva
 
     def linearize(objective, params):
         _require_composite(objective, "gauss_newton")
-        with jax.default_matmul_precision(precision):
+        with _matmul_precision(precision):
             outputs, push, pull = _linearize_model(objective.model, params, mode)
             value_and_aux = lambda out: (objective.loss(out),) * 2  # noqa: E731
             loss_grad = jax.grad(value_and_aux, has_aux=True)
@@ -227,7 +242,7 @@ def empirical_fisher(
 
     def linearize(objective, params):
         _require_composite(objective, "empirical_fisher")
-        with jax.default_matmul_precision(precision):
+        with _matmul_precision(precision):
             outputs, push, pull = _linearize_model(objective.model, params, mode)
             value, cotangent = jax.value_and_grad(objective.loss)(outputs)
         # cotangent[i] = grad l_i / N. A loss that the user has averaged over devices

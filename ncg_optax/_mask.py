@@ -22,7 +22,7 @@ def resolve(mask: PyTree | Callable[[PyTree], PyTree] | None, tree: PyTree) -> P
       TypeError: if a leaf of the mask is not a Python bool.
       ValueError: if the mask does not fit the tree or trains nothing.
     """
-    if mask is None:
+    if mask is None or not jax.tree.leaves(tree):
         return jax.tree.map(lambda _: True, tree)
     given = mask(tree) if callable(mask) else mask
     for leaf in jax.tree.leaves(given):

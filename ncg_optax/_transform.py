@@ -275,7 +275,10 @@ def scale_by_newton_cg(
 
     def init(params):
         trained = _mask.select(_mask.resolve(mask, params), params)
-        _validate.trainable_tree("params", trained)
+        # optax.tree.map_params calls init with a placeholder that has no leaves.
+        containers = (dict, list, tuple, type(None))
+        placeholder = not isinstance(params, containers)
+        _validate.trainable_tree("params", trained, empty_ok=placeholder)
         dtype = _tree.scalar_dtype(trained)
         return ScaleByNewtonCGState(
             count=jnp.zeros((), jnp.int32),

@@ -85,12 +85,18 @@ def _path(path: Any) -> str:
     return jax.tree_util.keystr(path) or "(the tree itself)"
 
 
-def trainable_tree(name: str, tree: Any) -> None:
-    """Raises unless every leaf is a floating-point or complex array."""
+def trainable_tree(name: str, tree: Any, empty_ok: bool = False) -> None:
+    """Raises unless every leaf is a floating-point or complex array.
+
+    Args:
+      name: how the error message calls the tree.
+      tree: the parameters.
+      empty_ok: whether a tree without leaves will do.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(
         tree, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
     )
-    if not leaves:
+    if not leaves and not empty_ok:
         raise ValueError(
             f"{name} has no leaves: there is nothing to optimise. Pass a pytree with "
             "at least one array (and a mask that trains at least one)."

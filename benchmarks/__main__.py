@@ -1,0 +1,6 @@
+"""Lets ``python -m benchmarks`` start the command-line program."""
+
+from benchmarks.cli import app
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks")

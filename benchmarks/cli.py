@@ -1,0 +1,281 @@
+"""The command line: list, run, plot, table."""
+
+import pathlib
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from benchmarks import plots, records, report, tuning
+from benchmarks.contenders import CONTENDERS, Contender, Problem
+from benchmarks.scenarios import SCENARIOS, Scenario
+from benchmarks.training import compile_method, train
+
+COMMITTED = pathlib.Path(__file__).parent / "results"
+QUICK_BUDGET = 20.0
+
+app = typer.Typer(
+    help="Newton-CG against tuned first-order methods, on real data.\n\n"
+    "All optimizers start from the same parameters and spend the same budget, counted "
+    "in full-batch gradients. Begin with: python -m benchmarks run boston --quick",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+)
+
+
+def _one_of(name: str, known: dict[str, object], what: str) -> str:
+    if name not in known:
+        raise typer.BadParameter(f"no {what} {name!r}; there are {', '.join(known)}.")
+    return name
+
+
+def _scenarios(name: str) -> list[Scenario]:
+    if name == "all":
+        return list(SCENARIOS.values())
+    return [SCENARIOS[_one_of(name, SCENARIOS, "scenario")]]
+
+
+def _contenders(names: str) -> list[Contender]:
+    wanted = dict.fromkeys(name.strip() for name in names.split(","))
+    return [CONTENDERS[_one_of(name, CONTENDERS, "optimizer")] for name in wanted]
+
+
+def _positive(budget: float | None) -> float | None:
+    if budget is not None and not 0 < budget < float("inf"):
+        raise typer.BadParameter(f"a budget is a positive number, not {budget:g}.")
+    return budget
+
+
+def _console() -> Console:
+    # A table squeezed into the 80 columns of a log file cannot be read.
+    console = Console(file=sys.stdout)
+    return console if console.is_terminal else Console(file=sys.stdout, width=160)
+
+
+@app.command("list")
+def list_() -> None:
+    """Show the scenarios and the optimizers."""
+    for table in report.listing():
+        _console().print(table)
+
+
+@app.command()
+def run(
+    scenario: Annotated[
+        str, typer.Argument(help="A scenario of `list`, or `all`.", show_default=False)
+    ],
+    optimizers: Annotated[
+        str, typer.Option(help="Which optimizers, separated by commas.")
+    ] = ",".join(CONTENDERS),
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Runs of each, from different parameters.")
+    ] = 5,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            callback=_positive,
+            metavar="UNITS",
+            help="Full-batch gradients a run may spend.",
+            show_default="the scenario's own",
+        ),
+    ] = None,
+    output: Annotated[
+        pathlib.Path, typer.Option(metavar="DIR", help="Where results are written.")
+    ] = pathlib.Path("results"),
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help=f"A look in seconds: {QUICK_BUDGET:g} units, a coarse tuning grid.",
+        ),
+    ] = False,
+) -> None:
+    """Train, and compare what the same number of gradients buys.
+
+    adam and sgd are tuned first, on seed 0 and at the full budget: learning rate and
+    schedule. The others run as they come. Writes one JSON file per optimizer
+    and a PNG per scenario.
+    """
+    chosen, competing = _scenarios(scenario), _contenders(optimizers)
+    command = f"python -m benchmarks run {scenario} --optimizers {optimizers}"
+    command += f" --seeds {seeds}" + (f" --budget {budget:g}" if budget else "")
+    command += " --quick" if quick else ""
+    console = _console()
+    for item in chosen:
+        data = item.load()
+        units = budget or (QUICK_BUDGET if quick else item.budget)
+        problem = Problem(item, data.train, data.held_out, units)
+        stored = []
+        with _progress(console) as progress:
+            for contender in competing:
+                record = _compete(contender, problem, seeds, quick, progress)
+                record["command"] = command
+                records.save(record, output)
+                stored.append(record)
+        for record in stored:
+            if record["grid"]:
+                console.print(report.grid_table(record))
+        console.print(report.result_table(stored))
+        path = _plot(records.load_all(output, item.name), output / item.name)
+        console.print(f"Results and plot: {path.parent}")
+
+
+@app.command()
+def plot(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TARGETS",
+            help="A scenario, or JSON files that `run` wrote.",
+            show_default="every stored scenario",
+        ),
+    ] = None,
+    output: Annotated[
+        pathlib.Path,
+        typer.Option(metavar="DIR", help="Where `run` wrote its results."),
+    ] = pathlib.Path("results"),
+) -> None:
+    """Draw loss against gradients, steps and seconds, from stored results.
+
+    The PNG is written beside the results it shows, one per scenario.
+    """
+    files = [
+        pathlib.Path(target) for target in targets or [] if target.endswith(".json")
+    ]
+    names = [target for target in targets or [] if not target.endswith(".json")]
+    for name in names:
+        _one_of(name, SCENARIOS, "scenario")
+    try:
+        loaded = [(path.parent, records.load(path)) for path in files]
+        for name in names or ([] if files else SCENARIOS):
+            found = records.load_all(output, name)
+            if name in names and not found:
+                raise ValueError(f"no results of {name} in {output}: run it first.")
+            loaded += [(output / name, record) for record in found]
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if not loaded:
+        raise typer.BadParameter(f"no results in {output}: `run` something first.")
+    groups: dict[str, list[tuple[pathlib.Path, records.Record]]] = {}
+    for folder, record in loaded:
+        groups.setdefault(record["scenario"], []).append((folder, record))
+    for group in groups.values():
+        path = _plot([record for _, record in group], group[0][0])
+        typer.echo(f"Wrote {path}")
+
+
+@app.command()
+def table(
+    directory: Annotated[
+        pathlib.Path,
+        typer.Argument(
+            help="Where stored results lie.", show_default="benchmarks/results"
+        ),
+    ] = COMMITTED,
+    readme: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Write the table into this file, between its two marks "
+            f"{report.BEGIN} and {report.END}.",
+        ),
+    ] = None,
+) -> None:
+    """Build a Markdown table of final losses from stored results."""
+    try:
+        stored = records.load_all(directory)
+        if not stored:
+            raise ValueError(f"no results in {directory}: `run` something first.")
+        text = report.markdown(stored)
+        if readme is None:
+            typer.echo(text)
+        else:
+            report.write_into(readme, text)
+            typer.echo(f"Wrote the table into {readme}")
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def _compete(
+    contender: Contender,
+    problem: Problem,
+    seeds: int,
+    quick: bool,
+    progress: Progress,
+) -> records.Record:
+    """Tunes a contender if it has something to tune, then runs it on every seed."""
+    title = f"{problem.scenario.name} · {contender.name}"
+    tuned, setting = None, "none needed"
+    task = progress.add_task(f"{title} · compiling", total=None)
+    if contender.exponents:
+        progress.update(task, description=f"{title} · tuning")
+        tuned = tuning.tune(
+            contender,
+            problem,
+            quick,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+        compiled, setting = tuned.compiled, str(tuned.best.setting)
+    else:
+        compiled = compile_method(contender.build(problem, None), problem)
+    rate = tuned.best.setting.learning_rate if tuned else 0.0
+    progress.update(task, description=f"{title} · training", completed=0)
+    progress.update(task, total=problem.budget * seeds)
+    runs = []
+    for seed in range(seeds):
+        done = seed * problem.budget
+        runs.append(
+            train(
+                compiled,
+                problem,
+                seed,
+                rate,
+                progress=lambda units, done=done: progress.update(
+                    task, completed=done + units
+                ),
+            )
+        )
+    prices = compiled.method.prices
+    return {
+        "scenario": problem.scenario.name,
+        "description": problem.scenario.description,
+        "optimizer": contender.name,
+        "setting": setting,
+        "budget": problem.budget,
+        "quick": quick,
+        "metric": problem.scenario.metric_name,
+        "compile_seconds": compiled.seconds,
+        "prices": prices._asdict() if prices else None,
+        "versions": records.versions(),
+        "machine": records.machine(),
+        "grid": records.grid(tuned),
+        "runs": [records.as_record(run) for run in runs],
+    }
+
+
+def _plot(stored: list[records.Record], folder: pathlib.Path) -> pathlib.Path:
+    return plots.plot(stored, folder / "curves.png")

@@ -1,0 +1,166 @@
+"""Tables: for the terminal with rich, for the README in Markdown."""
+
+import math
+import pathlib
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from benchmarks.contenders import CONTENDERS, Contender
+from benchmarks.records import Record, spread
+from benchmarks.scenarios import SCENARIOS
+
+BEGIN, END = "<!-- benchmark-table:begin -->", "<!-- benchmark-table:end -->"
+FLOOR = 1e-7  # a mean of float32 terms below this is rounding: such losses are equal
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, down to what float32 can tell from zero.
+
+    Example:
+        >>> [number(v) for v in (14.456, 0.0234, 1.5e-5, 0.0, None)]
+        ['14.5', '0.0234', '1.50e-05', '< 1e-07', 'diverged']
+    """
+    if value is None or not math.isfinite(value):
+        return "diverged"
+    if 0 <= value < FLOOR:
+        return f"< {FLOOR:.0e}"
+    return f"{value:.2e}" if abs(value) < 1e-3 else f"{value:#.3g}".rstrip(".")
+
+
+def listing() -> tuple[Table, Table]:
+    """The scenarios and the optimizers."""
+    scenarios = Table("scenario", "what", "budget", title="Scenarios")
+    for scenario in SCENARIOS.values():
+        scenarios.add_row(scenario.name, scenario.description, f"{scenario.budget:g}")
+    optimizers = Table("optimizer", "what", title="Optimizers")
+    for contender in CONTENDERS.values():
+        optimizers.add_row(contender.name, contender.description)
+    return scenarios, optimizers
+
+
+def grid_table(record: Record) -> Table:
+    """The tuning grid of a first-order method: final training losses, winner marked."""
+    cells = {(c["batch"], c["schedule"], c["learning_rate"]): c for c in record["grid"]}
+    rates = sorted({rate for *_, rate in cells})
+    title = f"{record['optimizer']} on {record['scenario']}: loss by learning rate"
+    table = Table("batch", "schedule", title=title, caption="★ the winner, on seed 0")
+    for rate in rates:
+        table.add_column(f"{rate:.1e}", justify="right")
+    for batch, schedule in dict.fromkeys((b, s) for b, s, _ in cells):
+        row = [cells.get((batch, schedule, rate)) for rate in rates]
+        table.add_row(str(batch or "full"), schedule, *map(_cell, row))
+    return table
+
+
+def _cell(cell: Record | None) -> str:
+    if cell is None:
+        return "·"
+    text = number(cell["loss"])
+    return f"[bold green]★ {text}[/]" if cell["winner"] else text
+
+
+def result_table(records: Sequence[Record]) -> Table:
+    """What every contender reached within the budget, medians over the seeds."""
+    first = records[0]
+    table = Table(
+        title=f"{first['scenario']}: training loss within {first['budget']:g} units",
+        caption="Medians over seeds. A unit is a full-batch gradient. "
+        "CPU and wall: seconds of the steps alone.",
+    )
+    for heading in (
+        "optimizer", "loss", "best … worst", f"held-out {first['metric']}", "steps",
+        "units", "CPU s", "wall s", "compile s", "setting",
+    ):  # fmt: skip
+        right = heading not in ("optimizer", "setting")
+        table.add_column(heading, justify="right" if right else "left")
+    lowest = min(spread(record, _loss)[0] for record in records)
+    for record in records:
+        median, low, high = spread(record, _loss)
+
+        def last(column: str, record: Record = record) -> float:
+            return spread(record, lambda run: run["curve"][column][-1])[0]
+
+        table.add_row(
+            record["optimizer"],
+            number(median),
+            f"{number(low)} … {number(high)}",
+            number(spread(record, lambda run: run["held_out_metric"])[0]),
+            f"{last('steps'):.0f}",
+            f"{last('units'):.0f}",
+            f"{last('cpu_seconds'):.2f}",
+            f"{last('wall_seconds'):.2f}",
+            f"{record['compile_seconds']:.1f}",
+            record["setting"],
+            style="bold" if median == lowest else None,
+        )
+    return table
+
+
+def _loss(run: Record) -> float | None:
+    return None if run["loss"] is None else max(run["loss"], FLOOR / 2)
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """A Markdown table of final losses: scenarios down, optimizers across.
+
+    Args:
+        records: stored results of any number of scenarios.
+    """
+    by_cell = {(r["scenario"], r["optimizer"]): r for r in records}
+    scenarios = [name for name in SCENARIOS if any(s == name for s, _ in by_cell)]
+    names = [name for name in CONTENDERS if any(o == name for _, o in by_cell)]
+    lines = [
+        _row(["Training loss", "budget", *(_heading(CONTENDERS[n]) for n in names)]),
+        _row(["---", "--:", *("--:" for _ in names)]),
+    ]
+    for scenario in scenarios:
+        row = [by_cell.get((scenario, name)) for name in names]
+        present = [record for record in row if record]
+        lowest = min(spread(record, _loss)[0] for record in present)
+        budget = f"{present[0]['budget']:g}"
+        lines.append(_row([scenario, budget, *(_entry(r, lowest) for r in row)]))
+    return "\n".join([*lines, "", _footnote(records)])
+
+
+def _heading(contender: Contender) -> str:
+    return f"{contender.name} (tuned)" if contender.exponents else contender.name
+
+
+def _entry(record: Record | None, lowest: float) -> str:
+    if record is None:
+        return ""
+    median, low, high = spread(record, _loss)
+    text = f"**{number(median)}**" if median == lowest else number(median)
+    return f"{text} ({number(low)} – {number(high)})"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _footnote(records: Sequence[Record]) -> str:
+    seeds = sorted({len(record["runs"]) for record in records})
+    version = records[0]["versions"]
+    return (
+        f"Median (best – worst) over {' or '.join(map(str, seeds))} seeds; the budget "
+        "is in full-batch gradients, counted in XLA's floating-point operations. "
+        "Learning rate and schedule of the tuned methods are the best of a grid. "
+        f"jax {version['jax']}, optax {version['optax']}."
+    )
+
+
+def write_into(
+    readme: pathlib.Path, table: str, begin_mark: str = BEGIN, end_mark: str = END
+) -> None:
+    """Replaces what stands between two marks of a README.
+
+    Raises:
+        ValueError: if the file does not have both marks, in order.
+    """
+    text = readme.read_text(encoding="utf8")
+    before, begin, rest = text.partition(begin_mark)
+    _, end, after = rest.partition(end_mark)
+    if not (begin and end):
+        raise ValueError(f"{readme} needs the lines {begin_mark} and {end_mark}.")
+    readme.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf8")

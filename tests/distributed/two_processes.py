@@ -1,0 +1,58 @@
+"""One of two processes with two devices each: python two_processes.py port index."""
+
+import sys
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from mappings import AXIS, largest_difference, make_loss, mesh, problem, run_steps
+
+import ncg_optax as ncg
+
+
+def main(port, index):
+    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=index)
+    assert jax.device_count() == 4
+    assert jax.local_device_count() == 2
+    devices, loss = mesh(), make_loss()
+    problem_here = jax.tree.map(np.asarray, problem())
+
+    def place(a, spec):
+        sharding = NamedSharding(devices, spec)
+        return jax.make_array_from_callback(a.shape, sharding, lambda i: a[i])
+
+    params = jax.tree.map(lambda a: place(a, P()), problem_here[0])
+    batch = [place(a, P(AXIS)) for a in problem_here[1:]]
+
+    def steps(axis_name):
+        tx = ncg.newton_cg(
+            curvature=ncg.gauss_newton(),
+            solver=ncg.cg(maxiter=8, warm_start=0.9),
+            axis_name=axis_name,
+        )
+        return lambda *args: run_steps(tx, loss, *args, axis_name, steps=3)[0]
+
+    def local(tree):
+        return jax.tree.map(lambda a: np.asarray(a.addressable_data(0)), tree)
+
+    expected = jax.jit(steps(None))(*problem_here)
+    found = {"automatic sharding": jax.jit(steps(None))(params, *batch)}
+    for check_vma in (True, False):
+        mapped = jax.shard_map(
+            steps(AXIS),
+            mesh=devices,
+            in_specs=(P(), P(AXIS), P(AXIS)),
+            out_specs=P(),
+            check_vma=check_vma,
+        )
+        found[f"shard_map {check_vma=}"] = jax.jit(mapped)(params, *batch)
+    for name, trajectory in found.items():
+        difference = largest_difference(local(trajectory), expected)
+        assert difference < 1e-10, (name, difference)
+        print(f"{name}: {difference:.1e}")
+    jax.distributed.shutdown()
+
+
+if __name__ == "__main__":
+    main(port=int(sys.argv[1]), index=int(sys.argv[2]))

@@ -1,0 +1,55 @@
+"""A jitted step is traced once, whatever the settings."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import ncg_optax as ncg
+
+X = jax.random.normal(jax.random.key(0), (10, 3))
+LOSS = ncg.CompositeLoss(
+    lambda params, x: jnp.tanh(x @ params["w"]) + params["b"],
+    lambda outputs, y: jnp.mean((outputs - y) ** 2),
+).bind(y=jnp.sin(X[:, 0]))
+
+OPTIMIZERS = {
+    "newton_cg": ncg.newton_cg(),
+    "hessian_free": ncg.hessian_free(),
+    "steihaug": ncg.newton_cg(
+        damping=0.0, linesearch=None, solver=ncg.steihaug(maxiter=5)
+    ),
+    "minres": ncg.newton_cg(solver=ncg.minres(maxiter=5)),
+    "switch_after": ncg.switch_after(2, optax.adam(0.1), ncg.newton_cg()),
+    "schedules": ncg.newton_cg(
+        optax.linear_schedule(1.0, 0.5, 3), damping=optax.linear_schedule(1.0, 0.1, 3)
+    ),
+    "inject_hyperparams": optax.inject_hyperparams(ncg.newton_cg)(damping=0.1),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("tx", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_one_trace(tx, dtype):
+    traces = []
+
+    @jax.jit
+    def step(params, state, x):
+        traces.append(params)
+        loss = LOSS.bind(x=x)
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = tx.update(
+            grads, state, params, value=value, grad=grads, value_fn=loss
+        )
+        return optax.apply_updates(params, updates), state
+
+    # Strongly typed, as arrays that come out of a model's initialisation are.
+    params = {"w": jnp.full(3, 0.1, dtype), "b": jnp.zeros((), dtype)}
+    state = tx.init(params)
+    before = jax.tree.map(jax.typeof, state)
+    for i in range(4):
+        params, state = step(params, state, X + 0.01 * i)
+    assert len(traces) == 1
+    assert step._cache_size() == 1
+    assert jax.tree.map(jax.typeof, state) == before
+    assert jax.tree.map(lambda p: p.dtype, params) == {"w": dtype, "b": dtype}
