@@ -87,7 +87,7 @@ def _decomposed(factor: Factor) -> Factor:
 
 def kronecker(
     decay: float = 0.95,
-    refresh: int = 1,
+    refresh: int = 5,
     first_probes: int = 8,
     damping: float = 0.1,
     max_size: int = 1024,
@@ -135,7 +135,7 @@ def kronecker(
 
     Examples:
       >>> import ncg_optax as ncg
-      >>> tx = ncg.newton_cg(preconditioner=ncg.kronecker(refresh=5))
+      >>> tx = ncg.newton_cg(preconditioner=ncg.kronecker(refresh=10))
     """
     _validate.number("kronecker: decay", decay, low=0.0, high=0.9999)
     _validate.integer("kronecker: refresh", refresh, low=1)
