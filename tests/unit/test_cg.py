@@ -302,6 +302,15 @@ def test_the_solve_does_not_know_the_scale(scale, spectrum):
     assert error <= 1e-4 * np.linalg.norm(reference.solution)
 
 
+def test_squares_of_small_numbers_do_not_underflow():
+    a, b = np.float32(1e-8 * SPD), np.float32(1e-15 * RHS)
+    result = solve(a, b, maxiter=12, tolerance=np.float32(1e-20))
+    assert result.status == Status.RESIDUAL_CONVERGED
+    np.testing.assert_allclose(
+        1e7 * result.solution, np.linalg.solve(SPD, RHS), rtol=1e-3, atol=1e-4
+    )
+
+
 def test_a_hermitian_system():
     rng = np.random.default_rng(0)
     half = rng.normal(size=(4, 4)) + 1j * rng.normal(size=(4, 4))
