@@ -86,7 +86,13 @@ def conjugate_gradient(
     """
     dtype = _tree.scalar_dtype(rhs)
     damping = jnp.asarray(damping, dtype)
-    tolerance2 = jnp.square(jnp.asarray(tolerance, dtype))
+    # In units of b, squares of small numbers do not underflow.
+    peak = _tree.max_norm(rhs)
+    unit = jnp.where((peak > 0) & jnp.isfinite(peak), peak, 1).astype(dtype)
+    rhs = _tree.scale(rhs, 1 / unit)
+    x0 = None if x0 is None else _tree.scale(x0, 1 / unit)
+    radius = None if radius is None else radius / unit
+    tolerance2 = jnp.square(jnp.asarray(tolerance, dtype) / unit)
     zero = jnp.zeros((), dtype)
 
     def damped(v):
@@ -200,12 +206,12 @@ def conjugate_gradient(
     nothing = (end.k == 0) & (_tree.vdot(rhs, rhs) == 0)
     status = jnp.where(nothing, Status.ZERO_RIGHT_HAND_SIDE, status)
     return CGResult(
-        solution=end.x,
+        solution=_tree.scale(end.x, unit),
         iterations=end.k,
         products=end.k + (0 if x0 is None else 1),
-        residual=jnp.sqrt(end.rr),
-        model_decrease=end.decrease,
-        length=jnp.sqrt(jnp.maximum(end.xx, 0)),
+        residual=unit * jnp.sqrt(end.rr),
+        model_decrease=unit**2 * end.decrease,
+        length=unit * jnp.sqrt(jnp.maximum(end.xx, 0)),
         last_direction=end.p,
         curvature=end.curvature,
         status=status.astype(jnp.int32),
@@ -451,6 +457,8 @@ def steihaug(
         bad = jnp.logical_not(outcome.ratio_at_least(0.25))
         grown = jnp.minimum(2 * state.radius, max_radius)
         radius = jnp.where(good, grown, state.radius)
-        return state._replace(radius=jnp.where(bad, state.length / 4, radius))
+        # A failed solve has no length: its radius shrinks from what it was.
+        length = jnp.where(state.length > 0, state.length, state.radius)
+        return state._replace(radius=jnp.where(bad, length / 4, radius))
 
     return Solver(init, solve, update, needs_outcome=True)

@@ -128,11 +128,9 @@ def _linearize_model(
     if mode == "double_vjp":
         outputs, push = _jvp_by_double_vjp(model, params)
     else:
-        try:
-            outputs, push = jax.linearize(model, params)
-        except TypeError as error:
-            if mode == "forward" or "custom_vjp" not in str(error):
-                raise
+        outputs, push = jax.linearize(model, params)
+        # A custom_vjp objects only when the product is compiled, too late to catch.
+        if mode == "auto" and "custom_lin" in str(jax.make_jaxpr(push)(params)):
             outputs, push = _jvp_by_double_vjp(model, params)
     _, pullback = jax.vjp(model, params)
     return outputs, push, lambda u: pullback(u)[0]

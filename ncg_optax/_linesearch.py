@@ -131,7 +131,8 @@ def armijo(c: float = 1e-4, shrink: float = 0.5, maxiter: int = 20) -> LineSearc
 
         def body(now):
             value = loss_at(now.trial)
-            good = value <= enough + c * now.trial * slope  # False for NaN
+            low = value <= enough + c * now.trial * slope
+            good = low & jnp.isfinite(value)
             better = good & (jnp.logical_not(now.accepted) | (value < now.loss))
             longer = (now.trial >= 1) & (bend < 0)
             return _Search(

@@ -54,8 +54,10 @@ def merge(mask: PyTree, trained: PyTree, frozen: PyTree) -> PyTree:
     return jax.tree.map(lambda m, x: next(leaves) if m else x, mask, frozen)
 
 
-def frozen_updates(grads: PyTree) -> PyTree:
-    """Zero updates for every leaf (float0 gradients of integer leaves stay)."""
+def frozen_updates(grads: PyTree, params: PyTree) -> PyTree:
+    """Zero updates for every leaf, integers where the gradient is a float0."""
     return jax.tree.map(
-        lambda g: g if g.dtype == jax.dtypes.float0 else jnp.zeros_like(g), grads
+        lambda g, p: jnp.zeros_like(p if g.dtype == jax.dtypes.float0 else g),
+        grads,
+        params,
     )

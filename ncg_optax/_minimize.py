@@ -166,10 +166,12 @@ def minimize(
             way_out = leave_saddle(
                 objective, loop.params, loop.value, loop.grads, loop.k
             )
-            moved = way_out.status == Status.RUNNING
+            found = way_out.status == Status.RUNNING
+            moved = found & (loop.k < maxiter)
+            new = _tree.where(moved, way_out.params, loop.params)
             value, grads = jax.lax.cond(
                 moved,
-                lambda: value_and_grad(way_out.params),
+                lambda: value_and_grad(new),
                 lambda: (loop.value, loop.grads),
             )
             cost = loop.cost.plus(
@@ -177,9 +179,12 @@ def minimize(
                 way_out.evaluations,
                 way_out.gradient_equivalents + moved,
             )
-            after = advance(loop, way_out.params, loop.state, value, grads, cost)
+            after = advance(loop, new, loop.state, value, grads, cost)
+            stay = jnp.where(found, Status.MAX_STEPS, way_out.status)
             return after._replace(
-                status=way_out.status, k=loop.k, idle=jnp.zeros_like(loop.idle)
+                status=_code(jnp.where(moved, after.status, stay)),
+                k=jnp.where(moved, after.k, loop.k),
+                idle=jnp.zeros_like(loop.idle),
             )
 
         def body(loop):

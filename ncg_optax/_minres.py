@@ -35,6 +35,7 @@ class _Loop(NamedTuple):
     epsilon: jax.Array
     phibar: jax.Array
     curvature: jax.Array
+    noise: jax.Array  # rounding of the curvature
     k: jax.Array
     status: jax.Array
 
@@ -76,12 +77,14 @@ def minimum_residual(
     apply_m = precondition or (lambda r: r)
 
     def m_norm(u, y):
-        return jnp.sqrt(jnp.maximum(_tree.vdot(u, y), 0))
+        """``|u|`` in the norm of ``M``; negative if ``M`` is."""
+        square = _tree.vdot(u, y)
+        return jnp.sign(square) * jnp.sqrt(jnp.abs(square))
 
     def first():
         y = apply_m(rhs)
         beta = m_norm(rhs, y)
-        nothing = jnp.where(beta == 0, Status.INDEFINITE_PRECONDITIONER, Status.RUNNING)
+        nothing = jnp.where(beta <= 0, Status.INDEFINITE_PRECONDITIONER, Status.RUNNING)
         return _Loop(
             x=zeros,
             r=rhs,
@@ -98,6 +101,7 @@ def minimum_residual(
             epsilon=zero,
             phibar=beta,
             curvature=zero,
+            noise=zero,
             k=jnp.zeros((), jnp.int32),
             status=jnp.where(
                 jnp.isfinite(beta), nothing, Status.SOLVER_NON_FINITE
@@ -115,7 +119,8 @@ def minimum_residual(
         u = _tree.add_scaled(av, -alpha / loop.beta, loop.u)
         u = _tree.add_scaled(u, -loop.beta / loop.beta_old, loop.u_old)
         y = apply_m(u)
-        beta = m_norm(u, y)
+        signed = m_norm(u, y)
+        beta = jnp.maximum(signed, 0)
 
         delta = loop.cs * loop.dbar + loop.sn * alpha
         gbar = loop.sn * loop.dbar - loop.cs * alpha
@@ -131,9 +136,10 @@ def minimum_residual(
         curvature = -loop.cs * gbar
         bv_norm = _tree.norm(bv)
         finite = jnp.isfinite(alpha + beta + bv_norm)
-        positive = curvature > eps * jnp.hypot(alpha, beta)
+        noise = eps * jnp.hypot(alpha, beta)
+        positive = curvature > noise
         step = jnp.where(positive & finite, phi, 0)
-        x = _tree.add_scaled(loop.x, step, w)
+        x = _tree.where(finite, _tree.add_scaled(loop.x, step, w), loop.x)
         # r_k = sn^2 r_{k-1} - phibar_k cs u_{k+1} / beta_{k+1}
         r = _tree.scale(loop.r, sn * sn)
         r = _tree.add_scaled(r, -phibar * cs / jnp.where(beta > 0, beta, 1), u)
@@ -145,6 +151,8 @@ def minimum_residual(
             Status.RESIDUAL_CONVERGED,
             Status.RUNNING,
         )
+        bad_m = signed < -eps * jnp.abs(alpha)
+        status = jnp.where(bad_m, Status.INDEFINITE_PRECONDITIONER, status)
         status = jnp.where(positive, status, Status.NEGATIVE_CURVATURE)
         flat = (loop.k == 0) & (bv_norm == 0)
         status = jnp.where(flat, Status.ZERO_CURVATURE, status)
@@ -165,13 +173,14 @@ def minimum_residual(
             epsilon=loop.sn * beta,
             phibar=phibar,
             curvature=curvature,
+            noise=noise,
             k=loop.k + 1,
             status=status.astype(jnp.int32),
         )
 
     end = jax.lax.while_loop(keep_going, iterate, first())
     decrease = 0.5 * (_tree.vdot(end.x, rhs) + _tree.vdot(end.x, end.r))
-    solution, decrease = _or_first_direction(end, rhs, apply_m, decrease, eps)
+    solution, decrease = _or_first_direction(end, rhs, apply_m, decrease)
     status = jnp.where(end.status == Status.RUNNING, Status.MAX_ITERATIONS, end.status)
     nothing = (end.k == 0) & (_tree.vdot(rhs, rhs) == 0)
     status = jnp.where(nothing, Status.ZERO_RIGHT_HAND_SIDE, status)
@@ -188,13 +197,13 @@ def minimum_residual(
     )
 
 
-def _or_first_direction(end, rhs, apply_m, decrease, eps):
+def _or_first_direction(end, rhs, apply_m, decrease):
     """A step along ``M b`` if the first iteration met non-positive curvature."""
     stopped = (end.status == Status.NEGATIVE_CURVATURE) | (
         end.status == Status.ZERO_CURVATURE
     )
     stuck = (end.k == 1) & stopped
-    curved = jnp.abs(end.curvature) > eps
+    curved = jnp.abs(end.curvature) > end.noise
     length = jnp.where(curved, 1 / jnp.where(curved, jnp.abs(end.curvature), 1), 1)
     direction = _tree.scale(apply_m(rhs), length)
     slope = _tree.vdot(direction, rhs)

@@ -70,8 +70,9 @@ _SENTENCES = {
     Status.REJECTED_NO_DECREASE: "The step was rejected because the loss did not "
     "decrease enough along it (or was not finite there); the parameters stay and the "
     "damping rises.",
-    Status.REJECTED_NON_FINITE: "The step was rejected because the loss, the gradient "
-    "or the direction was not finite; the parameters stay and the damping rises.",
+    Status.REJECTED_NON_FINITE: "The step was rejected because the loss, the gradient, "
+    "the curvature or the direction was not finite; the parameters stay and the "
+    "damping rises.",
     Status.ZERO_GRADIENT: "The gradient is exactly zero: a stationary point.",
     Status.CONVERGED_GRADIENT: "Converged: the largest entry of the gradient is at "
     "most gtol and no negative curvature was found.",

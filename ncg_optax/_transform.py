@@ -135,6 +135,7 @@ def _descent_direction(
     d = _tree.where(fell_back, steepest, result.solution)
     slope = jnp.where(fell_back, _tree.vdot(grads, steepest), slope)
     finite = _tree.all_finite(d) & jnp.isfinite(slope)
+    finite &= result.status != Status.SOLVER_NON_FINITE
     return _Direction(
         d=_tree.where(finite, d, _tree.zeros_like(d)),
         slope=slope,
@@ -367,7 +368,7 @@ def scale_by_newton_cg(
         new_updates = _mask.merge(
             trained_mask,
             _tree.cast_like(step, local_grads),
-            _mask.frozen_updates(updates),
+            _mask.frozen_updates(updates, params),
         )
         return new_updates, _tree.cast_like(new_state, state)
 

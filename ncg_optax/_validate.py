@@ -64,7 +64,9 @@ def integer(name: str, x: Any, *, low: int) -> int:
 def choice(name: str, x: Any, options: tuple[str, ...]) -> str:
     """``x`` unchanged if it is one of ``options``."""
     if x not in options:
-        raise ValueError(f"{name} must be one of {', '.join(options)}, got {x!r}.")
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(str, options))}, got {x!r}."
+        )
     return x
 
 
@@ -135,6 +137,11 @@ def same_structure(name: str, tree: Any, other_name: str, other: Any) -> None:
         raise ValueError(
             f"{name} must have the structure of {other_name}, but it has {len(ours)} "
             f"leaves and {other_name} has {len(theirs)}."
+        )
+    if ours.keys() != theirs.keys():
+        raise ValueError(
+            f"{name} must have the structure of {other_name}, but it has the leaves "
+            f"{', '.join(ours)} and {other_name} has {', '.join(theirs)}."
         )
     for (path, shape), expected in zip(ours.items(), theirs.values(), strict=True):
         if shape != expected:
