@@ -264,7 +264,7 @@ def scale_by_newton_cg(
         _validate.component("linesearch", linesearch, LineSearch, "armijo(), or None")
     if preconditioner is not None:
         _validate.component(
-            "preconditioner", preconditioner, Preconditioner, "identity(), or None"
+            "preconditioner", preconditioner, Preconditioner, "kronecker(), or None"
         )
     damping = as_damping(damping)
     axes = _collectives.as_axes(axis_name)
