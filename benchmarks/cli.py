@@ -20,7 +20,7 @@ from benchmarks.scenarios import SCENARIOS, Scenario
 from benchmarks.training import compile_method, train
 
 COMMITTED = pathlib.Path(__file__).parent / "results"
-QUICK_BUDGET = 20.0
+QUICK_BUDGET = 100.0
 
 app = typer.Typer(
     help="Newton-CG against tuned first-order methods, on real data.\n\n"
