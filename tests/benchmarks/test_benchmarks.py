@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import ncg_optax as ncg
 from benchmarks import cost, records, report
-from benchmarks.cli import app
+from benchmarks.cli import QUICK_BUDGET, app
 from benchmarks.contenders import CONTENDERS, Problem, Setting
 from benchmarks.scenarios import SCENARIOS, Scenario
 from benchmarks.scenarios._networks import (
@@ -91,7 +91,7 @@ def test_run_writes_results_and_a_picture(stored):
     record = json.loads((folder / "boston" / "adam.json").read_text("utf8"))
     curve = record["runs"][0]["curve"]
     assert len({len(column) for column in curve.values()}) == 1
-    assert curve["units"][-1] == record["budget"] == 20
+    assert curve["units"][-1] == record["budget"] == QUICK_BUDGET
     assert curve["loss"][-1] < curve["loss"][0]
     assert sum(cell["winner"] for cell in record["grid"]) == 1
     assert record["command"].endswith("--optimizers adam --seeds 1 --quick")
@@ -149,7 +149,7 @@ def test_table_goes_between_the_marks_of_a_readme(stored, tmp_path):
         text = readme.read_text("utf8")
         assert text.startswith(f"before\n{report.BEGIN}\n| Training loss")
         assert text.endswith(f"{report.END}\nafter\n")
-        assert "old" not in text and text.count("| boston | 20 |") == 1
+        assert "old" not in text and text.count("| boston | 100 |") == 1
 
 
 def test_table_needs_the_marks(stored, tmp_path):
