@@ -7,10 +7,8 @@ A pure optax transformation: :func:`newton_cg` for deterministic problems,
 from ncg_optax._alias import hessian_free as hessian_free
 from ncg_optax._alias import newton_cg as newton_cg
 from ncg_optax._cg import CGState as CGState
-from ncg_optax._cg import SteihaugState as SteihaugState
 from ncg_optax._cg import cg as cg
 from ncg_optax._cg import conjugate_gradient as conjugate_gradient
-from ncg_optax._cg import steihaug as steihaug
 from ncg_optax._collectives import value_and_grad as value_and_grad
 from ncg_optax._curvature import Curvature as Curvature
 from ncg_optax._curvature import curvature_product as curvature_product
@@ -36,6 +34,8 @@ from ncg_optax._solver import Outcome as Outcome
 from ncg_optax._solver import Solver as Solver
 from ncg_optax._status import Status as Status
 from ncg_optax._status import explain as explain
+from ncg_optax._steihaug import SteihaugState as SteihaugState
+from ncg_optax._steihaug import steihaug as steihaug
 from ncg_optax._switch import SwitchAfterState as SwitchAfterState
 from ncg_optax._switch import switch_after as switch_after
 from ncg_optax._transform import NewtonCGInfo as NewtonCGInfo

@@ -1,8 +1,8 @@
 """Preconditioned conjugate gradients on the damped Newton system.
 
-One loop serves the line-search method (:func:`cg`) and the trust-region method
-(:func:`steihaug`). There is no absolute epsilon in it: multiplying the system by 1e-8
-or 1e8 changes nothing but rounding.
+One loop serves the line-search method (:func:`cg`), the trust-region method
+(:func:`ncg_optax.steihaug`) and the check for saddles. There is no absolute epsilon in
+it: multiplying the system by 1e-8 or 1e8 changes nothing but rounding.
 """
 
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ncg_optax import _tree, _validate
+from ncg_optax._forcing import Forcing, tolerance_rule
 from ncg_optax._solver import CGResult, Operator, Solver
 from ncg_optax._status import Status
 
@@ -234,18 +235,6 @@ def _distance_to_boundary(loop: _Loop, radius: jax.Array) -> jax.Array:
     return room / jnp.maximum(loop.xp + root, jnp.finfo(root.dtype).tiny)
 
 
-class Forcing(NamedTuple):
-    """State of the Eisenstat-Walker sequence; scalars of shape=().
-
-    Attributes:
-      gradient_norm: at the last step; 0 before the first.
-      tolerance: the relative tolerance used there.
-    """
-
-    gradient_norm: jax.Array
-    tolerance: jax.Array
-
-
 class CGState(NamedTuple):
     """State of :func:`cg`.
 
@@ -256,17 +245,6 @@ class CGState(NamedTuple):
 
     previous: PyTree | None
     forcing: Forcing | None
-
-
-def _eisenstat_walker(forcing: Forcing, norm: jax.Array, rtol: float) -> jax.Array:
-    """Choice 2 of Eisenstat and Walker (1996) with its safeguard, at most ``rtol``."""
-    gamma, alpha = 0.9, (1 + 5**0.5) / 2
-    known = forcing.gradient_norm > 0
-    ratio = norm / jnp.where(known, forcing.gradient_norm, 1)
-    floor = gamma * forcing.tolerance**alpha
-    eta = gamma * ratio**alpha
-    eta = jnp.where(floor > 0.1, jnp.maximum(eta, floor), eta)
-    return jnp.where(known, jnp.minimum(eta, rtol), rtol)
 
 
 def cg(
@@ -323,26 +301,24 @@ def cg(
       >>> solver = ncg.cg(maxiter=10, warm_start=0.95, progress_tol=5e-4)
     """
     _validate.integer("cg: maxiter", maxiter, low=1)
-    _validate.number("cg: rtol", rtol, low=0.0)
+    rule = tolerance_rule("cg", rtol, forcing)
     _validate.number("cg: atol", atol, low=0.0)
     if progress_tol is not None:
         _validate.number("cg: progress_tol", progress_tol, low=0.0)
     _validate.number("cg: warm_start", warm_start, low=0.0, high=1.0)
-    _validate.choice("cg: forcing", forcing, (None, "eisenstat_walker"))
     options = ("truncate", "ignore")
     _validate.choice("cg: negative_curvature", negative_curvature, options)
     _validate.number("cg: descent_threshold", descent_threshold, low=0.0)
 
     def init(params):
-        zero = jnp.zeros((), _tree.scalar_dtype(params))
         return CGState(
             previous=_tree.widened_zeros_like(params) if warm_start else None,
-            forcing=Forcing(zero, zero) if forcing else None,
+            forcing=rule.init(_tree.scalar_dtype(params)),
         )
 
     def solve(matvec, rhs, damping, precondition, state):
         norm = _tree.norm(rhs)
-        eta = _eisenstat_walker(state.forcing, norm, rtol) if forcing else rtol
+        eta, new_forcing = rule.next(state.forcing, norm)
         result = conjugate_gradient(
             matvec,
             rhs,
@@ -356,7 +332,7 @@ def cg(
         )
         new_state = CGState(
             previous=result.solution if warm_start else None,
-            forcing=Forcing(norm, eta) if forcing else None,
+            forcing=new_forcing,
         )
         return result, new_state
 
@@ -369,96 +345,3 @@ def cg(
         return state._replace(previous=kept)
 
     return Solver(init, solve, update, descent_threshold=descent_threshold)
-
-
-class SteihaugState(NamedTuple):
-    """State of :func:`steihaug`.
-
-    Attributes:
-      radius: of the trust region, in units of the parameters, shape=().
-      length: of the last solution, in the same norm, shape=().
-      forcing: a :class:`Forcing`, or None with a fixed tolerance.
-    """
-
-    radius: jax.Array
-    length: jax.Array
-    forcing: Forcing | None
-
-
-def steihaug(
-    maxiter: int = 200,
-    rtol: float = 0.1,
-    radius: float = 1.0,
-    max_radius: float = 1e3,
-    forcing: str | None = "eisenstat_walker",
-) -> Solver:
-    r"""Trust-region conjugate gradients with the radius in the state.
-
-    Minimises the model within :math:`|d| \le \Delta`: the solve ends on the boundary
-    where it would leave it, or along the first direction of negative curvature
-    (Steihaug 1983; Nocedal and Wright 2006, algorithms 7.2 and 4.1). The radius
-    becomes a quarter of the step's length if the reduction ratio is below 1/4, and is
-    doubled if it is above 3/4 and the step was on the boundary. Lengths are in the norm
-    of ``M^-1`` if there is a preconditioner ``M``. Use it with ``damping=0.0`` and
-    ``linesearch=None``: one globalisation is enough.
-
-    Args:
-      maxiter: largest number of iterations, that is of products.
-      rtol: relative tolerance on the residual; with ``forcing`` the largest one.
-      radius: the first radius, in units of the parameters.
-      max_radius: the largest one.
-      forcing: as for :func:`cg`.
-
-    Returns:
-      A :class:`Solver`.
-
-    Raises:
-      TypeError: if a setting is not a number, or ``maxiter`` not an integer.
-      ValueError: if a setting is out of range or NaN.
-
-    Examples:
-      >>> import ncg_optax as ncg
-      >>> tx = ncg.newton_cg(solver=ncg.steihaug(), damping=0.0, linesearch=None)
-    """
-    _validate.integer("steihaug: maxiter", maxiter, low=1)
-    _validate.number("steihaug: rtol", rtol, low=0.0)
-    _validate.number("steihaug: radius", radius, low=0.0, low_open=True)
-    _validate.number("steihaug: max_radius", max_radius, low=0.0, low_open=True)
-    _validate.choice("steihaug: forcing", forcing, (None, "eisenstat_walker"))
-
-    def init(params):
-        dtype = _tree.scalar_dtype(params)
-        zero = jnp.zeros((), dtype)
-        return SteihaugState(
-            radius=jnp.asarray(radius, dtype),
-            length=zero,
-            forcing=Forcing(zero, zero) if forcing else None,
-        )
-
-    def solve(matvec, rhs, damping, precondition, state):
-        norm = _tree.norm(rhs)
-        eta = _eisenstat_walker(state.forcing, norm, rtol) if forcing else rtol
-        result = conjugate_gradient(
-            matvec,
-            rhs,
-            damping,
-            maxiter=maxiter,
-            tolerance=eta * norm,
-            precondition=precondition,
-            radius=state.radius,
-        )
-        new_state = state._replace(
-            length=result.length, forcing=Forcing(norm, eta) if forcing else None
-        )
-        return result, new_state
-
-    def update(state, outcome):
-        good = outcome.ratio_at_least(0.75) & (state.length > 0.99 * state.radius)
-        bad = jnp.logical_not(outcome.ratio_at_least(0.25))
-        grown = jnp.minimum(2 * state.radius, max_radius)
-        radius = jnp.where(good, grown, state.radius)
-        # A failed solve has no length: its radius shrinks from what it was.
-        length = jnp.where(state.length > 0, state.length, state.radius)
-        return state._replace(radius=jnp.where(bad, length / 4, radius))
-
-    return Solver(init, solve, update, needs_outcome=True)

@@ -136,7 +136,7 @@ def minimize(
     def solve(params, data):
         dtype = _tree.scalar_dtype(params)
         objective = as_objective(value_fn, data)
-        value_and_grad = _conjugate_gradients_of(objective.value)
+        value_and_grad = _value_and_conjugated_grad(objective.value)
 
         def keep_going(loop):
             return loop.status == Status.RUNNING
@@ -266,7 +266,7 @@ def _code(status: Any) -> jax.Array:
     return jnp.asarray(status, jnp.int32)
 
 
-def _conjugate_gradients_of(value: Callable) -> Callable:
+def _value_and_conjugated_grad(value: Callable) -> Callable:
     """Value and gradient, conjugated as optax wants it for complex parameters."""
 
     def value_and_grad(params):

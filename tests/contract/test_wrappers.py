@@ -1,11 +1,10 @@
 """Our transforms inside optax's wrappers, and optax's line searches behind ours."""
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
+import optimistix
 import pytest
 
 import ncg_optax as ncg
@@ -350,11 +349,7 @@ class TestLineSearches:
             assert optax.tree.get(state, name) is None
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("optimistix") is None, reason="optimistix not installed"
-)
 def test_optimistix():
-    optimistix = importlib.import_module("optimistix")
     solver = optimistix.OptaxMinimiser(ncg.newton_cg(), rtol=1e-6, atol=1e-6)
     solution = optimistix.minimise(lambda p, _: loss(p, **BATCH), solver, START)
     assert_solved(solution.value)
