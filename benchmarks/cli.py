@@ -14,6 +14,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from benchmarks import overhead as overheads
 from benchmarks import plots, records, report, tuning
 from benchmarks.contenders import CONTENDERS, Contender, Problem
 from benchmarks.scenarios import SCENARIOS, Scenario
@@ -206,6 +207,16 @@ def table(
             typer.echo(f"Wrote the table into {readme}")
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+@app.command()
+def overhead() -> None:
+    """Time a step of 20 parameters, where nothing but the overhead counts."""
+    micros = overheads.measure()
+    for name, taken in micros.items():
+        typer.echo(f"{name:12} {taken:7.0f} microseconds a step")
+    ratio = micros["newton_cg"] / micros["optax.lbfgs"]
+    typer.echo(f"ratio        {ratio:7.2f}")
 
 
 def _progress(console: Console) -> Progress:

@@ -283,8 +283,8 @@ def cg(
         falls, :math:`\eta_k = 0.9\,(|g_k| / |g_{k-1}|)^{1.618}`, for superlinear
         convergence without over-solving (Eisenstat and Walker 1996, choice 2); None
         keeps ``rtol``.
-      negative_curvature: ``"truncate"`` ends the solve where ``p.Ap <= 0`` with the
-        descent direction so far; ``"ignore"`` goes on dividing by it, as the poster's
+      negative_curvature: ``"truncate"`` ends the solve where ``p.Ap <= 0`` with a
+        last step along that ``p``; ``"ignore"`` goes on dividing by it, as the poster's
         method does. Not recommended.
       descent_threshold: the solution is replaced by ``-g`` unless ``g.d < -t``. 0 is
         the descent test; the poster's method uses its damping here.
