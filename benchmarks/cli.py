@@ -4,6 +4,7 @@ import pathlib
 import sys
 from typing import Annotated
 
+import jax
 import typer
 from rich.console import Console
 from rich.progress import (
@@ -79,8 +80,13 @@ def run(
         str, typer.Option(help="Which optimizers, separated by commas.")
     ] = ",".join(CONTENDERS),
     seeds: Annotated[
-        int, typer.Option(min=1, help="Runs of each, from different parameters.")
-    ] = 5,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Runs of each, from different parameters.",
+            show_default="the scenario's own",
+        ),
+    ] = None,
     budget: Annotated[
         float | None,
         typer.Option(
@@ -103,26 +109,46 @@ def run(
 ) -> None:
     """Train, and compare what the same number of gradients buys.
 
-    adam and sgd are tuned first, on seed 0 and at the full budget: learning rate and
+    First-order methods are tuned, on seed 0 and at the full budget: learning rate and
     schedule. The others run as they come. Writes one JSON file per optimizer
     and a PNG per scenario.
     """
     chosen, competing = _scenarios(scenario), _contenders(optimizers)
     command = f"python -m benchmarks run {scenario} --optimizers {optimizers}"
-    command += f" --seeds {seeds}" + (f" --budget {budget:g}" if budget else "")
+    command += f" --seeds {seeds}" if seeds else ""
+    command += f" --budget {budget:g}" if budget else ""
     command += " --quick" if quick else ""
     console = _console()
     for item in chosen:
-        data = item.load()
-        units = budget or (QUICK_BUDGET if quick else item.budget)
-        problem = Problem(item, data.train, data.held_out, units)
-        stored = []
-        with _progress(console) as progress:
-            for contender in competing:
-                record = _compete(contender, problem, seeds, quick, progress)
-                record["command"] = command
-                records.save(record, output)
-                stored.append(record)
+        units = budget or (min(QUICK_BUDGET, item.budget) if quick else item.budget)
+        fitting = [contender for contender in competing if contender.fits(item)]
+        for contender in competing:
+            if contender not in fitting:
+                console.print(f"{item.name} is not for {contender.name}: left out.")
+        if not fitting:
+            continue
+        with jax.enable_x64(item.x64):
+            try:
+                data = item.load()
+            except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+                _skip(error, console, skip=scenario == "all")
+                continue
+            problem = Problem(item, data.train, data.held_out, units)
+            stored = []
+            with _progress(console) as progress:
+                for contender in fitting:
+                    try:
+                        record = _compete(
+                            contender, problem, seeds or item.seeds, quick, progress
+                        )
+                    except ModuleNotFoundError as error:
+                        _skip(error, console, skip=len(competing) > 1)
+                        continue
+                    record["command"] = command
+                    records.save(record, output)
+                    stored.append(record)
+        if not stored:
+            continue
         for record in stored:
             if record["grid"]:
                 console.print(report.grid_table(record))
@@ -219,6 +245,13 @@ def overhead() -> None:
     typer.echo(f"ratio        {ratio:7.2f}")
 
 
+def _skip(error: Exception, console: Console, skip: bool) -> None:
+    """Goes on without what cannot be had, if there is something else to run."""
+    if not skip:
+        raise typer.BadParameter(str(error)) from error
+    console.print(f"Left out: {error}")
+
+
 def _progress(console: Console) -> Progress:
     return Progress(
         SpinnerColumn(),
@@ -278,6 +311,7 @@ def _compete(
         "setting": setting,
         "budget": problem.budget,
         "quick": quick,
+        "x64": problem.scenario.x64,
         "metric": problem.scenario.metric_name,
         "compile_seconds": compiled.seconds,
         "prices": prices._asdict() if prices else None,

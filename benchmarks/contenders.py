@@ -1,11 +1,15 @@
 """The optimizers that compete, all behind the same two functions: init and advance."""
 
-from collections.abc import Callable
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import muon
 
 import ncg_optax as ncg
 from benchmarks import cost
@@ -13,6 +17,8 @@ from benchmarks.scenarios import Scenario
 from benchmarks.scenarios._base import Batch, Params
 
 State = Any
+POINTS = 32  # a run of mini-batch steps is looked at so many times at least
+KFAC_INTERVAL = 5  # steps from one change of K-FAC's damping to the next, its default
 
 
 class Setting(NamedTuple):
@@ -62,10 +68,12 @@ class Method(NamedTuple):
     Attributes:
         init: ``init(params, seed, learning_rate) -> state``, jittable.
         advance: ``advance(params, state, data) -> (params, state)``, jittable: one
-            step, or one epoch of mini-batch steps.
+            step, or an epoch of mini-batch steps, or a part of one.
         spent: gradients that the latest `advance` cost, from its state.
         steps: optimizer steps in one `advance`.
         prices: what the parts of a Newton-CG step cost; the others need no model.
+        compiles: whether `init` and `advance` compile what they need by themselves,
+            and must not be jitted.
     """
 
     init: Callable[[Params, Any, Any], State]
@@ -73,6 +81,7 @@ class Method(NamedTuple):
     spent: Callable[[State], float]
     steps: int = 1
     prices: cost.CostModel | None = None
+    compiles: bool = False
 
 
 class Contender(NamedTuple):
@@ -84,7 +93,9 @@ class Contender(NamedTuple):
         build: binds it to a problem; only batch and schedule of the setting matter.
         exponents: learning rates to begin the tuning with, in half decades; empty if
             there is nothing to tune.
-        minibatch: whether it takes shuffled mini-batches instead of the full batch.
+        minibatch: whether it takes shuffled mini-batches, as large as the scenario's
+            `batch_sizes`, instead of the full batch.
+        registers: whether it has to know the kind of loss by name.
     """
 
     name: str
@@ -92,12 +103,29 @@ class Contender(NamedTuple):
     build: Callable[[Problem, Setting | None], Method]
     exponents: range = range(0)
     minibatch: bool = False
+    registers: bool = False
+
+    def fits(self, scenario: Scenario) -> bool:
+        """Whether it can enter the comparison on a scenario at all."""
+        if self.registers and scenario.registration is None:
+            return False
+        return bool(scenario.batch_sizes) if self.minibatch else scenario.full_batch
 
 
-class _Stochastic(NamedTuple):
-    inner: optax.OptState
+class _Walk(NamedTuple):
+    """Where a method is in the examples, and what its latest `advance` cost.
+
+    Attributes:
+        inner: the state of the method itself.
+        key: of this epoch's order.
+        part: of this epoch.
+        cost: gradients of one batch.
+    """
+
+    inner: Any
     key: jax.Array
-    learning_rate: jax.Array
+    part: jax.Array
+    cost: jax.Array
 
 
 class _Counted(NamedTuple):
@@ -105,63 +133,111 @@ class _Counted(NamedTuple):
     gradients: jax.Array
 
 
+class _Plan(NamedTuple):
+    """How a method walks through the examples.
+
+    Attributes:
+        size: of a batch.
+        parts: in which an epoch is cut, one for each `advance`.
+        steps: in a part.
+        total: steps in the budget, if each costs one gradient of its batch.
+    """
+
+    size: int
+    parts: int
+    steps: int
+    total: int
+
+
+def _plan(problem: Problem, setting: Setting | None) -> _Plan:
+    examples = problem.examples
+    size = min((setting and setting.batch) or examples, examples)
+    epoch = examples // size
+    parts = min(math.ceil(POINTS * epoch * size / examples / problem.budget), epoch)
+    steps = epoch // parts
+    total = max(int(problem.budget / (steps * size / examples)), 1) * steps
+    return _Plan(size, parts, steps, total)
+
+
+def _walk(
+    problem: Problem,
+    plan: _Plan,
+    init: Callable[[Params, jax.Array], Any],
+    step: Callable[[Params, Any, Batch], tuple[Params, Any, Any]],
+) -> Method:
+    """A method whose steps see the full batch, or shuffled mini-batches in turn.
+
+    Args:
+        problem: what to train on.
+        plan: the mini-batches.
+        init: ``init(params, learning_rate) -> state``.
+        step: ``step(params, state, batch) -> (params, state, cost)``, the cost in
+            gradients of the batch.
+    """
+    size, parts, steps, _ = plan
+
+    def start(params: Params, seed: Any, learning_rate: Any) -> _Walk:
+        inner = init(params, jnp.asarray(learning_rate))
+        part, cost = jnp.zeros((), jnp.int32), jnp.zeros(())
+        return _Walk(inner, jax.random.key(seed), part, cost)
+
+    def body(carry: Any, batch: Batch) -> tuple[Any, jax.Array]:
+        params, inner, cost = step(*carry, batch)
+        return (params, inner), jnp.asarray(cost, float)
+
+    def advance(params: Params, state: _Walk, data: Batch) -> tuple[Params, _Walk]:
+        if size == problem.examples:
+            (params, inner), cost = body((params, state.inner), data)
+            return params, state._replace(inner=inner, cost=cost)
+        key, shuffle = jax.random.split(state.key)
+        rows = jax.random.permutation(shuffle, problem.examples)[: parts * steps * size]
+        rows = rows.reshape(parts, steps, size)[state.part]
+        batches = jax.tree.map(lambda leaf: leaf[rows], data)
+        (params, inner), costs = jax.lax.scan(body, (params, state.inner), batches)
+        ended = state.part == parts - 1
+        return params, _Walk(
+            inner,
+            key=jnp.where(ended, key, state.key),
+            part=jnp.where(ended, 0, state.part + 1),
+            cost=costs.sum(),
+        )
+
+    def spent(state: _Walk) -> float:
+        return float(state.cost) * size / problem.examples
+
+    return Method(start, advance, spent, steps=steps)
+
+
 def _first_order(
     make: Callable[[optax.Schedule], optax.GradientTransformation],
     problem: Problem,
     setting: Setting | None,
 ) -> Method:
-    """A first-order method; one `advance` is a full-batch step or a shuffled epoch."""
+    """A first-order method: every step costs one gradient."""
     assert setting is not None, "first-order methods are tuned"
-    examples = problem.examples
-    size = min(setting.batch or examples, examples)
-    steps = examples // size
-    units = steps * size / examples
-    decay_steps = max(int(problem.budget / units), 1) * steps
+    plan = _plan(problem, setting)
     shape = {
         "constant": optax.constant_schedule(1.0),
-        "cosine": optax.cosine_decay_schedule(1.0, decay_steps),
+        "cosine": optax.cosine_decay_schedule(1.0, plan.total),
     }[setting.schedule]
 
     def transform(learning_rate: jax.Array) -> optax.GradientTransformation:
         # The learning rate is traced: one compilation serves the whole grid.
         return make(lambda count: learning_rate * shape(count))
 
-    def init(params: Params, seed: Any, learning_rate: Any) -> _Stochastic:
-        inner = transform(learning_rate).init(params)
-        return _Stochastic(inner, jax.random.key(seed), jnp.asarray(learning_rate))
+    def init(params: Params, learning_rate: jax.Array) -> Any:
+        return transform(learning_rate).init(params), learning_rate
 
-    def advance(params: Params, state: _Stochastic, data: Batch) -> tuple[Params, Any]:
-        tx = transform(state.learning_rate)
+    def step(params: Params, state: Any, batch: Batch) -> tuple[Params, Any, float]:
+        inner, learning_rate = state
+        grads = jax.grad(problem.scenario.value)(params, **batch)
+        updates, inner = transform(learning_rate).update(grads, inner, params)
+        return optax.apply_updates(params, updates), (inner, learning_rate), 1.0
 
-        def step(carry: Any, batch: Batch) -> tuple[Any, None]:
-            params, inner = carry
-            grads = jax.grad(problem.scenario.value)(params, **batch)
-            updates, inner = tx.update(grads, inner, params)
-            return (optax.apply_updates(params, updates), inner), None
-
-        if steps == 1 and size == examples:
-            (params, inner), _ = step((params, state.inner), data)
-            return params, state._replace(inner=inner)
-        key, shuffle = jax.random.split(state.key)
-        rows = jax.random.permutation(shuffle, examples)[: steps * size]
-        batches = jax.tree.map(
-            lambda leaf: leaf[rows].reshape(steps, size, *leaf.shape[1:]), data
-        )
-        (params, inner), _ = jax.lax.scan(step, (params, state.inner), batches)
-        return params, state._replace(inner=inner, key=key)
-
-    return Method(init, advance, spent=lambda _: units, steps=steps)
+    return _walk(problem, plan, init, step)
 
 
-def _adam(problem: Problem, setting: Setting | None) -> Method:
-    return _first_order(optax.adam, problem, setting)
-
-
-def _sgd(problem: Problem, setting: Setting | None) -> Method:
-    def make(learning_rate: optax.Schedule) -> optax.GradientTransformation:
-        return optax.sgd(learning_rate, momentum=0.9, nesterov=True)
-
-    return _first_order(make, problem, setting)
+_sgd = partial(optax.sgd, momentum=0.9, nesterov=True)
 
 
 def _lbfgs(problem: Problem, _: Setting | None) -> Method:
@@ -220,6 +296,118 @@ def _newton(
     return build
 
 
+def _kfac_jax() -> Any:
+    """The package, made to work with jax 0.10, which it is not quite ready for."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            import kfac_jax
+            from kfac_jax._src import tag_graph_matcher
+    except (ImportError, AttributeError) as error:
+        raise ModuleNotFoundError(
+            "The optimizer `kfac` needs jax 0.10 and kfac-jax, which is not installed "
+            'with the rest: pip install "kfac-jax==0.0.8".'
+        ) from error
+
+    def evaluate(equation: Any, values: Sequence[Any]) -> list[Any]:
+        # Since jax 0.10 the functions of a primitive are among its parameters.
+        primitive = equation.primitive
+        outputs = primitive.bind(*values, **primitive.get_bind_params(equation.params))
+        return outputs if primitive.multiple_results else [outputs]
+
+    tag_graph_matcher.eval_jaxpr_eqn = evaluate
+    return kfac_jax
+
+
+def _kfac(problem: Problem, _: Setting | None) -> Method:
+    """K-FAC by kfac-jax, with the settings that its own documentation recommends.
+
+    What it costs is XLA's count for its whole step, except for the factorisations of
+    its matrices, which XLA does not count: its seconds say more than its units.
+    """
+    kfac_jax = _kfac_jax()
+    scenario = problem.scenario
+    assert scenario.registration is not None, "kfac has to know the kind of loss"
+    kind, weight = scenario.registration
+    register = getattr(kfac_jax, f"register_{kind}_loss")
+
+    def value(params: Params, data: Batch) -> jax.Array:
+        outputs = scenario.model(params, data["x"])
+        register(outputs, data["y"], weight=weight)
+        return scenario.loss(outputs, data["y"])
+
+    optimizer = kfac_jax.Optimizer(
+        value_and_grad_func=jax.value_and_grad(value),
+        l2_reg=0.0,
+        use_adaptive_learning_rate=True,
+        use_adaptive_momentum=True,
+        use_adaptive_damping=True,
+        initial_damping=1.0,
+        damping_adaptation_interval=KFAC_INTERVAL,
+        num_burnin_steps=0,  # of no use where every batch is the same
+    )
+    unit = cost.gradient_flops(scenario, problem.train)
+    compiled: dict[bool, Any] = {}  # by whether the step adapts the damping as well
+
+    def executable(number: int, *args: Any) -> Any:
+        adapts = (number + 1) % KFAC_INTERVAL == 0
+        if adapts not in compiled:
+            with optimizer.staging_context():  # what it compiles joins our executable
+                step = jax.jit(
+                    lambda params, inner, key, batch: optimizer.step(
+                        params, inner, key, batch=batch, global_step_int=number
+                    )[:2]
+                )
+                compiled[adapts] = step.lower(*args).compile()
+        return compiled[adapts]
+
+    def init(params: Params, seed: Any, learning_rate: Any) -> Any:
+        key, first = jax.random.split(jax.random.key(seed))
+        inner = optimizer.init(params, first, problem.train)
+        for number in range(KFAC_INTERVAL):
+            executable(number, params, inner, first, problem.train)
+        return inner, key, 0, 0.0
+
+    def advance(params: Params, state: Any, data: Batch) -> tuple[Params, Any]:
+        inner, key, number, _ = state
+        key, now = jax.random.split(key)
+        step = executable(number, params, inner, now, data)
+        params, inner = step(params, inner, now, data)
+        return params, (inner, key, number + 1, cost.counted(step) / unit)
+
+    return Method(init, advance, spent=lambda state: state[-1], compiles=True)
+
+
+def _tuned(
+    name: str,
+    what: str,
+    make: Callable[[optax.Schedule], optax.GradientTransformation],
+    exponents: range,
+) -> tuple[Contender, Contender]:
+    """A first-order method on the full batch, and on mini-batches."""
+    build = partial(_first_order, make)
+    return (
+        Contender(
+            name,
+            f"{what}, full batch; learning rate and schedule tuned",
+            build,
+            exponents,
+        ),
+        Contender(
+            f"{name}_minibatch",
+            f"{what}, shuffled mini-batches; tuned like {name}",
+            build,
+            exponents,
+            minibatch=True,
+        ),
+    )
+
+
+_ADAM = _tuned("adam", "optax.adam", optax.adam, range(-7, -1))
+_SGD = _tuned("sgd", "optax.sgd, Nesterov momentum 0.9", _sgd, range(-5, 1))
+_ADAMW = _tuned("adamw", "optax.adamw", optax.adamw, range(-7, -1))
+_MUON = _tuned("muon", "optax.contrib.muon", muon, range(-6, 0))
+
 CONTENDERS: dict[str, Contender] = {
     contender.name: contender
     for contender in (
@@ -233,32 +421,20 @@ CONTENDERS: dict[str, Contender] = {
             "ncg_optax.hessian_free(), full batch, no settings",
             _newton("hessian_free", "gauss_newton"),
         ),
-        Contender(
-            "adam",
-            "optax.adam, full batch; learning rate and schedule tuned",
-            _adam,
-            range(-7, -1),
-        ),
-        Contender(
-            "sgd",
-            "optax.sgd, Nesterov momentum 0.9, full batch; tuned like adam",
-            _sgd,
-            range(-5, 1),
-        ),
+        _ADAM[0],
+        _SGD[0],
         Contender("lbfgs", "optax.lbfgs(), full batch, no settings", _lbfgs),
+        _ADAMW[0],
+        _MUON[0],
         Contender(
-            "adam_minibatch",
-            "optax.adam on shuffled batches of 64; tuned like adam",
-            _adam,
-            range(-7, -1),
-            minibatch=True,
+            "kfac",
+            "kfac-jax, full batch, no settings; units leave its factorisations out",
+            _kfac,
+            registers=True,
         ),
-        Contender(
-            "sgd_minibatch",
-            "optax.sgd on shuffled batches of 64; tuned like sgd",
-            _sgd,
-            range(-5, 1),
-            minibatch=True,
-        ),
+        _ADAM[1],
+        _SGD[1],
+        _ADAMW[1],
+        _MUON[1],
     )
 }

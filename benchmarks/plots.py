@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogFormatter
 
 from benchmarks.records import Record
-from benchmarks.report import FLOOR
+from benchmarks.report import floor
 
 # Okabe and Ito's colours, which people with any kind of colour vision tell apart; the
 # dashes help in print.
@@ -23,14 +23,19 @@ STYLES: dict[str, tuple[str, Any]] = {
     "adam": ("#009E73", "--"),
     "sgd": ("#CC79A7", "-."),
     "lbfgs": ("#444444", ":"),
+    "adamw": ("#56B4E9", "--"),
+    "muon": ("#E69F00", "--"),
+    "kfac": ("#000000", "-"),
     "adam_minibatch": ("#009E73", (0, (1, 1))),
     "sgd_minibatch": ("#CC79A7", (0, (1, 1))),
+    "adamw_minibatch": ("#56B4E9", (0, (1, 1))),
+    "muon_minibatch": ("#E69F00", (0, (1, 1))),
 }
 LABELS = {
-    "adam": "adam (tuned)",
-    "sgd": "sgd (tuned)",
-    "adam_minibatch": "adam, batches of 64 (tuned)",
-    "sgd_minibatch": "sgd, batches of 64 (tuned)",
+    label: f"{name}, mini-batches (tuned)" if batches else f"{name} (tuned)"
+    for label in STYLES
+    for name, batches, _ in [label.partition("_minibatch")]
+    if name in ("adam", "sgd", "adamw", "muon")
 }
 PANELS = (
     ("units", "gradient-equivalents", "linear"),
@@ -103,21 +108,22 @@ def _common_grid(
     space = np.geomspace if positive and start > 0 else np.linspace
     x = space(start, max(stop, start), 400)
     losses = [
-        np.exp(np.interp(x, curve[column], np.log(_positive(curve["loss"]))))
+        np.exp(np.interp(x, curve[column], np.log(_positive(curve["loss"], record))))
         for curve in curves
     ]
     return x, np.array(losses)
 
 
-def _positive(losses: Sequence[float | None]) -> np.ndarray:
+def _positive(losses: Sequence[float | None], record: Record) -> np.ndarray:
     """Losses for a logarithmic axis: zero leaves it below, divergence above."""
     values = np.array([np.inf if loss is None else loss for loss in losses], float)
-    return np.clip(values, FLOOR / 10, 1e30)
+    return np.clip(values, floor(record) / 10, 1e30)
 
 
 def _limit(axis: Axes, records: Sequence[Record]) -> None:
     """Limits the loss axis, so that an early excursion does not squeeze the rest."""
     starts = [run["curve"]["loss"][0] for r in records for run in r["runs"]]
     finals = [run["loss"] for r in records for run in r["runs"] if run["loss"]]
-    low = max(min(finals, default=FLOOR), FLOOR)
+    lowest = floor(records[0])
+    low = max(min(finals, default=lowest), lowest)
     axis.set_ylim(low / 1.5, max(starts) * 1.5)

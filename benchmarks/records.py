@@ -17,7 +17,16 @@ from benchmarks.training import Run
 from benchmarks.tuning import Tuned
 
 Record = dict[str, Any]
-PACKAGES = ("ncg_optax", "jax", "jaxlib", "optax", "numpy", "scikit-learn", "mlxtend")
+PACKAGES = (
+    "ncg_optax",
+    "jax",
+    "jaxlib",
+    "optax",
+    "numpy",
+    "scikit-learn",
+    "mlxtend",
+    "kfac-jax",
+)
 
 
 def machine() -> dict[str, Any]:

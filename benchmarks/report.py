@@ -12,9 +12,15 @@ from benchmarks.scenarios import SCENARIOS
 
 BEGIN, END = "<!-- benchmark-table:begin -->", "<!-- benchmark-table:end -->"
 FLOOR = 1e-7  # a mean of float32 terms below this is rounding: such losses are equal
+FLOOR_X64 = 1e-15
 
 
-def number(value: float | None) -> str:
+def floor(record: Record) -> float:
+    """Below this the losses of a record are rounding."""
+    return FLOOR_X64 if record.get("x64") else FLOOR
+
+
+def number(value: float | None, floor: float = FLOOR) -> str:
     """Three significant digits, down to what float32 can tell from zero.
 
     Example:
@@ -23,8 +29,8 @@ def number(value: float | None) -> str:
     """
     if value is None or not math.isfinite(value):
         return "diverged"
-    if 0 <= value < FLOOR:
-        return f"< {FLOOR:.0e}"
+    if 0 <= value < floor:
+        return f"< {floor:.0e}"
     return f"{value:.2e}" if abs(value) < 1e-3 else f"{value:#.3g}".rstrip(".")
 
 
@@ -49,14 +55,15 @@ def grid_table(record: Record) -> Table:
         table.add_column(f"{rate:.1e}", justify="right")
     for batch, schedule in dict.fromkeys((b, s) for b, s, _ in cells):
         row = [cells.get((batch, schedule, rate)) for rate in rates]
-        table.add_row(str(batch or "full"), schedule, *map(_cell, row))
+        cells_of_row = (_cell(cell, floor(record)) for cell in row)
+        table.add_row(str(batch or "full"), schedule, *cells_of_row)
     return table
 
 
-def _cell(cell: Record | None) -> str:
+def _cell(cell: Record | None, floor: float) -> str:
     if cell is None:
         return "·"
-    text = number(cell["loss"])
+    text = number(cell["loss"], floor)
     return f"[bold green]★ {text}[/]" if cell["winner"] else text
 
 
@@ -74,20 +81,20 @@ def result_table(records: Sequence[Record]) -> Table:
     ):  # fmt: skip
         right = heading not in ("optimizer", "setting")
         table.add_column(heading, justify="right" if right else "left")
-    lowest = min(spread(record, _loss)[0] for record in records)
+    lowest = min(_losses(record)[0] for record in records)
     for record in records:
-        median, low, high = spread(record, _loss)
+        median, low, high = _losses(record)
 
         def last(column: str, record: Record = record) -> float:
             return spread(record, lambda run: run["curve"][column][-1])[0]
 
         table.add_row(
             record["optimizer"],
-            number(median),
-            f"{number(low)} … {number(high)}",
+            number(median, floor(record)),
+            f"{number(low, floor(record))} … {number(high, floor(record))}",
             number(spread(record, lambda run: run["held_out_metric"])[0]),
             f"{last('steps'):.0f}",
-            f"{last('units'):.0f}",
+            f"{last('units'):.4g}",
             f"{last('cpu_seconds'):.2f}",
             f"{last('wall_seconds'):.2f}",
             f"{record['compile_seconds']:.1f}",
@@ -97,8 +104,13 @@ def result_table(records: Sequence[Record]) -> Table:
     return table
 
 
-def _loss(run: Record) -> float | None:
-    return None if run["loss"] is None else max(run["loss"], FLOOR / 2)
+def _losses(record: Record) -> tuple[float, float, float]:
+    """Median, smallest and largest final loss, those below the floor all the same."""
+
+    def loss(run: Record) -> float | None:
+        return None if run["loss"] is None else max(run["loss"], floor(record) / 2)
+
+    return spread(record, loss)
 
 
 def markdown(records: Sequence[Record]) -> str:
@@ -117,7 +129,7 @@ def markdown(records: Sequence[Record]) -> str:
     for scenario in scenarios:
         row = [by_cell.get((scenario, name)) for name in names]
         present = [record for record in row if record]
-        lowest = min(spread(record, _loss)[0] for record in present)
+        lowest = min(_losses(record)[0] for record in present)
         budget = f"{present[0]['budget']:g}"
         lines.append(_row([scenario, budget, *(_entry(r, lowest) for r in row)]))
     return "\n".join([*lines, "", _footnote(records)])
@@ -130,9 +142,10 @@ def _heading(contender: Contender) -> str:
 def _entry(record: Record | None, lowest: float) -> str:
     if record is None:
         return ""
-    median, low, high = spread(record, _loss)
-    text = f"**{number(median)}**" if median == lowest else number(median)
-    return f"{text} ({number(low)} – {number(high)})"
+    values = _losses(record)
+    text, low, high = (number(value, floor(record)) for value in values)
+    text = f"**{text}**" if values[0] == lowest else text
+    return f"{text} ({low} – {high})"
 
 
 def _row(cells: Sequence[str]) -> str:

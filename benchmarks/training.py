@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks.contenders import Method, Problem
-from benchmarks.scenarios._base import Params
+from benchmarks.scenarios._base import Batch, Params
 
 POINTS = 128  # at most so many points of a curve are kept, evenly spaced in units
 
@@ -26,7 +27,7 @@ class Compiled(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """The full training loss after so many steps, units and seconds, column by column.
+    """The training loss after so many steps, units and seconds, column by column.
 
     `wall_seconds` and `cpu_seconds` (of all threads of the process) count the jitted
     steps alone: neither the compilation nor the evaluation of the loss for this curve.
@@ -60,9 +61,13 @@ def compile_method(method: Method, problem: Problem) -> Compiled:
     seed, learning_rate = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
 
     start = time.perf_counter()
-    init = jax.jit(method.init).lower(params, seed, learning_rate).compile()
-    state = init(params, seed, learning_rate)
-    advance = jax.jit(method.advance).lower(params, state, problem.train).compile()
+    if method.compiles:
+        init, advance = method.init, method.advance
+        state = init(params, seed, learning_rate)
+    else:
+        init = jax.jit(method.init).lower(params, seed, learning_rate).compile()
+        state = init(params, seed, learning_rate)
+        advance = jax.jit(method.advance).lower(params, state, problem.train).compile()
     seconds = time.perf_counter() - start
 
     # The first call of an executable allocates and wakes threads: off the clock.
@@ -95,7 +100,8 @@ def train(
     """
     params = problem.scenario.init(seed)
     state = compiled.init(params, jnp.int32(seed), jnp.float32(learning_rate))
-    rows = [(0, 0.0, 0.0, 0.0, float(compiled.value(params, problem.train)))]
+    data = _sample(problem)
+    rows = [(0, 0.0, 0.0, 0.0, float(compiled.value(params, data)))]
     steps, units, wall, cpu = 0, 0.0, 0.0, 0.0
     due = problem.budget / points
 
@@ -112,17 +118,26 @@ def train(
         steps, units = steps + compiled.method.steps, units + spent
         wall, cpu = wall + elapsed[0], cpu + elapsed[1]
         if units >= due:
-            loss = float(compiled.value(params, problem.train))
+            loss = float(compiled.value(params, data))
             rows.append((steps, units, wall, cpu, loss))
             due = units + problem.budget / points
             progress(units)
 
     if rows[-1][0] != steps:
-        loss = float(compiled.value(params, problem.train))
+        loss = float(compiled.value(params, data))
         rows.append((steps, units, wall, cpu, loss))
     progress(problem.budget)
     held_out = compiled.score(params, problem.held_out)
     return Run(seed, Curve(*map(list, zip(*rows, strict=True))), *map(float, held_out))
+
+
+def _sample(problem: Problem) -> Batch:
+    """The training examples whose loss is reported."""
+    count = problem.scenario.curve_examples
+    if count is None:
+        return problem.train
+    rows = np.linspace(0, problem.examples - 1, count).astype(int)
+    return jax.tree.map(lambda leaf: leaf[rows], problem.train)
 
 
 def _score(problem: Problem) -> Callable[[Params, Any], tuple[jax.Array, jax.Array]]:

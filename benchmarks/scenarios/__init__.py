@@ -1,11 +1,38 @@
 """The training problems, by name, in the order in which they are listed."""
 
-from benchmarks.scenarios import boston, digits, digits_autoencoder, life, wisconsin
+from benchmarks.scenarios import (
+    boston,
+    convection_pinn,
+    curves_autoencoder,
+    digits,
+    digits_autoencoder,
+    life,
+    mnist,
+    mnist_autoencoder,
+    shakespeare,
+    wisconsin,
+)
 from benchmarks.scenarios._base import Dataset, Scenario
 
 SCENARIOS: dict[str, Scenario] = {
-    module.SCENARIO.name: module.SCENARIO
-    for module in (wisconsin, boston, life, digits, digits_autoencoder)
+    scenario.name: scenario
+    for scenario in (
+        wisconsin.SCENARIO,
+        boston.SCENARIO,
+        life.SCENARIO,
+        digits.SCENARIO,
+        digits_autoencoder.SCENARIO,
+        curves_autoencoder.SCENARIO,
+        mnist_autoencoder.SMALL,
+        mnist_autoencoder.SCENARIO,
+        mnist.CLASSIFIER,
+        mnist.FASHION,
+        mnist.CNN,
+        shakespeare.SCENARIO,
+        convection_pinn.SCENARIO,
+        boston.SCENARIO.in_float64(),
+        life.SCENARIO.in_float64(),
+    )
 }
 
 __all__ = ["SCENARIOS", "Dataset", "Scenario"]

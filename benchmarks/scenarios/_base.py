@@ -1,7 +1,7 @@
 """What a scenario is: a model, a convex loss on its outputs, and data."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 
 Params = Any
 Outputs = Any
+LossKind = Literal["squared_error", "sigmoid_cross_entropy", "softmax_cross_entropy"]
 Batch = dict[str, jax.Array]  # {"x": inputs, "y": targets}, examples first
 
 
@@ -35,7 +36,17 @@ class Scenario(NamedTuple):
         metric: maps outputs and targets to a number people can read.
         metric_name: what ``metric`` measures.
         budget: default budget in gradient-equivalents.
-        batch_sizes: that the mini-batch methods are tuned over.
+        seeds: default number of runs of each optimizer.
+        batch_sizes: that the mini-batch methods are tuned over; empty if the examples
+            cannot be drawn one by one.
+        full_batch: whether the full-batch methods take part: some data sets are too
+            large for them.
+        curve_examples: the training loss that is reported is that of so many examples,
+            evenly spaced; ``None`` for all of them.
+        registration: for methods that know losses by name, which it is and its weight:
+            a sum over outputs, a mean over examples. ``None`` if it has no name.
+        x64: whether it is run in double precision. Whoever loads the data and trains
+            has to do both within ``jax.enable_x64(scenario.x64)``.
     """
 
     name: str
@@ -47,11 +58,24 @@ class Scenario(NamedTuple):
     metric: Callable[[Outputs, jax.Array], jax.Array]
     metric_name: str
     budget: float = 500.0
+    seeds: int = 5
     batch_sizes: tuple[int, ...] = (64,)
+    full_batch: bool = True
+    curve_examples: int | None = None
+    registration: tuple[LossKind, float] | None = None
+    x64: bool = False
 
     def value(self, params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
         """The training loss as a plain function of parameters and data."""
         return self.loss(self.model(params, x), y)
+
+    def in_float64(self) -> "Scenario":
+        """The same problem in double precision."""
+        return self._replace(
+            name=f"{self.name}_x64",
+            description=f"{self.description}, float64",
+            x64=True,
+        )
 
 
 def dataset(x: np.ndarray, y: np.ndarray, held_out: float = 0.2) -> Dataset:
@@ -63,21 +87,28 @@ def dataset(x: np.ndarray, y: np.ndarray, held_out: float = 0.2) -> Dataset:
         held_out: the fraction that is kept for the held-out score.
 
     Example:
-        >>> split = dataset(np.zeros((10, 3)), np.zeros(10))
-        >>> split.train["x"].shape, split.held_out["x"].shape
+        >>> data = dataset(np.zeros((10, 3)), np.zeros(10))
+        >>> data.train["x"].shape, data.held_out["x"].shape
         ((8, 3), (2, 3))
     """
     order = np.random.default_rng(0).permutation(len(x))
     test, train = np.split(order, [round(held_out * len(x))])
-    return Dataset(*({"x": _array(x[rows]), "y": _array(y[rows])} for rows in
-                     (train, test)))  # fmt: skip
+    return split(x[train], y[train], x[test], y[test])
 
 
-def standardise(split: Dataset, keys: tuple[str, ...] = ("x",)) -> Dataset:
+def split(
+    x: np.ndarray, y: np.ndarray, held_out_x: np.ndarray, held_out_y: np.ndarray
+) -> Dataset:
+    """A split that others made, as arrays of JAX."""
+    parts = {"x": x, "y": y}, {"x": held_out_x, "y": held_out_y}
+    return Dataset(*jax.tree.map(_array, parts))
+
+
+def standardise(data: Dataset, keys: tuple[str, ...] = ("x",)) -> Dataset:
     """Shifts and scales columns to zero mean and unit variance on the training part."""
 
     def scale(key: str) -> tuple[jax.Array, jax.Array]:
-        values = split.train[key]
+        values = data.train[key]
         deviation = values.std(axis=0)
         # A constant column carries nothing: leave it at zero instead of dividing by it.
         return values.mean(axis=0), jnp.where(deviation > 0, deviation, 1.0)
@@ -90,9 +121,10 @@ def standardise(split: Dataset, keys: tuple[str, ...] = ("x",)) -> Dataset:
             for key, (mean, deviation) in scales.items()
         }
 
-    return Dataset(apply(split.train), apply(split.held_out))
+    return Dataset(apply(data.train), apply(data.held_out))
 
 
 def _array(values: np.ndarray) -> jax.Array:
-    dtype = jnp.int32 if np.issubdtype(values.dtype, np.integer) else jnp.float32
+    # Floating-point numbers as wide as jax.enable_x64 makes them.
+    dtype = jnp.int32 if np.issubdtype(values.dtype, np.integer) else float
     return jnp.asarray(values, dtype)

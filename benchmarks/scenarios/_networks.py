@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import optax
 
 Layers = list[dict[str, jax.Array]]
 
 
-def init_dense(sizes: Sequence[int], seed: int) -> Layers:
-    """Weights with variance 1/fan-in and zero biases, one dict per layer.
+def init_dense(sizes: Sequence[int], seed: int, gain: float = 1.0) -> Layers:
+    """Weights with variance gain/fan-in and zero biases, one dict per layer.
 
     Example:
         >>> [layer["w"].shape for layer in init_dense((13, 64, 1), seed=0)]
@@ -18,26 +19,42 @@ def init_dense(sizes: Sequence[int], seed: int) -> Layers:
     keys = jax.random.split(jax.random.key(seed), len(sizes) - 1)
     return [
         {
-            "w": jax.random.normal(key, (fan_in, fan_out)) * fan_in**-0.5,
+            "w": jax.random.normal(key, (fan_in, fan_out)) * (gain / fan_in) ** 0.5,
             "b": jnp.zeros(fan_out),
         }
         for key, fan_in, fan_out in zip(keys, sizes[:-1], sizes[1:], strict=True)
     ]
 
 
-def dense(layers: Layers, x: jax.Array, linear: Sequence[int] = ()) -> jax.Array:
+def dense(
+    layers: Layers,
+    x: jax.Array,
+    linear: Sequence[int] = (),
+    activation: Callable[[jax.Array], jax.Array] = jnp.tanh,
+) -> jax.Array:
     """A dense network: tanh after every layer except the last and those in `linear`."""
     last = len(layers) - 1
     for index, layer in enumerate(layers):
         x = x @ layer["w"] + layer["b"]
         if index != last and index not in linear:
-            x = jnp.tanh(x)
+            x = activation(x)
     return x
 
 
 def regressor(layers: Layers, x: jax.Array) -> jax.Array:
     """A dense network with a single output, one number per example."""
     return dense(layers, x)[:, 0]
+
+
+def autoencoder(layers: Layers, x: jax.Array) -> jax.Array:
+    """A dense network whose middle layer, the code, is linear.
+
+    Example:
+        >>> layers = init_dense((64, 4, 64), seed=0)
+        >>> autoencoder(layers, jnp.ones((2, 64))).shape
+        (2, 64)
+    """
+    return dense(layers, x, linear=(len(layers) // 2 - 1,))
 
 
 def half_mean_squared_error(outputs: jax.Array, y: jax.Array) -> jax.Array:
@@ -49,5 +66,27 @@ def r_squared(outputs: jax.Array, y: jax.Array) -> jax.Array:
     return 1.0 - jnp.mean((outputs - y) ** 2) / jnp.var(y)
 
 
-def initialiser(*sizes: int) -> Callable[[int], Layers]:
-    return lambda seed: init_dense(sizes, seed)
+def softmax_cross_entropy(outputs: jax.Array, y: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, y).mean()
+
+
+def accuracy(outputs: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.mean(jnp.argmax(outputs, axis=-1) == y)
+
+
+def pixel_cross_entropy(outputs: jax.Array, y: jax.Array) -> jax.Array:
+    """Sigmoid cross-entropy of an image, summed over its pixels."""
+    return optax.sigmoid_binary_cross_entropy(outputs, y).sum(axis=-1).mean()
+
+
+def squared_error(outputs: jax.Array, y: jax.Array) -> jax.Array:
+    """Squared error of an image, the score that Martens (2010) reports."""
+    return jnp.mean(jnp.sum((outputs - y) ** 2, axis=-1))
+
+
+def squared_error_of_logits(outputs: jax.Array, y: jax.Array) -> jax.Array:
+    return squared_error(jax.nn.sigmoid(outputs), y)
+
+
+def initialiser(*sizes: int, gain: float = 1.0) -> Callable[[int], Layers]:
+    return lambda seed: init_dense(sizes, seed, gain)

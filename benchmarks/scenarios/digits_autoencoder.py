@@ -1,14 +1,12 @@
 """The deep autoencoder of the Hessian-free literature, on 8x8 digits."""
 
-import jax
-import jax.numpy as jnp
-import optax
-
 from benchmarks.scenarios._base import Dataset, Scenario, dataset
-from benchmarks.scenarios._networks import Layers, dense, initialiser
-
-SIZES = (64, 200, 100, 50, 12, 50, 100, 200, 64)
-CODE = 3  # index of the layer that produces the 12-number code
+from benchmarks.scenarios._networks import (
+    autoencoder,
+    initialiser,
+    pixel_cross_entropy,
+    squared_error_of_logits,
+)
 
 
 def load() -> Dataset:
@@ -18,27 +16,15 @@ def load() -> Dataset:
     return dataset(pixels / 16.0, pixels / 16.0)
 
 
-def model(params: Layers, x: jax.Array) -> jax.Array:
-    return dense(params, x, linear=(CODE,))
-
-
-def loss(outputs: jax.Array, y: jax.Array) -> jax.Array:
-    return optax.sigmoid_binary_cross_entropy(outputs, y).sum(axis=-1).mean()
-
-
-def squared_error(outputs: jax.Array, y: jax.Array) -> jax.Array:
-    """Squared error of an image, the score that Martens (2010) reports."""
-    return jnp.mean(jnp.sum((jax.nn.sigmoid(outputs) - y) ** 2, axis=-1))
-
-
 SCENARIO = Scenario(
     name="digits_autoencoder",
     description="Digits autoencoder, 64-200-100-50-12-50-100-200-64, cross-entropy",
     load=load,
-    init=initialiser(*SIZES),
-    model=model,
-    loss=loss,
-    metric=squared_error,
+    init=initialiser(64, 200, 100, 50, 12, 50, 100, 200, 64),
+    model=autoencoder,
+    loss=pixel_cross_entropy,
+    metric=squared_error_of_logits,
     metric_name="squared error",
     budget=600.0,
+    registration=("sigmoid_cross_entropy", 1.0),
 )

@@ -53,4 +53,5 @@ SCENARIO = Scenario(
     loss=half_mean_squared_error,
     metric=r_squared,
     metric_name="R²",
+    registration=("squared_error", 0.5),
 )

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 import ncg_optax as ncg
 from benchmarks import cost, records, report
 from benchmarks.cli import QUICK_BUDGET, app
-from benchmarks.contenders import CONTENDERS, Problem, Setting
+from benchmarks.contenders import CONTENDERS, Problem, Setting, _plan, _walk
 from benchmarks.scenarios import SCENARIOS, Scenario
 from benchmarks.scenarios._networks import (
     dense,
@@ -97,6 +98,20 @@ def test_run_writes_results_and_a_picture(stored):
     assert record["command"].endswith("--optimizers adam --seeds 1 --quick")
     picture = (folder / "boston" / "curves.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
+
+
+def test_run_says_what_is_missing_or_does_not_fit(tmp_path, monkeypatch):
+    def missing():
+        raise FileNotFoundError("download it")
+
+    nothing = SCENARIOS["boston"]._replace(load=missing)
+    monkeypatch.setitem(SCENARIOS, "boston", nothing)
+    result = invoke("run", "boston", "--output", tmp_path)
+    assert result.exit_code == 2
+    assert "download it" in result.output
+    result = invoke("run", "wisconsin", "--optimizers", "kfac", "--output", tmp_path)
+    assert result.exit_code == 0
+    assert "wisconsin is not for kfac: left out." in result.output
 
 
 def test_results_tell_no_path_and_no_hostname(stored):
@@ -246,6 +261,66 @@ def test_runs_repeat_and_points_do_not_change_them(toy, epochs):
     runs = [train(epochs, toy, 0, 0.01, points=points) for points in (128, 128, 3)]
     assert runs[0].loss == runs[1].loss == runs[2].loss
     assert len(runs[2].curve.loss) <= 4 < len(runs[0].curve.loss)
+
+
+def test_a_part_of_an_epoch_counts_as_such_and_misses_nothing():
+    few = problem(examples=100, budget=4.0)
+    seen = []
+
+    def step(params, state, batch):
+        jax.debug.callback(lambda x: seen.extend(x.tolist()), batch["x"][:, 0])
+        return params, state, 1.0
+
+    plan = _plan(few, Setting(5, "constant", 0))
+    assert plan == (5, 8, 2, 80)
+    method = _walk(few, plan, lambda params, rate: None, step)
+    state, advance = method.init(None, 0, 0.0), jax.jit(method.advance)
+    for _ in range(8):
+        _, state = advance(None, state, few.train)
+        assert method.spent(state) == pytest.approx(0.1)
+    jax.effects_barrier()
+    assert len(set(seen)) == len(seen) == 80
+    key = state.key
+    for _ in range(7):
+        _, state = advance(None, state, few.train)
+        assert state.key == key
+    _, state = advance(None, state, few.train)
+    assert state.key != key
+
+
+def test_muon_learns_in_mini_batches(toy):
+    contender = CONTENDERS["muon_minibatch"]
+    assert contender.minibatch
+    setting = Setting(32, "cosine", 0)
+    run = train(compile_method(contender.build(toy, setting), toy), toy, 0, 0.01)
+    assert run.loss < run.curve.loss[0]
+    assert run.curve.units[-1] == pytest.approx(toy.budget)
+
+
+def test_the_reported_loss_can_be_that_of_some_examples(toy, epochs):
+    scenario = toy.scenario._replace(curve_examples=3)
+    rows = jax.tree.map(lambda leaf: leaf[jnp.array([0, 63, 127])], toy.train)
+    curve = train(epochs, toy._replace(scenario=scenario), 0, 0.01).curve
+    expected = scenario.value(scenario.init(0), **rows)
+    assert curve.loss[0] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_kfac_says_how_to_install_it(toy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kfac_jax", None)
+    with pytest.raises(ModuleNotFoundError, match='pip install "kfac-jax==0.0.8"'):
+        CONTENDERS["kfac"].build(toy, None)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_kfac_learns_and_counts_its_steps(toy):
+    pytest.importorskip("kfac_jax", exc_type=ImportError)
+    scenario = toy.scenario._replace(registration=("squared_error", 0.5 / 4))
+    known = toy._replace(scenario=scenario, budget=60.0)
+    compiled = compile_method(CONTENDERS["kfac"].build(known, None), known)
+    curve = train(compiled, known, 0).curve
+    assert curve.loss[-1] < 0.5 * curve.loss[0]
+    assert curve.units[1] > 2  # a gradient, and the curvature at least as much
 
 
 def test_divergence_ends_a_run(toy):
