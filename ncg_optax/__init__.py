@@ -9,6 +9,8 @@ from ncg_optax._alias import newton_cg as newton_cg
 from ncg_optax._cg import CGState as CGState
 from ncg_optax._cg import cg as cg
 from ncg_optax._cg import conjugate_gradient as conjugate_gradient
+from ncg_optax._check import OperatorReport as OperatorReport
+from ncg_optax._check import check_operator as check_operator
 from ncg_optax._collectives import value_and_grad as value_and_grad
 from ncg_optax._curvature import Curvature as Curvature
 from ncg_optax._curvature import curvature_product as curvature_product
@@ -27,8 +29,13 @@ from ncg_optax._minimize import minimize as minimize
 from ncg_optax._minres import minimum_residual as minimum_residual
 from ncg_optax._minres import minres as minres
 from ncg_optax._preconditioners import Preconditioner as Preconditioner
+from ncg_optax._preconditioners import compose as compose
 from ncg_optax._preconditioners import identity as identity
+from ncg_optax._preconditioners import jacobi as jacobi
 from ncg_optax._preconditioners import kronecker as kronecker
+from ncg_optax._preconditioners import nystrom as nystrom
+from ncg_optax._residual_space import ResidualSpaceState as ResidualSpaceState
+from ncg_optax._residual_space import residual_space as residual_space
 from ncg_optax._solver import CGResult as CGResult
 from ncg_optax._solver import Outcome as Outcome
 from ncg_optax._solver import Solver as Solver

@@ -26,6 +26,8 @@ def newton_cg(
     preconditioner: Preconditioner | None = None,
     linesearch: LineSearch | None = armijo(),
     mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+    curvature_fraction: float = 1.0,
+    microbatch_size: int | None = None,
     axis_name: str | tuple[str, ...] | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -109,6 +111,8 @@ def newton_cg(
         preconditioner=preconditioner,
         linesearch=linesearch,
         mask=mask,
+        curvature_fraction=curvature_fraction,
+        microbatch_size=microbatch_size,
         axis_name=axis_name,
         seed=seed,
     )
@@ -119,11 +123,13 @@ def hessian_free(
     learning_rate: optax.ScalarOrSchedule | None = 1.0,
     *,
     curvature: Curvature = gauss_newton(),
-    damping: float | optax.Schedule | Damping = levenberg_marquardt(),
-    solver: Solver = cg(maxiter=8, rtol=0.2, warm_start=0.9, forcing=None),
+    damping: float | optax.Schedule | Damping = levenberg_marquardt(maximum=1.0),
+    solver: Solver = cg(maxiter=5, rtol=0.2, warm_start=0.7, forcing=None),
     preconditioner: Preconditioner | None = kronecker(),
     linesearch: LineSearch | None = armijo(),
     mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+    curvature_fraction: float = 0.25,
+    microbatch_size: int | None = None,
     axis_name: str | tuple[str, ...] | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -187,6 +193,8 @@ def hessian_free(
         preconditioner=preconditioner,
         linesearch=linesearch,
         mask=mask,
+        curvature_fraction=curvature_fraction,
+        microbatch_size=microbatch_size,
         axis_name=axis_name,
         seed=seed,
     )

@@ -13,6 +13,7 @@ invariant the user has reduced the loss already, and the derivative needs a ``ps
 Everything is read off `jax.lax.pcast`, without private attributes.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,25 @@ def mean(tree: Any, axes: Axes) -> Any:
     """
     for axis in axes:
         tree = jax.lax.pmean(tree, axis)
+    return tree
+
+
+def size(axes: Axes) -> int:
+    """Number of devices over ``axes``."""
+    return math.prod(jax.lax.axis_size(axis) for axis in axes)
+
+
+def total(tree: Any, axes: Axes) -> Any:
+    """Sum over ``axes`` of what differs from device to device."""
+    return jax.lax.psum(tree, axes) if axes else tree
+
+
+def gather(tree: Any, axes: Axes) -> Any:
+    """The rows of all devices one below the other, the same everywhere."""
+    for axis in axes:
+        # Only a checked shard_map can, and must, be told that they are the same.
+        to = "invarying" if _is_checked(axis) else "varying"
+        tree = jax.lax.all_gather(tree, axis, tiled=True, to=to)
     return tree
 
 

@@ -24,18 +24,23 @@ class Objective(NamedTuple):
       model: parameters to the outputs of the network, or None for a plain loss.
       loss: outputs of the network to the scalar loss, or None for a plain loss.
       axes: names of the mapped axes the loss is spread over.
+      data: the data arguments that are bound, by name; empty for a closure.
+      on: ``on(data) -> Objective``, the same loss with other data of these names.
     """
 
     value: Callable[[PyTree], jax.Array]
     model: Callable[[PyTree], PyTree] | None = None
     loss: Callable[[PyTree], jax.Array] | None = None
     axes: Axes = ()
+    data: Mapping[str, PyTree] = {}
+    on: Callable[[Mapping[str, PyTree]], "Objective"] | None = None
 
     def restricted(self, embed: Callable[[PyTree], PyTree]) -> "Objective":
         """The same loss as a function of what ``embed`` maps to the parameters."""
         return self._replace(
             value=lambda p: self.value(embed(p)),
             model=None if self.model is None else lambda p: self.model(embed(p)),
+            on=None if self.on is None else lambda d: self.on(d).restricted(embed),
         )
 
 
@@ -247,13 +252,27 @@ def as_objective(value_fn: Any, extra: Mapping[str, Any], axes: Axes = ()) -> Ob
             f"{type(value_fn).__name__}."
         )
     if isinstance(value_fn, CompositeLoss):
-        data = {k: v for k, v in extra.items() if k not in RESERVED}
-        bound = value_fn.bind(**data)
-        return Objective(
-            value=lambda p: scalar_loss(bound(p)),
-            model=bound.model,
-            loss=bound.loss,
-            axes=axes,
-        )
-    routed = route("value_fn", value_fn, extra)
-    return Objective(value=lambda p: scalar_loss(value_fn(p, **routed)), axes=axes)
+        given = {k: v for k, v in extra.items() if k not in RESERVED}
+        return _composite_on(value_fn, {**value_fn.data, **given}, axes)
+    return _plain_on(value_fn, route("value_fn", value_fn, extra), axes)
+
+
+def _composite_on(loss: CompositeLoss, data: Mapping[str, Any], axes: Axes):
+    bound = loss.bind(**data)
+    return Objective(
+        value=lambda p: scalar_loss(bound(p)),
+        model=bound.model,
+        loss=bound.loss,
+        axes=axes,
+        data=data,
+        on=lambda new: _composite_on(loss, {**data, **new}, axes),
+    )
+
+
+def _plain_on(value_fn: Callable[..., Any], data: Mapping[str, Any], axes: Axes):
+    return Objective(
+        value=lambda p: scalar_loss(value_fn(p, **data)),
+        axes=axes,
+        data=data,
+        on=lambda new: _plain_on(value_fn, {**data, **new}, axes),
+    )

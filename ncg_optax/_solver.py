@@ -10,6 +10,21 @@ PyTree = Any
 Operator = Callable[[PyTree], PyTree]
 
 
+class SampledProduct(NamedTuple):
+    """The product ``v -> B v`` of the curvature on a share of the examples.
+
+    Attributes:
+      product: the function itself, which a call of the object calls.
+      share: of the examples, in (0, 1].
+    """
+
+    product: Operator
+    share: float = 1.0
+
+    def __call__(self, v: PyTree) -> PyTree:
+        return self.product(v)
+
+
 class CGResult(NamedTuple):
     """The outcome of one linear solve ``A x = b`` with ``A = B + damping I``.
 
@@ -27,6 +42,9 @@ class CGResult(NamedTuple):
       last_direction: the last search direction ``p``, shaped like the parameters.
       curvature: ``p.Bp / p.p`` along it.
       status: a :class:`Status` code, int32.
+      damping: the lambda that the solver chose by itself, or None if it took the one
+        it was given.
+      evaluations: of the loss that the solver made, int32.
     """
 
     solution: PyTree
@@ -38,6 +56,8 @@ class CGResult(NamedTuple):
     last_direction: PyTree
     curvature: jax.Array
     status: jax.Array
+    damping: jax.Array | None = None
+    evaluations: jax.Array | int = 0
 
 
 class Outcome(NamedTuple):
@@ -82,6 +102,9 @@ class Solver(NamedTuple):
       needs_outcome: whether ``update`` needs the loss at the end of the step, which
         costs an evaluation if nobody else asks for it.
       descent_threshold: the direction is replaced by ``-g`` unless ``g.d < -t``.
+      needs_objective: whether ``solve`` also takes the keywords ``objective`` (with the
+        fields of a :class:`CompositeLoss` and its data) and ``params``, because
+        products are not enough for it.
     """
 
     init: Callable[[PyTree], Any]
@@ -89,3 +112,4 @@ class Solver(NamedTuple):
     update: Callable[[Any, Outcome], Any]
     needs_outcome: bool = False
     descent_threshold: float = 0.0
+    needs_objective: bool = False

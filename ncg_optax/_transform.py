@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ncg_optax import _collectives, _mask, _tree, _validate
+from ncg_optax import _batches, _collectives, _mask, _tree, _validate
 from ncg_optax._cg import cg
 from ncg_optax._curvature import Curvature, hessian
 from ncg_optax._damping import Damping, as_damping, levenberg_marquardt
@@ -31,10 +31,13 @@ from ncg_optax._linesearch import (
 )
 from ncg_optax._loss import as_objective
 from ncg_optax._preconditioners import Preconditioner, identity
-from ncg_optax._solver import CGResult, Operator, Outcome, Solver
+from ncg_optax._solver import CGResult, Operator, Outcome, SampledProduct, Solver
 from ncg_optax._status import Status
 
 PyTree = Any
+
+# Examples that a preconditioner sees at least: many products matter more to it.
+MIN_PROBED = 32
 
 
 class NewtonCGInfo(NamedTuple):
@@ -54,7 +57,8 @@ class NewtonCGInfo(NamedTuple):
       products: all curvature products of the step, int32.
       evaluations: of the loss along the direction, int32.
       gradient_equivalents: what the step cost in gradients, its own gradient
-        included: ``1 + products * curvature.cost + evaluations / 3``.
+        included: ``1 + products * curvature.cost + evaluations / 3``, where what is
+        done on a share of the examples counts as this share.
       residual: ``|B d + lambda d + g| / |g|`` as the solver left it.
       predicted_reduction: ``-(g.d + d.Bd / 2)`` for the step as taken.
       actual_reduction: ``loss - next_loss``.
@@ -109,6 +113,20 @@ class _Direction(NamedTuple):
     bend: jax.Array  # d.Bd
     fell_back: jax.Array  # to the negative gradient, bool
     finite: jax.Array  # bool
+
+
+class _Work(NamedTuple):
+    """What a step did; products and linearisations on a sample count as their share."""
+
+    products: jax.Array
+    batch_products: jax.Array
+    evaluations: jax.Array
+    batch_linearizations: float
+
+    def gradient_equivalents(self, product_cost: float) -> jax.Array:
+        """With a forward pass at a third of a gradient, and the gradient itself."""
+        forward = self.evaluations + self.batch_linearizations
+        return 1 + product_cost * self.batch_products + forward / 3
 
 
 def _first_info(dtype: Any) -> NewtonCGInfo:
@@ -179,7 +197,7 @@ def _measurements(
     direction: _Direction,
     search: SearchResult,
     outcome: Outcome,
-    products: jax.Array,
+    work: _Work,
     product_cost: float,
 ) -> NewtonCGInfo:
     length2 = _tree.vdot(direction.d, direction.d)
@@ -192,11 +210,9 @@ def _measurements(
         gradient_norm=gradient_norm,
         damping=damping,
         cg_iterations=result.iterations,
-        products=products,
-        evaluations=search.evaluations,
-        gradient_equivalents=1
-        + products.astype(loss.dtype) * product_cost
-        + search.evaluations.astype(loss.dtype) / 3,
+        products=work.products,
+        evaluations=work.evaluations,
+        gradient_equivalents=work.gradient_equivalents(product_cost),
         residual=result.residual / jnp.where(gradient_norm > 0, gradient_norm, 1),
         predicted_reduction=predicted,
         actual_reduction=actual,
@@ -220,6 +236,8 @@ def scale_by_newton_cg(
     preconditioner: Preconditioner | None = None,
     linesearch: LineSearch | None = armijo(),
     mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+    curvature_fraction: float = 1.0,
+    microbatch_size: int | None = None,
     axis_name: str | tuple[str, ...] | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -236,6 +254,8 @@ def scale_by_newton_cg(
       preconditioner: a :class:`Preconditioner` or None.
       linesearch: a :class:`LineSearch` or None.
       mask: which leaves to train.
+      curvature_fraction: share of the examples in the curvature.
+      microbatch_size: examples at a time in products and trial values.
       axis_name: mapped axis name(s).
       seed: of the randomised parts.
 
@@ -266,6 +286,12 @@ def scale_by_newton_cg(
         _validate.component(
             "preconditioner", preconditioner, Preconditioner, "kronecker(), or None"
         )
+    _validate.number(
+        "curvature_fraction", curvature_fraction, low=0.0, high=1.0, low_open=True
+    )
+    if microbatch_size is not None:
+        _validate.integer("microbatch_size", microbatch_size, low=1)
+    curvature = _batches.curvature_in_microbatches(curvature, microbatch_size)
     damping = as_damping(damping)
     axes = _collectives.as_axes(axis_name)
     preconditioner = preconditioner or identity()
@@ -289,7 +315,9 @@ def scale_by_newton_cg(
             info=_first_info(dtype),
         )
 
-    def update(updates, state, params=None, *, value_fn=None, **extra):
+    def update(
+        updates, state, params=None, *, value_fn=None, curvature_batch=None, **extra
+    ):
         if params is None:
             raise ValueError(
                 "newton_cg needs params, the current parameters: call "
@@ -310,9 +338,23 @@ def scale_by_newton_cg(
 
         # Curvature: one linearisation a step, one all-reduce a product.
         varying = _collectives.to_varying(trained, axes)
-        local_loss, local_product = curvature.linearize(objective, varying)
-        product = _collectives.reduced_operator(local_loss, local_product, axes)
-        matvec = _tree.in_dtypes_of(trained, product)
+
+        def linearized(sample):
+            loss, local_product = curvature.linearize(sample.objective, varying)
+            product = _collectives.reduced_operator(loss, local_product, axes)
+            return loss, SampledProduct(
+                _tree.in_dtypes_of(trained, product), sample.share
+            )
+
+        sample = _batches.curvature_sample(
+            objective, curvature_batch, curvature_fraction, state.count
+        )
+        sample_loss, matvec = linearized(sample)
+
+        # The loss itself, always on the whole batch.
+        value_at = _batches.in_microbatches(objective, microbatch_size).value
+        whole = sample.objective is objective
+        local_loss = sample_loss if whole else value_at(varying)
         loss = _collectives.mean(local_loss, axes).astype(dtype)
 
         # How much to trust it.
@@ -321,24 +363,38 @@ def scale_by_newton_cg(
         )
         lam = jnp.asarray(lam, dtype)
 
-        # The direction.
-        key = jax.random.fold_in(jax.random.key(seed), state.count)
-        preconditioner_state, preconditioner_products = preconditioner.update(
-            state.preconditioner, matvec, grads, lam, key, state.count
+        # The preconditioner, which may do with fewer examples than the solver.
+        few = _batches.every_kth(
+            objective, preconditioner.fraction, MIN_PROBED, state.count
         )
+        fewer = few.share < sample.share
+        probed = linearized(few)[1] if fewer else matvec
+        key = jax.random.fold_in(jax.random.key(seed), state.count)
+        preconditioner_state, probes = preconditioner.update(
+            state.preconditioner, probed, grads, lam, key, state.count
+        )
+
+        # The direction.
         result, solver_state = solver.solve(
             matvec,
             _tree.scale(grads, -1.0),
             lam,
             lambda r: preconditioner.apply(preconditioner_state, r, lam),
             state.solver,
+            **(
+                {"objective": sample.objective, "params": varying}
+                if solver.needs_objective
+                else {}
+            ),
         )
+        if result.damping is not None:
+            lam = result.damping.astype(dtype)
         direction = _descent_direction(result, grads, lam, solver.descent_threshold)
 
         # Trial values serve the line search, the damping and the trust region alike.
         def loss_at(step):
             moved = _tree.add_scaled(_tree.widen(trained), step, direction.d)
-            local = objective.value(
+            local = value_at(
                 _collectives.to_varying(_tree.cast_like(moved, trained), axes)
             )
             return _collectives.mean(local, axes).astype(dtype)
@@ -346,7 +402,14 @@ def scale_by_newton_cg(
         search = linesearch.search(loss_at, loss, direction.slope, direction.bend)
         outcome = _outcome(direction, search, loss)
 
-        products = result.products + damping_products + preconditioner_products
+        work = _Work(
+            products=result.products + damping_products + probes,
+            batch_products=sample.share * (result.products + damping_products)
+            + probed.share * probes,
+            evaluations=search.evaluations + result.evaluations,
+            batch_linearizations=(0 if whole else sample.share)
+            + (few.share if fewer else 0),
+        )
         new_state = ScaleByNewtonCGState(
             count=optax.safe_increment(state.count),
             damping=damping.update(damping_state, outcome),
@@ -360,7 +423,7 @@ def scale_by_newton_cg(
                 direction,
                 search,
                 outcome,
-                products,
+                work,
                 curvature.cost,
             ),
         )

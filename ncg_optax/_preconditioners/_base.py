@@ -17,6 +17,11 @@ class Preconditioner(NamedTuple):
         random key that is new at each step and the same on all devices, and
         ``products`` how often ``matvec`` was called.
       apply: ``apply(state, r, damping) -> M r``, once an iteration.
+      sqrt: ``sqrt(state, r, damping) -> S r`` with ``S`` symmetric and ``S S = M``, or
+        None if there is no cheap one. Only :func:`compose` asks for it.
+      fraction: share of the examples that is enough for ``update``, in (0, 1]. Its
+        ``matvec`` is then the product on such a share, with the share that it is
+        (1 if the data cannot be split) as the attribute ``share``.
 
     All vectors are trees shaped like the trained parameters, float32 or wider.
 
@@ -39,6 +44,8 @@ class Preconditioner(NamedTuple):
     init: Callable[[PyTree], Any]
     update: Callable[..., tuple[Any, Any]]
     apply: Callable[[Any, PyTree, Any], PyTree]
+    sqrt: Callable[[Any, PyTree, Any], PyTree] | None = None
+    fraction: float = 1.0
 
 
 def identity() -> Preconditioner:
@@ -55,4 +62,5 @@ def identity() -> Preconditioner:
         init=lambda params: (),
         update=lambda state, *_: (state, 0),
         apply=lambda state, r, damping: r,
+        sqrt=lambda state, r, damping: r,
     )

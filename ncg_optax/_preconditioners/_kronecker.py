@@ -33,12 +33,18 @@ class KroneckerState(NamedTuple):
     """State of :func:`kronecker`.
 
     Attributes:
-      steps: updates so far, int32, shape=().
-      factors: a tuple of :class:`Factor`, one for each leaf.
+      steps: updates since the first finite estimate, int32, shape=().
+      factors: a tree with the structure of the parameters and a :class:`Factor` in
+        the place of each leaf.
     """
 
     steps: jax.Array
-    factors: tuple[Factor, ...]
+    factors: PyTree
+
+
+class _Grams(NamedTuple):
+    left: jax.Array
+    right: jax.Array
 
 
 def _as_matrix(x: jax.Array) -> jax.Array:
@@ -51,12 +57,12 @@ def _gram(y: jax.Array, full: bool) -> jax.Array:
     return y @ jnp.conj(y.T) if full else jnp.sum(jnp.abs(y) ** 2, axis=1)
 
 
-def _eigen(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Eigenvalues (not negative) and eigenvectors of a factor."""
-    if gram.ndim == 1:
-        return gram, jnp.zeros((0,), gram.dtype)
-    values, vectors = jnp.linalg.eigh(gram)
-    return jnp.maximum(values, 0), vectors
+def _grams_like(factor: Factor, y: jax.Array) -> _Grams:
+    """The contribution of a product ``y`` to the factors of its leaf."""
+    y = _as_matrix(y)
+    return _Grams(
+        _gram(y, factor.left.ndim == 2), _gram(jnp.conj(y.T), factor.right.ndim == 2)
+    )
 
 
 def _rotate(basis: jax.Array, x: jax.Array) -> jax.Array:
@@ -65,6 +71,14 @@ def _rotate(basis: jax.Array, x: jax.Array) -> jax.Array:
 
 def _adjoint(basis: jax.Array) -> jax.Array:
     return jnp.conj(basis.T) if basis.ndim == 2 else basis
+
+
+def _eigen(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Eigenvalues (not negative) and eigenvectors of a factor."""
+    if gram.ndim == 1:
+        return gram, jnp.zeros((0,), gram.dtype)
+    values, vectors = jnp.linalg.eigh(gram)
+    return jnp.maximum(values, 0), vectors
 
 
 def _decomposed(factor: Factor) -> Factor:
@@ -88,7 +102,9 @@ def _decomposed(factor: Factor) -> Factor:
 def kronecker(
     decay: float = 0.95,
     refresh: int = 5,
-    first_probes: int = 8,
+    probes: int = 4,
+    first_probes: int = 64,
+    fraction: float = 1 / 8,
     damping: float = 0.1,
     max_size: int = 1024,
 ) -> Preconditioner:
@@ -102,7 +118,7 @@ def kronecker(
       E[Y^H Y] = \operatorname{tr}(L^2)\, R^2
 
     and a few products with random vectors give the factors, without knowing about
-    layers: one product a step, averaged exponentially. As the squares are estimated,
+    layers: ``probes`` of them a step, averaged exponentially. As the squares are estimated,
     the result is positive semidefinite whatever ``B`` is, and stands for
     :math:`|B|` if it is indefinite. In the eigenbases the preconditioner divides by
 
@@ -114,15 +130,22 @@ def kronecker(
     are folded to (all but the last, last), a side longer than ``max_size`` gets a
     diagonal factor.
 
-    Cost: a product a step (``first_probes`` at the first) and, every ``refresh``
-    steps, eigendecompositions of about :math:`10 (m^3 + n^3)` operations a leaf; each
+    Many products on few examples tell more than few on many, so they are made on a
+    ``fraction`` of the batch. Where the data cannot be split there are fewer of them,
+    for the same price.
+
+    Cost: ``probes * fraction`` products with the whole batch a step (``first_probes *
+    fraction`` at the first) and, every ``refresh`` steps, eigendecompositions of about :math:`10 (m^3 + n^3)` operations a leaf; each
     application :math:`4 m n (m + n)`. Memory: :math:`2 (m^2 + n^2) + m n` numbers a
     leaf.
 
     Args:
       decay: of the running means, in [0, 1).
       refresh: steps from one eigendecomposition to the next.
+      probes: products at each step.
       first_probes: products at the first step.
+      fraction: share of the examples in these products, in (0, 1]; not fewer than 32
+        examples.
       damping: own damping, in units of the mean eigenvalue of the leaf.
       max_size: longest side with a full factor.
 
@@ -139,20 +162,21 @@ def kronecker(
     """
     _validate.number("kronecker: decay", decay, low=0.0, high=0.9999)
     _validate.integer("kronecker: refresh", refresh, low=1)
+    _validate.integer("kronecker: probes", probes, low=1)
     _validate.integer("kronecker: first_probes", first_probes, low=1)
+    _validate.number("kronecker: fraction", fraction, low=0.0, high=1.0, low_open=True)
     _validate.number("kronecker: damping", damping, low=0.0)
     _validate.integer("kronecker: max_size", max_size, low=1)
 
     def init_factor(leaf):
         wide = jnp.result_type(jnp.float32, leaf.dtype)
-        size = leaf.size
         n = 1 if len(leaf.shape) < 2 else leaf.shape[-1]
-        m = size // n
+        m = leaf.size // n
 
         def side(k):
-            shape = (k, k) if k <= max_size else (k,)
-            basis = jnp.zeros(shape if k <= max_size else (0,), wide)
-            return jnp.zeros(shape, wide), basis
+            full = k <= max_size
+            gram = jnp.zeros((k, k) if full else (k,), wide)
+            return gram, jnp.zeros((k, k) if full else (0,), wide)
 
         left, left_basis = side(m)
         right, right_basis = side(n)
@@ -162,59 +186,66 @@ def kronecker(
     def init(params):
         return KroneckerState(
             steps=jnp.zeros((), jnp.int32),
-            factors=tuple(init_factor(leaf) for leaf in jax.tree.leaves(params)),
+            factors=jax.tree.map(init_factor, params),
         )
 
     def update(state, matvec, grads, lam, key, count):
+        treedef = jax.tree.structure(grads)
+        old = treedef.flatten_up_to(state.factors)
         fresh = state.steps == 0
-        probes = jnp.where(fresh, first_probes, 1)
-
-        def probe(i, grams):
-            v = _tree.random_normal(jax.random.fold_in(key, i), grads)
-            ys = [_as_matrix(y) for y in jax.tree.leaves(matvec(v))]
-            return tuple(
-                (
-                    left + _gram(y, left.ndim == 2),
-                    right + _gram(jnp.conj(y.T), right.ndim == 2),
-                )
-                for y, (left, right) in zip(ys, grams, strict=True)
-            )
-
-        zeros = tuple(
-            (jnp.zeros_like(f.left), jnp.zeros_like(f.right)) for f in state.factors
+        saved = fraction / getattr(matvec, "share", 1.0)  # 1 where data can be split
+        number = jnp.where(
+            fresh, max(1, round(first_probes * saved)), max(1, round(probes * saved))
         )
-        grams = jax.lax.fori_loop(0, probes, probe, zeros)
+
+        def probe(i, total):
+            y = matvec(_tree.random_normal(jax.random.fold_in(key, i), grads))
+            new = list(map(_grams_like, old, jax.tree.leaves(y)))
+            return jax.tree.map(jnp.add, total, new)
+
+        zeros = [_Grams(*map(jnp.zeros_like, (f.left, f.right))) for f in old]
+        grams = jax.lax.fori_loop(0, number, probe, zeros)
+        usable = _tree.all_finite(grams)
         share = jnp.where(fresh, 1.0, 1 - decay)
 
-        def averaged(old, new):
-            mixed = (1 - share) * old + share * new / probes
-            return jnp.where(jnp.all(jnp.isfinite(new)), mixed, old).astype(old.dtype)
+        def averaged(mean, total):
+            mixed = (1 - share) * mean + share * total / number
+            return jnp.where(usable, mixed, mean).astype(mean.dtype)
 
-        factors = tuple(
-            f._replace(left=averaged(f.left, left), right=averaged(f.right, right))
-            for f, (left, right) in zip(state.factors, grams, strict=True)
-        )
+        factors = [
+            f._replace(left=averaged(f.left, g.left), right=averaged(f.right, g.right))
+            for f, g in zip(old, grams, strict=True)
+        ]
         factors = jax.lax.cond(
             state.steps % refresh == 0,
-            lambda: tuple(map(_decomposed, factors)),
+            lambda: list(map(_decomposed, factors)),
             lambda: factors,
         )
-        return KroneckerState(state.steps + 1, factors), probes
+        # Without any estimate the next step tries again.
+        steps = state.steps + (usable | ~fresh).astype(jnp.int32)
+        return KroneckerState(steps, treedef.unflatten(factors)), number
 
-    def apply_factor(factor, r, lam):
+    def divided(factor, r, lam, of):
         floor = lam + damping * jnp.mean(factor.spectrum)
-        scale = factor.spectrum + jnp.where(floor > 0, floor, 1)
+        scale = of(factor.spectrum + jnp.where(floor > 0, floor, 1))
         x = _rotate(_adjoint(factor.left_basis), _as_matrix(r))
         x = jnp.conj(_rotate(_adjoint(factor.right_basis), jnp.conj(x.T)).T) / scale
         x = _rotate(factor.left_basis, x)
         x = jnp.conj(_rotate(factor.right_basis, jnp.conj(x.T)).T)
         return x.reshape(r.shape).astype(r.dtype)
 
-    def apply(state, r, lam):
+    def divided_by(of, state, r, lam):
         leaves, treedef = jax.tree.flatten(r)
+        factors = treedef.flatten_up_to(state.factors)
         return treedef.unflatten(
-            apply_factor(f, leaf, lam)
-            for f, leaf in zip(state.factors, leaves, strict=True)
+            divided(f, leaf, lam, of)
+            for f, leaf in zip(factors, leaves, strict=True)
         )
 
-    return Preconditioner(init, update, apply)
+    return Preconditioner(
+        init,
+        update,
+        apply=lambda state, r, lam: divided_by(lambda x: x, state, r, lam),
+        sqrt=lambda state, r, lam: divided_by(jnp.sqrt, state, r, lam),
+        fraction=fraction,
+    )

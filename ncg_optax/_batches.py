@@ -1,0 +1,196 @@
+"""Curvature on a part of the data, and the whole batch in pieces.
+
+Examples are the rows of the data arguments of the loss (those of ``update`` and
+``CompositeLoss.bind``): of all arrays among them, the ones whose first axis is the
+longest. Everything else (class weights, random keys, numbers) goes along unchanged.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ncg_optax._curvature import Curvature
+from ncg_optax._loss import Objective
+
+PyTree = Any
+
+# The noise of a curvature depends on how many examples it sees: below this number a
+# fraction of the batch costs more steps than it saves products.
+MIN_EXAMPLES = 256
+
+
+def _length(x: Any) -> int:
+    """Of the first axis; 0 for scalars and for what is not an array."""
+    shape = getattr(x, "shape", ())
+    return shape[0] if shape else 0
+
+
+def number_of_examples(data: Mapping[str, PyTree]) -> int:
+    """The longest first axis among the arrays of ``data``; 0 if there is none."""
+    return max(map(_length, jax.tree.leaves(dict(data))), default=0)
+
+
+def _map_examples(take: Callable[[jax.Array], jax.Array], data: Mapping[str, PyTree]):
+    """``data`` with ``take`` applied to the arrays that run over the examples."""
+    n = number_of_examples(data)
+    return jax.tree.map(lambda x: take(x) if _length(x) == n else x, dict(data))
+
+
+class Sample(NamedTuple):
+    """A loss on a part of the data.
+
+    Attributes:
+      objective: the loss on it.
+      share: of the examples, in (0, 1].
+    """
+
+    objective: Objective
+    share: float
+
+
+def every_kth(
+    objective: Objective, fraction: float, at_least: int, offset: jax.Array
+) -> Sample:
+    """The loss on the examples ``offset, offset + k, ...`` with ``k = 1/fraction``.
+
+    A stride takes its share of every class from data that is sorted by class, and stays
+    on the device where the data is spread over several. Up to ``k - 1`` examples at the
+    end are left out. The objective is returned as it is if its data cannot be seen (a
+    closure), and ``k`` is smaller if fewer than ``at_least`` examples would remain.
+    """
+    n = number_of_examples(objective.data)
+    k = max(1, min(round(1 / fraction), n // at_least))
+    if k == 1:
+        return Sample(objective, 1.0)
+    rows = n // k
+
+    def take(x):
+        grid = x[: rows * k].reshape(rows, k, *x.shape[1:])
+        return jax.lax.dynamic_index_in_dim(grid, offset % k, axis=1, keepdims=False)
+
+    return Sample(objective.on(_map_examples(take, objective.data)), rows / n)
+
+
+def curvature_sample(
+    objective: Objective,
+    batch: Mapping[str, PyTree] | None,
+    fraction: float,
+    count: jax.Array,
+) -> Sample:
+    """What the curvature of step number ``count`` is taken of.
+
+    Args:
+      objective: the loss on the whole batch.
+      batch: data to take instead, by name; None for a part of the whole batch.
+      fraction: of the batch, but not less than ``MIN_EXAMPLES``.
+      count: rotates the sample, so that every example has its turn.
+
+    Raises:
+      TypeError: if ``batch`` is not a mapping.
+      ValueError: if it has a name that the loss does not know, or a value of another
+        structure or example shape than the data.
+    """
+    if batch is None:
+        return every_kth(objective, fraction, MIN_EXAMPLES, count)
+    if not isinstance(batch, Mapping):
+        raise TypeError(
+            "curvature_batch must be a dict of data arguments of the loss, such as "
+            f"dict(x=..., y=...), got {type(batch).__name__}."
+        )
+    for name, given in batch.items():
+        if name not in objective.data:
+            raise ValueError(
+                f"curvature_batch: the loss has no data argument {name!r}; it has "
+                f"{', '.join(sorted(objective.data)) or 'none (a closure)'}."
+            )
+        expected = objective.data[name]
+        if _example_shapes(given) != _example_shapes(expected):
+            raise ValueError(
+                f"curvature_batch: {name!r} must have the structure of the batch's, "
+                f"with any number of rows: got {_shapes(given)}, expected "
+                f"{_shapes(expected)}."
+            )
+    whole = number_of_examples(objective.data)
+    return Sample(objective.on(batch), number_of_examples(batch) / max(whole, 1))
+
+
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: getattr(x, "shape", ()), tree)
+
+
+def _example_shapes(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, [getattr(x, "shape", ())[1:] for x in leaves]
+
+
+def _mean_over(count: int, term: Callable[[jax.Array], PyTree]) -> PyTree:
+    """``sum_i term(i) / count``, one term at a time, so that memory is that of one."""
+    add = lambda i, total: jax.tree.map(jnp.add, total, term(i))  # noqa: E731
+    # Starts from the first term, whose leaves vary over the mapped axes as they should.
+    total = jax.lax.fori_loop(1, count, add, term(0))
+    return jax.tree.map(lambda x: x / count, total)
+
+
+def _microbatches(objective: Objective, size: int) -> tuple[int, Callable]:
+    """How many microbatches there are, and ``i -> the loss on the i-th``."""
+    n = number_of_examples(objective.data)
+    if n == 0:
+        raise ValueError(
+            "microbatch_size needs to see the data: pass it to update by name, or "
+            "through CompositeLoss(...).bind(...), instead of closing over it."
+        )
+    if n > size and n % size:
+        raise ValueError(
+            f"microbatch_size must divide the number of examples, got {size} for "
+            f"{n} examples."
+        )
+
+    def microbatch(i):
+        take = lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size)  # noqa: E731
+        return objective.on(_map_examples(take, objective.data))
+
+    return max(n // size, 1), microbatch if n > size else lambda i: objective
+
+
+def in_microbatches(objective: Objective, size: int | None) -> Objective:
+    """The loss evaluated on ``size`` examples at a time.
+
+    Raises:
+      ValueError: if no examples can be seen, or ``size`` does not divide them.
+    """
+    if size is None:
+        return objective
+    count, microbatch = _microbatches(objective, size)
+    return objective._replace(
+        value=lambda p: _mean_over(count, lambda i: microbatch(i).value(p))
+    )
+
+
+def curvature_in_microbatches(curvature: Curvature, size: int | None) -> Curvature:
+    r"""The same curvature on ``size`` examples at a time.
+
+    .. math::
+      B v = \frac1m \sum_{i=1}^m B_i v
+
+    for a loss that is the mean over the examples. Each product linearises every
+    microbatch anew, which costs a forward pass more than keeping the linearisation of
+    the whole batch, and needs the memory of one microbatch.
+    """
+    if size is None:
+        return curvature
+
+    def linearize(objective, params):
+        count, microbatch = _microbatches(objective, size)
+        if count == 1:
+            return curvature.linearize(objective, params)
+
+        def product(v):
+            return _mean_over(
+                count, lambda i: curvature.linearize(microbatch(i), params)[1](v)
+            )
+
+        return in_microbatches(objective, size).value(params), product
+
+    return Curvature(linearize, curvature.cost + 1 / 3)

@@ -1,0 +1,155 @@
+"""Curvature on a part of the data, and microbatches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ncg_optax as ncg
+from ncg_optax import _batches
+from ncg_optax._loss import as_objective
+
+
+def composite(examples=8):
+    x = jax.random.normal(jax.random.key(0), (examples, 3))
+    y = jnp.sin(x[:, 0])
+    model = lambda w, x: jnp.tanh(x @ w)  # noqa: E731
+    loss = ncg.CompositeLoss(
+        model, lambda z, y, scale: scale * jnp.mean((z - y) ** 2)
+    )
+    return loss.bind(x=x, y=y, scale=jnp.array(2.0))
+
+
+W = jnp.array([0.3, -0.2, 0.5])
+
+
+def test_a_stride_takes_every_kth_example():
+    objective = as_objective(composite(10), {})
+    sample = _batches.every_kth(objective, 0.25, at_least=1, offset=jnp.array(6))
+    x = objective.data["x"]
+    np.testing.assert_array_equal(sample.objective.data["x"], x[2:8:4])
+    assert sample.share == 0.2  # the remainder waits for its turn
+    assert sample.objective.data["scale"] == 2.0
+
+
+@pytest.mark.parametrize("at_least", [6, 100])
+def test_small_batches_are_not_split(at_least):
+    objective = as_objective(composite(10), {})
+    sample = _batches.every_kth(objective, 0.25, at_least, jnp.array(0))
+    assert sample.objective is objective
+    assert sample.share == 1.0
+
+
+def test_a_closure_is_not_split():
+    loss = composite()
+    objective = as_objective(lambda w: loss(w), {})
+    assert _batches.every_kth(objective, 0.25, 1, 0).objective is objective
+
+
+def updates_of(tx, loss, **extra):
+    grads = jax.grad(loss)(W)
+    return tx.update(grads, tx.init(W), W, value_fn=loss, **extra)
+
+
+def test_curvature_batch_replaces_the_data_of_the_curvature_alone():
+    loss, few = composite(8), composite(4)
+    tx = ncg.newton_cg(
+        curvature=ncg.gauss_newton(),
+        solver=ncg.cg(rtol=1e-6, forcing=None),
+        damping=0.1,
+        linesearch=None,
+    )
+    batch = {name: few.data[name] for name in ("x", "y")}
+    updates, _ = updates_of(tx, loss, curvature_batch=batch)
+    product = ncg.curvature_product(ncg.gauss_newton(), few, W)
+    b = jax.vmap(product)(jnp.eye(3)) + 0.1 * jnp.eye(3)
+    expected = -jnp.linalg.solve(b, jax.grad(loss)(W))
+    np.testing.assert_allclose(updates, expected, rtol=1e-4)
+
+
+def test_a_fraction_costs_its_share_and_keeps_the_loss_of_the_batch():
+    loss = composite(1024)
+    tx = ncg.newton_cg(curvature=ncg.gauss_newton(), curvature_fraction=0.25)
+    _, state = updates_of(tx, loss)
+    info = ncg.get_info(state)
+    np.testing.assert_allclose(info.loss, loss(W), rtol=1e-6)
+    expected = 1 + 1.2 * info.products / 4 + (info.evaluations + 0.25) / 3
+    np.testing.assert_allclose(info.gradient_equivalents, expected, rtol=1e-5)
+
+
+def test_samples_rotate():
+    loss = composite(1024)
+    tx = ncg.newton_cg(curvature=ncg.gauss_newton(), curvature_fraction=0.25)
+    grads, state = jax.grad(loss)(W), tx.init(W)
+    first, new = tx.update(grads, state, W, value_fn=loss)
+    state = (state[0]._replace(count=new[0].count), *state[1:])
+    second, _ = tx.update(grads, state, W, value_fn=loss)
+    assert jnp.any(first != second)
+
+
+@pytest.mark.parametrize("curvature", [ncg.hessian(), ncg.gauss_newton()])
+def test_microbatches_change_nothing(curvature):
+    loss = composite(8)
+    whole, _ = updates_of(ncg.newton_cg(curvature=curvature), loss)
+    tx = ncg.newton_cg(curvature=curvature, microbatch_size=2)
+    pieces, _ = jax.jit(lambda: updates_of(tx, loss))()
+    np.testing.assert_allclose(pieces, whole, rtol=1e-4)
+
+
+def test_microbatches_bound_the_memory():
+    loss = composite(1 << 16)
+
+    def temporary(size):
+        tx = ncg.newton_cg(curvature=ncg.gauss_newton(), microbatch_size=size)
+        update = jax.jit(
+            lambda grads, state, w, x, y: tx.update(
+                grads, state, w, value_fn=loss, x=x, y=y
+            )
+        )
+        data = loss.data["x"], loss.data["y"]
+        compiled = update.lower(W, tx.init(W), W, *data).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(1 << 10) < temporary(None) / 4
+
+
+def test_a_minibatch_loop_with_the_preset():
+    loss = composite(64)
+    tx = ncg.hessian_free()
+    state, w = tx.init(W), W
+
+    @jax.jit
+    def step(w, state, x, y):
+        grads = jax.grad(loss)(w, x=x, y=y)
+        updates, state = tx.update(grads, state, w, value_fn=loss, x=x, y=y)
+        return optax.apply_updates(w, updates), state
+
+    x, y = loss.data["x"], loss.data["y"]
+    for i in range(12):
+        rows = slice(16 * (i % 4), 16 * (i % 4) + 16)
+        w, state = step(w, state, x[rows], y[rows])
+    assert loss(w) < 0.5 * loss(W)
+
+
+@pytest.mark.parametrize(
+    ("batch", "error", "match"),
+    [
+        ([1], TypeError, "must be a dict"),
+        ({"z": W}, ValueError, "no data argument 'z'"),
+        ({"x": jnp.ones((4, 5))}, ValueError, "'x' must have the structure"),
+    ],
+)
+def test_bad_curvature_batches(batch, error, match):
+    with pytest.raises(error, match=match):
+        updates_of(ncg.newton_cg(), composite(), curvature_batch=batch)
+
+
+def test_bad_sizes():
+    with pytest.raises(ValueError, match="must divide the number of examples"):
+        updates_of(ncg.newton_cg(microbatch_size=3), composite(8))
+    loss = composite()
+    with pytest.raises(ValueError, match="microbatch_size needs to see the data"):
+        updates_of(ncg.newton_cg(microbatch_size=3), lambda w: loss(w))
+    with pytest.raises(ValueError, match="curvature_fraction"):
+        ncg.newton_cg(curvature_fraction=0.0)
