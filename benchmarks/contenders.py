@@ -289,7 +289,9 @@ def _newton(
 
         def spent(state: optax.OptState) -> float:
             info = ncg.get_info(state)
-            return prices.price(int(info.products), int(info.evaluations))
+            return prices.price(
+                float(info.batch_products), float(info.batch_evaluations)
+            )
 
         return Method(init, advance, spent, prices=prices)
 

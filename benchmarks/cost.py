@@ -30,7 +30,7 @@ class CostModel(NamedTuple):
     product: float
     evaluation: float
 
-    def price(self, products: int, evaluations: int) -> float:
+    def price(self, products: float, evaluations: float) -> float:
         """The cost of one step: its gradient, the set-up, products and evaluations.
 
         Example:

@@ -6,6 +6,8 @@ A pure optax transformation: :func:`newton_cg` for deterministic problems,
 
 from ncg_optax._alias import hessian_free as hessian_free
 from ncg_optax._alias import newton_cg as newton_cg
+from ncg_optax._batches import Sampling as Sampling
+from ncg_optax._batches import sampling as sampling
 from ncg_optax._cg import CGState as CGState
 from ncg_optax._cg import cg as cg
 from ncg_optax._cg import conjugate_gradient as conjugate_gradient

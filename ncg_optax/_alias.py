@@ -6,6 +6,7 @@ from typing import Any
 import optax
 
 from ncg_optax import _validate
+from ncg_optax._batches import Sampling, sampling
 from ncg_optax._cg import cg
 from ncg_optax._curvature import Curvature, gauss_newton, hessian
 from ncg_optax._damping import Damping, levenberg_marquardt
@@ -26,8 +27,7 @@ def newton_cg(
     preconditioner: Preconditioner | None = None,
     linesearch: LineSearch | None = armijo(),
     mask: PyTree | Callable[[PyTree], PyTree] | None = None,
-    curvature_fraction: float = 1.0,
-    microbatch_size: int | None = None,
+    sampling: Sampling = sampling(),
     axis_name: str | tuple[str, ...] | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -111,8 +111,7 @@ def newton_cg(
         preconditioner=preconditioner,
         linesearch=linesearch,
         mask=mask,
-        curvature_fraction=curvature_fraction,
-        microbatch_size=microbatch_size,
+        sampling=sampling,
         axis_name=axis_name,
         seed=seed,
     )
@@ -128,19 +127,25 @@ def hessian_free(
     preconditioner: Preconditioner | None = kronecker(),
     linesearch: LineSearch | None = armijo(),
     mask: PyTree | Callable[[PyTree], PyTree] | None = None,
-    curvature_fraction: float = 0.25,
-    microbatch_size: int | None = None,
+    sampling: Sampling = sampling(curvature_fraction=1 / 4),
     axis_name: str | tuple[str, ...] | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Hessian-free optimisation of neural networks: the preset of :func:`newton_cg`.
 
-    Gauss-Newton curvature, which is never negative for a convex loss, a
-    Kronecker-factored preconditioner, Levenberg-Marquardt damping, and short solves
-    that start from 0.9 of the last solution, which acts as momentum (Martens 2010).
-    Many short solves beat few long ones: a step costs about 12 gradients. Needs a
-    :class:`CompositeLoss` as ``value_fn``. Meant for full batches and large ones: on
-    small mini-batches the reduction ratio is noise, use a fixed ``damping`` there.
+    Gauss-Newton curvature, which is never negative for a convex loss, on a quarter of
+    the examples; a Kronecker-factored preconditioner; and very short solves (at most
+    five iterations) that start from 0.7 of the last solution, which acts as momentum
+    (Martens 2010). Many short solves beat few long ones: a step costs about four
+    gradients. Needs a :class:`CompositeLoss` as ``value_fn``, with its data bound or
+    given to ``update``.
+
+    Damping starts at 1e-4 of the curvature's own scale and only ever *falls* from there
+    (``maximum=1.0``): so few iterations hardly feel it, their ratios are noise where the
+    curvature is a sample, and a rule that answers bad ratios with more damping stalls;
+    the line search deals with them. With small mini-batches even the line search
+    follows noise: use ``linesearch=None``, a fixed ``damping`` and a decaying
+    ``learning_rate``.
 
     Args:
       learning_rate: as for :func:`newton_cg`, like all the others.
@@ -150,6 +155,7 @@ def hessian_free(
       preconditioner: ``M`` near the inverse of ``B``.
       linesearch: :func:`armijo` or None.
       mask: which leaves to train.
+      sampling: which examples the curvature sees.
       axis_name: mapped axis name(s) the batch is spread over.
       seed: of the randomised parts.
 
@@ -193,8 +199,7 @@ def hessian_free(
         preconditioner=preconditioner,
         linesearch=linesearch,
         mask=mask,
-        curvature_fraction=curvature_fraction,
-        microbatch_size=microbatch_size,
+        sampling=sampling,
         axis_name=axis_name,
         seed=seed,
     )

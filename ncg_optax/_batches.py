@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ncg_optax import _validate
 from ncg_optax._curvature import Curvature
 from ncg_optax._loss import Objective
 
@@ -36,6 +37,69 @@ def _map_examples(take: Callable[[jax.Array], jax.Array], data: Mapping[str, PyT
     """``data`` with ``take`` applied to the arrays that run over the examples."""
     n = number_of_examples(data)
     return jax.tree.map(lambda x: take(x) if _length(x) == n else x, dict(data))
+
+
+class Sampling(NamedTuple):
+    """How many examples the parts of a step see; see :func:`sampling`.
+
+    Attributes:
+      curvature_fraction: share of the examples in the curvature, in (0, 1].
+      microbatch_size: examples at a time in products and trial values, or None.
+    """
+
+    curvature_fraction: float = 1.0
+    microbatch_size: int | None = None
+
+
+def sampling(
+    curvature_fraction: float = 1.0, microbatch_size: int | None = None
+) -> Sampling:
+    r"""Which examples the curvature sees, and how many go through memory at a time.
+
+    The gradient is the user's and the loss is that of the whole batch. Of the curvature
+    a sample is enough: it only shapes the step (Byrd, Chin, Neveitt and Nocedal 2011).
+    A product on a quarter of the examples costs a quarter. The sample is every fourth
+    example (for 1/4), beginning with another one at each step, and never fewer than
+    256. It needs to see the data: arguments of ``update`` or of ``CompositeLoss.bind``,
+    of which the arrays with the longest first axis run over the examples. What is
+    hidden in a closure is not split, and the whole batch is taken. Pass
+    ``curvature_batch=dict(x=..., y=...)`` to ``update`` to choose the examples yourself.
+
+    With ``microbatch_size`` products and trial values go over so many examples after
+    the other, for a loss that is the mean over the examples:
+
+    .. math::
+      B v = \frac1m \sum_{i=1}^m B_i v
+
+    Memory is that of one microbatch; a product costs a forward pass more.
+
+    Args:
+      curvature_fraction: share of the examples in the curvature, in (0, 1], rounded to
+        one over a whole number.
+      microbatch_size: examples at a time, a divisor of their number; None for all.
+
+    Returns:
+      A :class:`Sampling`.
+
+    Raises:
+      TypeError: if a setting is not a number, or ``microbatch_size`` not an integer.
+      ValueError: if a setting is out of range; in ``update``, if ``microbatch_size``
+        does not divide the number of examples or no data can be seen.
+
+    Examples:
+      >>> import ncg_optax as ncg
+      >>> tx = ncg.newton_cg(
+      ...     curvature=ncg.gauss_newton(),
+      ...     sampling=ncg.sampling(curvature_fraction=1 / 8, microbatch_size=512),
+      ... )
+    """
+    who = "sampling: "
+    _validate.number(
+        who + "curvature_fraction", curvature_fraction, low=0.0, high=1.0, low_open=True
+    )
+    if microbatch_size is not None:
+        _validate.integer(who + "microbatch_size", microbatch_size, low=1)
+    return Sampling(curvature_fraction, microbatch_size)
 
 
 class Sample(NamedTuple):

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from ncg_optax import _batches, _collectives, _mask, _tree, _validate
+from ncg_optax._batches import Sampling, sampling
 from ncg_optax._cg import cg
 from ncg_optax._curvature import Curvature, hessian
 from ncg_optax._damping import Damping, as_damping, levenberg_marquardt
@@ -56,9 +57,12 @@ class NewtonCGInfo(NamedTuple):
       cg_iterations: of the linear solver, int32.
       products: all curvature products of the step, int32.
       evaluations: of the loss along the direction, int32.
+      batch_products: the products in units of products with the whole batch: those on
+        a share of the examples count as this share.
+      batch_evaluations: forward passes in units of the whole batch: the evaluations,
+        and what it took to linearise the samples.
       gradient_equivalents: what the step cost in gradients, its own gradient
-        included: ``1 + products * curvature.cost + evaluations / 3``, where what is
-        done on a share of the examples counts as this share.
+        included: ``1 + batch_products * curvature.cost + batch_evaluations / 3``.
       residual: ``|B d + lambda d + g| / |g|`` as the solver left it.
       predicted_reduction: ``-(g.d + d.Bd / 2)`` for the step as taken.
       actual_reduction: ``loss - next_loss``.
@@ -78,6 +82,8 @@ class NewtonCGInfo(NamedTuple):
     cg_iterations: jax.Array
     products: jax.Array
     evaluations: jax.Array
+    batch_products: jax.Array
+    batch_evaluations: jax.Array
     gradient_equivalents: jax.Array
     residual: jax.Array
     predicted_reduction: jax.Array
@@ -116,17 +122,12 @@ class _Direction(NamedTuple):
 
 
 class _Work(NamedTuple):
-    """What a step did; products and linearisations on a sample count as their share."""
+    """What a step did, as :class:`NewtonCGInfo` reports it."""
 
     products: jax.Array
-    batch_products: jax.Array
     evaluations: jax.Array
-    batch_linearizations: float
-
-    def gradient_equivalents(self, product_cost: float) -> jax.Array:
-        """With a forward pass at a third of a gradient, and the gradient itself."""
-        forward = self.evaluations + self.batch_linearizations
-        return 1 + product_cost * self.batch_products + forward / 3
+    batch_products: jax.Array
+    batch_evaluations: jax.Array
 
 
 def _first_info(dtype: Any) -> NewtonCGInfo:
@@ -210,9 +211,10 @@ def _measurements(
         gradient_norm=gradient_norm,
         damping=damping,
         cg_iterations=result.iterations,
-        products=work.products,
-        evaluations=work.evaluations,
-        gradient_equivalents=work.gradient_equivalents(product_cost),
+        **work._asdict(),
+        gradient_equivalents=1
+        + work.batch_products * product_cost
+        + work.batch_evaluations / 3,
         residual=result.residual / jnp.where(gradient_norm > 0, gradient_norm, 1),
         predicted_reduction=predicted,
         actual_reduction=actual,
@@ -236,8 +238,7 @@ def scale_by_newton_cg(
     preconditioner: Preconditioner | None = None,
     linesearch: LineSearch | None = armijo(),
     mask: PyTree | Callable[[PyTree], PyTree] | None = None,
-    curvature_fraction: float = 1.0,
-    microbatch_size: int | None = None,
+    sampling: Sampling = sampling(),
     axis_name: str | tuple[str, ...] | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -254,8 +255,7 @@ def scale_by_newton_cg(
       preconditioner: a :class:`Preconditioner` or None.
       linesearch: a :class:`LineSearch` or None.
       mask: which leaves to train.
-      curvature_fraction: share of the examples in the curvature.
-      microbatch_size: examples at a time in products and trial values.
+      sampling: which examples the curvature sees, see :func:`sampling`.
       axis_name: mapped axis name(s).
       seed: of the randomised parts.
 
@@ -286,11 +286,8 @@ def scale_by_newton_cg(
         _validate.component(
             "preconditioner", preconditioner, Preconditioner, "kronecker(), or None"
         )
-    _validate.number(
-        "curvature_fraction", curvature_fraction, low=0.0, high=1.0, low_open=True
-    )
-    if microbatch_size is not None:
-        _validate.integer("microbatch_size", microbatch_size, low=1)
+    _validate.component("sampling", sampling, Sampling, "sampling()")
+    fraction, microbatch_size = sampling
     curvature = _batches.curvature_in_microbatches(curvature, microbatch_size)
     damping = as_damping(damping)
     axes = _collectives.as_axes(axis_name)
@@ -347,7 +344,7 @@ def scale_by_newton_cg(
             )
 
         sample = _batches.curvature_sample(
-            objective, curvature_batch, curvature_fraction, state.count
+            objective, curvature_batch, fraction, state.count
         )
         sample_loss, matvec = linearized(sample)
 
@@ -402,12 +399,14 @@ def scale_by_newton_cg(
         search = linesearch.search(loss_at, loss, direction.slope, direction.bend)
         outcome = _outcome(direction, search, loss)
 
+        evaluations = search.evaluations + result.evaluations
         work = _Work(
             products=result.products + damping_products + probes,
             batch_products=sample.share * (result.products + damping_products)
             + probed.share * probes,
-            evaluations=search.evaluations + result.evaluations,
-            batch_linearizations=(0 if whole else sample.share)
+            evaluations=evaluations,
+            batch_evaluations=evaluations
+            + (0 if whole else sample.share)
             + (few.share if fewer else 0),
         )
         new_state = ScaleByNewtonCGState(

@@ -70,7 +70,7 @@ def test_curvature_batch_replaces_the_data_of_the_curvature_alone():
 
 def test_a_fraction_costs_its_share_and_keeps_the_loss_of_the_batch():
     loss = composite(1024)
-    tx = ncg.newton_cg(curvature=ncg.gauss_newton(), curvature_fraction=0.25)
+    tx = ncg.newton_cg(curvature=ncg.gauss_newton(), sampling=ncg.sampling(0.25))
     _, state = updates_of(tx, loss)
     info = ncg.get_info(state)
     np.testing.assert_allclose(info.loss, loss(W), rtol=1e-6)
@@ -80,7 +80,7 @@ def test_a_fraction_costs_its_share_and_keeps_the_loss_of_the_batch():
 
 def test_samples_rotate():
     loss = composite(1024)
-    tx = ncg.newton_cg(curvature=ncg.gauss_newton(), curvature_fraction=0.25)
+    tx = ncg.newton_cg(curvature=ncg.gauss_newton(), sampling=ncg.sampling(0.25))
     grads, state = jax.grad(loss)(W), tx.init(W)
     first, new = tx.update(grads, state, W, value_fn=loss)
     state = (state[0]._replace(count=new[0].count), *state[1:])
@@ -92,7 +92,9 @@ def test_samples_rotate():
 def test_microbatches_change_nothing(curvature):
     loss = composite(8)
     whole, _ = updates_of(ncg.newton_cg(curvature=curvature), loss)
-    tx = ncg.newton_cg(curvature=curvature, microbatch_size=2)
+    tx = ncg.newton_cg(
+        curvature=curvature, sampling=ncg.sampling(microbatch_size=2)
+    )
     pieces, _ = jax.jit(lambda: updates_of(tx, loss))()
     np.testing.assert_allclose(pieces, whole, rtol=1e-4)
 
@@ -101,7 +103,9 @@ def test_microbatches_bound_the_memory():
     loss = composite(1 << 16)
 
     def temporary(size):
-        tx = ncg.newton_cg(curvature=ncg.gauss_newton(), microbatch_size=size)
+        tx = ncg.newton_cg(
+            curvature=ncg.gauss_newton(), sampling=ncg.sampling(microbatch_size=size)
+        )
         update = jax.jit(
             lambda grads, state, w, x, y: tx.update(
                 grads, state, w, value_fn=loss, x=x, y=y
@@ -146,10 +150,11 @@ def test_bad_curvature_batches(batch, error, match):
 
 
 def test_bad_sizes():
+    three = ncg.newton_cg(sampling=ncg.sampling(microbatch_size=3))
     with pytest.raises(ValueError, match="must divide the number of examples"):
-        updates_of(ncg.newton_cg(microbatch_size=3), composite(8))
+        updates_of(three, composite(8))
     loss = composite()
     with pytest.raises(ValueError, match="microbatch_size needs to see the data"):
-        updates_of(ncg.newton_cg(microbatch_size=3), lambda w: loss(w))
+        updates_of(three, lambda w: loss(w))
     with pytest.raises(ValueError, match="curvature_fraction"):
-        ncg.newton_cg(curvature_fraction=0.0)
+        ncg.sampling(curvature_fraction=0.0)
