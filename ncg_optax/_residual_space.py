@@ -166,12 +166,15 @@ def residual_space(
       >>> tx = ncg.newton_cg(
       ...     curvature=ncg.gauss_newton(), solver=ncg.residual_space()
       ... )
+      >>> @jax.jit
+      ... def step(w, state):
+      ...     grads = jax.grad(loss)(w)
+      ...     updates, state = tx.update(grads, state, w, value_fn=loss)
+      ...     return optax.apply_updates(w, updates), state
       >>> w = jnp.zeros(2)
       >>> state = tx.init(w)
       >>> for _ in range(6):
-      ...     grads = jax.grad(loss)(w)
-      ...     updates, state = tx.update(grads, state, w, value_fn=loss)
-      ...     w = optax.apply_updates(w, updates)
+      ...     w, state = step(w, state)
       >>> print(bool(loss(w) < 1e-10))
       True
     """
@@ -435,9 +438,11 @@ def _compare(
     total, square = carry
     eps = max(jnp.finfo(x.dtype).eps for x in jax.tree.leaves(params))
     error = _tree.norm(_tree.add_scaled(total, -1.0, together))
-    wrong = error > eps**0.5 * jnp.sqrt(square)
+    wrong = jnp.logical_not(error <= eps**0.5 * jnp.sqrt(square))  # or not finite
     wrong = _collectives.mean(wrong.astype(square.dtype), axes) > 0
-    return jnp.where(wrong, _WHOLE_BATCH, _PER_EXAMPLE).astype(jnp.int32)
+    known = jnp.isfinite(_collectives.mean(_tree.norm(together), axes))
+    route = jnp.where(wrong, _WHOLE_BATCH, _PER_EXAMPLE)
+    return jnp.where(known, route, _UNKNOWN).astype(jnp.int32)
 
 
 def _assemble(
