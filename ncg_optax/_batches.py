@@ -61,8 +61,9 @@ def sampling(
     A product on a quarter of the examples costs a quarter. The sample is every fourth
     example (for 1/4), beginning with another one at each step, and never fewer than
     256. It needs to see the data: arguments of ``update`` or of ``CompositeLoss.bind``,
-    of which the arrays with the longest first axis run over the examples. What is
-    hidden in a closure is not split, and the whole batch is taken. Pass
+    of which the arrays with the longest first axis run over the examples. The whole
+    batch is taken where that does not split it: if it is hidden in a closure, or if
+    there are several kinds of examples (the points of a physics-informed network). Pass
     ``curvature_batch=dict(x=..., y=...)`` to ``update`` to choose the examples yourself.
 
     With ``microbatch_size`` products and trial values go over so many examples after
@@ -115,14 +116,19 @@ class Sample(NamedTuple):
 
 
 def every_kth(
-    objective: Objective, fraction: float, at_least: int, offset: jax.Array
+    objective: Objective,
+    params: PyTree,
+    fraction: float,
+    at_least: int,
+    offset: jax.Array,
 ) -> Sample:
     """The loss on the examples ``offset, offset + k, ...`` with ``k = 1/fraction``.
 
     A stride takes its share of every class from data that is sorted by class, and stays
     on the device where the data is spread over several. Up to ``k - 1`` examples at the
     end are left out. The objective is returned as it is if its data cannot be seen (a
-    closure), and ``k`` is smaller if fewer than ``at_least`` examples would remain.
+    closure) or the loss cannot do with less of it (see :func:`_can_do_with`), and ``k``
+    is smaller if fewer than ``at_least`` examples would remain.
     """
     n = number_of_examples(objective.data)
     k = max(1, min(round(1 / fraction), n // at_least))
@@ -134,11 +140,43 @@ def every_kth(
         grid = x[: rows * k].reshape(rows, k, *x.shape[1:])
         return jax.lax.dynamic_index_in_dim(grid, offset % k, axis=1, keepdims=False)
 
-    return Sample(objective.on(_map_examples(take, objective.data)), rows / n)
+    fewer = objective.on(_map_examples(take, objective.data))
+    if not _can_do_with(rows, fewer, objective, params):
+        return Sample(objective, 1.0)
+    return Sample(fewer, rows / n)
+
+
+def _can_do_with(rows: int, fewer: Objective, whole: Objective, params: PyTree) -> bool:
+    """Whether the loss on ``rows`` examples is one, and its outputs are fewer as well.
+
+    Examples can hide in arrays of several lengths: a physics-informed network has
+    points of several kinds, and a target that strings them together. Cutting the
+    longest array alone would break such a loss, or broadcast it to something else.
+    """
+    try:
+        if fewer.model is None:
+            jax.eval_shape(fewer.value, params)
+            return True
+        cut = jax.eval_shape(fewer.model, params)
+        jax.eval_shape(fewer.loss, cut)
+    except Exception:  # Whatever the loss says to data that does not fit together.
+        return False
+    n = number_of_examples(whole.data)
+
+    def expected(shape):
+        runs_over_examples = bool(shape) and shape[0] % n == 0
+        return (shape[0] // n * rows, *shape[1:]) if runs_over_examples else shape
+
+    full = jax.tree.leaves(jax.eval_shape(whole.model, params))
+    return all(
+        x.shape == expected(y.shape)
+        for x, y in zip(jax.tree.leaves(cut), full, strict=True)
+    )
 
 
 def curvature_sample(
     objective: Objective,
+    params: PyTree,
     batch: Mapping[str, PyTree] | None,
     fraction: float,
     count: jax.Array,
@@ -147,6 +185,7 @@ def curvature_sample(
 
     Args:
       objective: the loss on the whole batch.
+      params: the parameters.
       batch: data to take instead, by name; None for a part of the whole batch.
       fraction: of the batch, but not less than ``MIN_EXAMPLES``.
       count: rotates the sample, so that every example has its turn.
@@ -157,7 +196,7 @@ def curvature_sample(
         structure or example shape than the data.
     """
     if batch is None:
-        return every_kth(objective, fraction, MIN_EXAMPLES, count)
+        return every_kth(objective, params, fraction, MIN_EXAMPLES, count)
     if not isinstance(batch, Mapping):
         raise TypeError(
             "curvature_batch must be a dict of data arguments of the loss, such as "

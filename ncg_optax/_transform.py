@@ -344,7 +344,7 @@ def scale_by_newton_cg(
             )
 
         sample = _batches.curvature_sample(
-            objective, curvature_batch, fraction, state.count
+            objective, varying, curvature_batch, fraction, state.count
         )
         sample_loss, matvec = linearized(sample)
 
@@ -362,7 +362,7 @@ def scale_by_newton_cg(
 
         # The preconditioner, which may do with fewer examples than the solver.
         few = _batches.every_kth(
-            objective, preconditioner.fraction, MIN_PROBED, state.count
+            objective, varying, preconditioner.fraction, MIN_PROBED, state.count
         )
         fewer = few.share < sample.share
         probed = linearized(few)[1] if fewer else matvec

@@ -26,7 +26,7 @@ W = jnp.array([0.3, -0.2, 0.5])
 
 def test_a_stride_takes_every_kth_example():
     objective = as_objective(composite(10), {})
-    sample = _batches.every_kth(objective, 0.25, at_least=1, offset=jnp.array(6))
+    sample = _batches.every_kth(objective, W, 0.25, at_least=1, offset=jnp.array(6))
     x = objective.data["x"]
     np.testing.assert_array_equal(sample.objective.data["x"], x[2:8:4])
     assert sample.share == 0.2  # the remainder waits for its turn
@@ -36,7 +36,7 @@ def test_a_stride_takes_every_kth_example():
 @pytest.mark.parametrize("at_least", [6, 100])
 def test_small_batches_are_not_split(at_least):
     objective = as_objective(composite(10), {})
-    sample = _batches.every_kth(objective, 0.25, at_least, jnp.array(0))
+    sample = _batches.every_kth(objective, W, 0.25, at_least, jnp.array(0))
     assert sample.objective is objective
     assert sample.share == 1.0
 
@@ -44,7 +44,51 @@ def test_small_batches_are_not_split(at_least):
 def test_a_closure_is_not_split():
     loss = composite()
     objective = as_objective(lambda w: loss(w), {})
-    assert _batches.every_kth(objective, 0.25, 1, 0).objective is objective
+    assert _batches.every_kth(objective, W, 0.25, 1, 0).objective is objective
+
+
+def two_kinds_of_points(inside, border, broadcast=False):
+    """A loss like that of a physics-informed network: one target for two inputs."""
+
+    def model(w, points):
+        return jnp.concatenate([jnp.tanh(x @ w) for x in points])
+
+    def loss(z, y):
+        return jnp.mean((z[:, None] - y) ** 2 if broadcast else (z - y) ** 2)
+
+    keys = jax.random.split(jax.random.key(1), 2)
+    points = [
+        jax.random.normal(key, (n, 3))
+        for key, n in zip(keys, (inside, border), strict=True)
+    ]
+    return ncg.CompositeLoss(model, loss).bind(
+        points=points, y=jnp.ones(inside + border)
+    )
+
+
+@pytest.mark.parametrize("broadcast", [False, True])
+def test_examples_of_several_kinds_are_not_split(broadcast):
+    # Cutting the target alone is an error, or worse: it broadcasts.
+    objective = as_objective(two_kinds_of_points(12, 4, broadcast), {})
+    assert _batches.every_kth(objective, W, 0.25, 1, 0).objective is objective
+
+
+def test_the_preset_takes_examples_of_several_kinds():
+    loss = two_kinds_of_points(600, 100)
+    _, state = jax.jit(lambda: updates_of(ncg.hessian_free(), loss))()
+    info = ncg.get_info(state)
+    assert info.batch_products == info.products
+    assert info.actual_reduction > 0
+
+
+def test_outputs_with_several_rows_an_example_are_split():
+    x = jax.random.normal(jax.random.key(0), (8, 5, 3))
+    loss = ncg.CompositeLoss(
+        lambda w, x: jnp.tanh(x @ w).reshape(-1),
+        lambda z, y: jnp.mean((z - y.reshape(-1)) ** 2),
+    ).bind(x=x, y=jnp.zeros((8, 5)))
+    sample = _batches.every_kth(as_objective(loss, {}), W, 0.25, 1, 0)
+    assert sample.share == 0.25
 
 
 def updates_of(tx, loss, **extra):
