@@ -13,6 +13,7 @@ from optax.contrib import muon
 
 import ncg_optax as ncg
 from benchmarks import cost
+from benchmarks.peers.soap import soap
 from benchmarks.scenarios import Scenario
 from benchmarks.scenarios._base import Batch, Params
 
@@ -409,6 +410,12 @@ _ADAM = _tuned("adam", "optax.adam", optax.adam, range(-7, -1))
 _SGD = _tuned("sgd", "optax.sgd, Nesterov momentum 0.9", _sgd, range(-5, 1))
 _ADAMW = _tuned("adamw", "optax.adamw", optax.adamw, range(-7, -1))
 _MUON = _tuned("muon", "optax.contrib.muon", muon, range(-6, 0))
+_SOAP = _tuned(
+    "soap",
+    "SOAP (Vyas et al. 2024), its decompositions in the seconds only",
+    soap,
+    range(-7, -1),
+)
 
 CONTENDERS: dict[str, Contender] = {
     contender.name: contender
@@ -428,6 +435,7 @@ CONTENDERS: dict[str, Contender] = {
         Contender("lbfgs", "optax.lbfgs(), full batch, no settings", _lbfgs),
         _ADAMW[0],
         _MUON[0],
+        _SOAP[0],
         Contender(
             "kfac",
             "kfac-jax, full batch, no settings; units leave its factorisations out",
@@ -438,5 +446,6 @@ CONTENDERS: dict[str, Contender] = {
         _SGD[1],
         _ADAMW[1],
         _MUON[1],
+        _SOAP[1],
     )
 }

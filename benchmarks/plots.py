@@ -15,8 +15,8 @@ from matplotlib.ticker import LogFormatter
 from benchmarks.records import Record
 from benchmarks.report import floor
 
-# Okabe and Ito's colours, which people with any kind of colour vision tell apart; the
-# dashes help in print.
+# Okabe and Ito's colours, which people with any kind of colour vision tell apart, and a
+# brown for the ninth; the dashes help in print.
 STYLES: dict[str, tuple[str, Any]] = {
     "newton_cg": ("#D55E00", "-"),
     "hessian_free": ("#0072B2", "-"),
@@ -25,17 +25,19 @@ STYLES: dict[str, tuple[str, Any]] = {
     "lbfgs": ("#444444", ":"),
     "adamw": ("#56B4E9", "--"),
     "muon": ("#E69F00", "--"),
+    "soap": ("#8C564B", "--"),
     "kfac": ("#000000", "-"),
     "adam_minibatch": ("#009E73", (0, (1, 1))),
     "sgd_minibatch": ("#CC79A7", (0, (1, 1))),
     "adamw_minibatch": ("#56B4E9", (0, (1, 1))),
     "muon_minibatch": ("#E69F00", (0, (1, 1))),
+    "soap_minibatch": ("#8C564B", (0, (1, 1))),
 }
 LABELS = {
     label: f"{name}, mini-batches (tuned)" if batches else f"{name} (tuned)"
     for label in STYLES
     for name, batches, _ in [label.partition("_minibatch")]
-    if name in ("adam", "sgd", "adamw", "muon")
+    if name in ("adam", "sgd", "adamw", "muon", "soap")
 }
 PANELS = (
     ("units", "gradient-equivalents", "linear"),

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import ncg_optax as ncg
-from benchmarks import cost, records, report
+from benchmarks import cost, plots, records, report
 from benchmarks.cli import QUICK_BUDGET, app
 from benchmarks.contenders import CONTENDERS, Problem, Setting, _plan, _walk
 from benchmarks.scenarios import SCENARIOS, Scenario
@@ -154,6 +154,12 @@ def test_bad_input_is_a_sentence_and_exit_code_2(args, message):
     assert message in " ".join(result.output.split())
 
 
+def test_every_optimizer_has_a_colour():
+    assert set(plots.STYLES) == set(CONTENDERS)
+    tuned = {name for name, contender in CONTENDERS.items() if contender.exponents}
+    assert set(plots.LABELS) == tuned
+
+
 # Tables
 
 
@@ -289,8 +295,9 @@ def test_a_part_of_an_epoch_counts_as_such_and_misses_nothing():
     assert state.key != key
 
 
-def test_muon_learns_in_mini_batches(toy):
-    contender = CONTENDERS["muon_minibatch"]
+@pytest.mark.parametrize("name", ["muon_minibatch", "soap_minibatch"])
+def test_others_learn_in_mini_batches(toy, name):
+    contender = CONTENDERS[name]
     assert contender.minibatch
     setting = Setting(32, "cosine", 0)
     run = train(compile_method(contender.build(toy, setting), toy), toy, 0, 0.01)
