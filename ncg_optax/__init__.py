@@ -30,6 +30,8 @@ from ncg_optax._minimize import MinimizeResult as MinimizeResult
 from ncg_optax._minimize import minimize as minimize
 from ncg_optax._minres import minimum_residual as minimum_residual
 from ncg_optax._minres import minres as minres
+from ncg_optax._momentum import QuadraticMomentumState as QuadraticMomentumState
+from ncg_optax._momentum import quadratic_momentum as quadratic_momentum
 from ncg_optax._preconditioners import Preconditioner as Preconditioner
 from ncg_optax._preconditioners import compose as compose
 from ncg_optax._preconditioners import identity as identity

@@ -19,6 +19,7 @@ TX = {
     "newton_cg": ncg.newton_cg(),
     "warm start": ncg.hessian_free(mask={"w": True, "b": False}),
     "steihaug": ncg.newton_cg(damping=0.0, linesearch=None, solver=ncg.steihaug()),
+    "momentum": ncg.newton_cg(solver=ncg.quadratic_momentum(ncg.cg(maxiter=1))),
 }
 
 

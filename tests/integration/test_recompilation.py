@@ -20,6 +20,7 @@ OPTIMIZERS = {
         damping=0.0, linesearch=None, solver=ncg.steihaug(maxiter=5)
     ),
     "minres": ncg.newton_cg(solver=ncg.minres(maxiter=5)),
+    "momentum": ncg.newton_cg(solver=ncg.quadratic_momentum(ncg.cg(maxiter=2))),
     "switch_after": ncg.switch_after(2, optax.adam(0.1), ncg.newton_cg()),
     "schedules": ncg.newton_cg(
         optax.linear_schedule(1.0, 0.5, 3), damping=optax.linear_schedule(1.0, 0.1, 3)

@@ -68,6 +68,20 @@ def test_an_uncalled_factory_is_recognised(name):
         ncg.newton_cg(**{name: factories[name]})
 
 
+@pytest.mark.parametrize(
+    ("solver", "sentence"),
+    [
+        (ncg.steihaug(), "needs_outcome=True, as steihaug.* trust region"),
+        (ncg.residual_space(), "needs_objective=True, as residual_space"),
+        (ncg.residual_space(ladder=None), "needs_objective=True"),
+        (ncg.cg, "forget to call the factory"),
+    ],
+)
+def test_quadratic_momentum_says_why_it_refuses_a_solver(solver, sentence):
+    with pytest.raises((TypeError, ValueError), match=r"made by cg\(\).*" + sentence):
+        ncg.quadratic_momentum(solver)
+
+
 def test_a_bool_is_no_damping():
     with pytest.raises(
         TypeError, match="damping must be a number .* got True of type bool"
@@ -123,6 +137,10 @@ NAN = float("nan")
         (ncg.minres, "maxiter", -1, ValueError),
         (ncg.minres, "rtol", -1.0, ValueError),
         (ncg.minres, "atol", NAN, ValueError),
+        (ncg.quadratic_momentum, "solver", "cg", TypeError),
+        (ncg.quadratic_momentum, "solver", ncg.cg, TypeError),
+        (ncg.quadratic_momentum, "solver", ncg.steihaug(), ValueError),
+        (ncg.quadratic_momentum, "solver", ncg.residual_space(), ValueError),
         (ncg.armijo, "c", 1.5, ValueError),
         (ncg.armijo, "c", NAN, ValueError),
         (ncg.armijo, "shrink", 0.0, ValueError),

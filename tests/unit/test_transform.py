@@ -318,6 +318,7 @@ SETTINGS = {
     "minres": dict(solver=ncg.minres()),
     "steihaug": dict(solver=ncg.steihaug(), linesearch=None),
     "warm start": dict(solver=ncg.cg(warm_start=0.9), linesearch=None),
+    "momentum": dict(solver=ncg.quadratic_momentum(), linesearch=None),
 }
 
 
@@ -440,6 +441,7 @@ CONFIGURATIONS = {
         solver=ncg.steihaug(), damping=0.0, linesearch=None
     ),
     "minres": lambda: ncg.newton_cg(solver=ncg.minres()),
+    "momentum": lambda: ncg.newton_cg(solver=ncg.quadratic_momentum(ncg.cg(maxiter=2))),
 }
 
 
@@ -497,6 +499,7 @@ def iterates(configured, scale, steps):
         ("unpreconditioned", 10, 1e-5),
         ("minres", 10, 1e-5),
         ("steihaug", 10, 1e-5),
+        ("momentum", 10, 1e-5),
         ("hessian_free", 1, 1e-3),
     ],
     indirect=["configured"],
