@@ -4,6 +4,9 @@ Vectors of the solvers are pytrees shaped like the parameters. Nothing here rave
 concatenates or calls ``vdot``: those fail on explicitly sharded arrays, and
 ``vdot`` accumulates in the dtype of the leaves, which costs CG on bfloat16 leaves a
 factor of 50 in accuracy.
+
+A tree of rows is a matrix ``A`` whose columns are the parameters: leaves of
+shape=(rows, *leaf.shape), all real. It is dense, and not sharded.
 """
 
 from collections.abc import Callable
@@ -115,3 +118,38 @@ def in_dtypes_of(like: PyTree, matvec: Callable[[PyTree], PyTree]) -> Callable:
     dtype of the parameters: cast down on the way in and up on the way out.
     """
     return lambda v: widen(matvec(cast_like(v, like)))
+
+
+def as_real(tree: PyTree) -> PyTree:
+    """``tree`` with complex leaves as real ones with a last axis of length 2."""
+
+    def real(x):
+        return jnp.stack([x.real, x.imag], axis=-1) if jnp.iscomplexobj(x) else x
+
+    return jax.tree.map(real, tree)
+
+
+def from_real(tree: PyTree, like: PyTree) -> PyTree:
+    """The inverse of :func:`as_real`; ``like`` says which leaves are complex."""
+
+    def back(x, y):
+        return jax.lax.complex(x[..., 0], x[..., 1]) if jnp.iscomplexobj(y) else x
+
+    return jax.tree.map(back, tree, like)
+
+
+def rows_times(rows: PyTree, v: PyTree) -> jax.Array:
+    """``A v`` for a tree of rows ``A``, shape=(rows,)."""
+    products = jax.tree.map(lambda a, x: jnp.tensordot(a, x, axes=x.ndim), rows, v)
+    return sum(jax.tree.leaves(products))
+
+
+def combine_rows(y: jax.Array, rows: PyTree) -> PyTree:
+    """``A^T y`` for a tree of rows ``A``, a vector shaped like the parameters."""
+    return jax.tree.map(lambda a: jnp.tensordot(y, a, axes=1), rows)
+
+
+def gram(rows: PyTree) -> jax.Array:
+    """``A A^T`` for a tree of rows ``A``, shape=(rows, rows)."""
+    flat = [a.reshape(a.shape[0], -1) for a in jax.tree.leaves(rows)]
+    return sum(a @ a.T for a in flat)

@@ -146,3 +146,27 @@ def test_none_leaves_are_no_leaves():
     assert _tree.norm(tree) == 5.0
     assert _tree.add_scaled(tree, 1.0, tree)["frozen"] is None
     assert _tree.all_finite(tree)
+
+
+def test_complex_leaves_as_real_ones_and_back():
+    tree = {"c": jnp.array([1 + 2j, 3j]), "r": jnp.array([5.0])}
+    real = _tree.as_real(tree)
+    np.testing.assert_array_equal(real["c"], [[1, 2], [0, 3]])
+    back = _tree.from_real(real, tree)
+    for name in tree:
+        np.testing.assert_array_equal(back[name], tree[name])
+
+
+def test_trees_of_rows_are_matrices():
+    rng = np.random.default_rng(0)
+    rows = {"w": rng.normal(size=(5, 2, 3)), "b": rng.normal(size=5)}
+    a = np.concatenate([rows["b"][:, None], rows["w"].reshape(5, 6)], axis=1)
+    v = {"w": rng.normal(size=(2, 3)), "b": rng.normal(size=())}
+    flat = np.concatenate([v["b"].reshape(1), v["w"].reshape(6)])
+    rows, v, y = *jax.tree.map(jnp.asarray, (rows, v)), jnp.arange(5.0)
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    np.testing.assert_allclose(_tree.rows_times(rows, v), a @ flat, **close)
+    combined = _tree.combine_rows(y, rows)
+    found = np.concatenate([combined["b"].reshape(1), combined["w"].reshape(6)])
+    np.testing.assert_allclose(found, a.T @ y, **close)
+    np.testing.assert_allclose(_tree.gram(rows), a @ a.T, **close)
