@@ -1,10 +1,11 @@
-"""The command line: list, run, plot, table."""
+"""The command line: list, run, plot, table, overhead, preconditioners."""
 
 import pathlib
 import sys
 from typing import Annotated
 
 import jax
+import optax
 import typer
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +18,7 @@ from rich.progress import (
 
 from benchmarks import overhead as overheads
 from benchmarks import plots, records, report, tuning
+from benchmarks import preconditioners as preconditioning
 from benchmarks.contenders import CONTENDERS, Contender, Problem
 from benchmarks.scenarios import SCENARIOS, Scenario
 from benchmarks.training import compile_method, train
@@ -243,6 +245,69 @@ def overhead() -> None:
         typer.echo(f"{name:12} {taken:7.0f} microseconds a step")
     ratio = micros["newton_cg"] / micros["optax.lbfgs"]
     typer.echo(f"ratio        {ratio:7.2f}")
+
+
+@app.command()
+def preconditioners(
+    scenarios: Annotated[
+        list[str] | None,
+        typer.Argument(help="Scenarios of `list`.", show_default="digits_autoencoder"),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="How often every step is timed.")
+    ] = 5,
+    output: Annotated[
+        pathlib.Path,
+        typer.Option(
+            metavar="DIR",
+            help="Where the result is written.",
+            show_default="benchmarks/results",
+        ),
+    ] = COMMITTED,
+) -> None:
+    """Measure what a preconditioner takes of a step: seconds, products, memory.
+
+    Writes preconditioners.json. Seconds want a machine that does nothing else: where
+    others compute, the threads of a decomposition wait for each other, many times
+    longer than they work. `taskset -c 0` in front of the command prevents that.
+    """
+    names = list(dict.fromkeys(scenarios or ["digits_autoencoder"]))
+    chosen = [SCENARIOS[_one_of(name, SCENARIOS, "scenario")] for name in names]
+    command = f"python -m benchmarks preconditioners {' '.join(names)}"
+    console = _console()
+    found = {}
+    for item in chosen:
+        with jax.enable_x64(item.x64):
+            try:
+                data = item.load().train
+            except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+                raise typer.BadParameter(str(error)) from error
+            with _progress(console) as progress:
+                task = progress.add_task(item.name, total=None)
+                measured = preconditioning.measure(
+                    item,
+                    data,
+                    repeats,
+                    lambda name, title=item.name, task=task, progress=progress: (
+                        progress.update(task, description=f"{title} · {name}")
+                    ),
+                )
+            parameters = optax.tree.size(item.init(0))
+        title = f"{item.name}, {parameters} parameters, {len(data['y'])} examples"
+        for table in preconditioning.tables(title, measured):
+            console.print(table)
+        found[item.name] = {
+            "parameters": parameters,
+            "examples": len(data["y"]),
+            "preconditioners": preconditioning.as_record(measured),
+        }
+    record = {
+        "command": f"{command} --repeats {repeats}",
+        "versions": records.versions(),
+        "machine": records.machine(),
+        "scenarios": found,
+    }
+    console.print(f"Result: {records.write(record, output / 'preconditioners.json')}")
 
 
 def _skip(error: Exception, console: Console, skip: bool) -> None:

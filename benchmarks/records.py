@@ -99,6 +99,11 @@ def spread(
 def save(record: Record, directory: pathlib.Path) -> pathlib.Path:
     """Writes ``DIRECTORY/SCENARIO/OPTIMIZER.json``."""
     path = directory / record["scenario"] / f"{record['optimizer']}.json"
+    return write(record, path)
+
+
+def write(record: Record, path: pathlib.Path) -> pathlib.Path:
+    """Writes a file, and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_clean(record), indent=1, allow_nan=False, ensure_ascii=False)
     # A number per line would make files of thousands of lines: one list, one line.
