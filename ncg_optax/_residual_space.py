@@ -188,7 +188,7 @@ def residual_space(
             y = solve_shifted(system.gram, lam, system.target(lam))
             step, passed = _step(system, b, y, lam), True
         else:
-            centre = _centre(system.gram, state.damping, damping)
+            centre = _centre(system.gram, b, state.damping, damping)
             lams = _ladder.rungs(centre, ladder, spread).astype(state.damping.dtype)
             loss_at = _ladder.loss_along(objective, params, like=rhs)
             step, passed = _ladder.choose(_steps(system, b, lams), loss_at, ratio)
@@ -223,12 +223,19 @@ def residual_space(
     )
 
 
-def _centre(gram: jax.Array, last: jax.Array, given: jax.Array) -> jax.Array:
-    """Of the ladder: the last damping, kept within what rounding can tell apart."""
-    top = jnp.trace(gram)
-    eps = jnp.finfo(gram.dtype).eps
-    first = jnp.where(given > 0, given, 1e-4 * top / len(gram))
-    return jnp.clip(jnp.where(last > 0, last, first), 1e-3 * eps * top, top / eps)
+def _centre(gram: jax.Array, b: PyTree, last: jax.Array, given: jax.Array) -> jax.Array:
+    """Of the ladder: the last damping, kept within what rounding can tell apart.
+
+    The first one is ``given``, or else a small share of the mean eigenvalue, or else,
+    where nothing is curved, the one that makes a step of length one.
+    """
+    top, eps = jnp.trace(gram), jnp.finfo(gram.dtype).eps
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    mean = 1e-4 * top / len(gram)
+    first = jnp.where(given > 0, given, jnp.where(mean > 0, mean, _tree.norm(b)))
+    centre = jnp.where((last > 0) & jnp.isfinite(last), last, first)
+    highest = jnp.where(top > 0, top / eps, jnp.inf)
+    return jnp.clip(centre, 1e-3 * eps * top, highest)
 
 
 def _step(system: System, b: PyTree, y: jax.Array, damping: jax.Array) -> Steps:

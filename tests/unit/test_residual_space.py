@@ -411,6 +411,32 @@ def test_a_loss_that_is_not_curved():
     np.testing.assert_allclose(flat(result.solution), rhs / 0.5, rtol=1e-12)
 
 
+@pytest.mark.parametrize("examples", [7, 40])
+def test_a_ladder_on_a_loss_that_is_not_curved(examples):
+    """All residuals start in the flat tails: the steps are those of the gradient."""
+    params, data = network(), batch(examples)
+    data["y"] = data["y"] + 10
+    rhs = system(HUBER, params, **data)[1]
+    result, state = solve(HUBER, params, data, 0.0, ladder=3, **fast)
+    lengths = [0.1, 1.0, 10.0]
+    assert min(abs(result.length / x - 1) for x in lengths) < 1e-9
+    along = flat(result.solution) / float(result.length)
+    np.testing.assert_allclose(along, rhs / np.linalg.norm(rhs), rtol=1e-9)
+    np.testing.assert_allclose(state.damping * result.length, np.linalg.norm(rhs))
+    after, _ = train(newton(solver=cached(**fast)), HUBER, params, 40, **data)
+    assert HUBER(after, **data) < 0.2 * HUBER(params, **data)
+
+
+@pytest.mark.parametrize("examples", [7, 40])
+def test_a_batch_that_is_not_finite_raises_the_ladder_by_one(examples):
+    params, data = network(), batch(examples)
+    _, state = solve(SQUARES, params, data, ladder=3, **fast)
+    for name in data:
+        bad = {**data, name: data[name].at[0, 0].set(jnp.nan)}
+        _, after = solve(SQUARES, params, bad, ladder=3, state=state, **fast)
+        np.testing.assert_allclose(after.damping, 10 * state.damping, rtol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
