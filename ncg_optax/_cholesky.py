@@ -1,5 +1,7 @@
 """Solutions of ``(G + damping I) y = c`` for a dense positive semidefinite ``G``."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -29,3 +31,42 @@ def solve_shifted(gram: jax.Array, damping: jax.Array, c: jax.Array) -> jax.Arra
         lambda: y,
         lambda: spectral_solve(gram, damping, c),
     )
+
+
+def solve_ladder(
+    gram: jax.Array,
+    dampings: jax.Array,
+    target: Callable[[jax.Array], jax.Array],
+    rise: float,
+) -> tuple[jax.Array, jax.Array]:
+    """Solutions for several dampings, not finite where a factorisation broke down.
+
+    As long as all of them do, the dampings are too small for what rounding has made of
+    ``gram``: all are raised. One of the size of the trace is large enough.
+
+    Args:
+      gram: ``G``, shape=(m, m).
+      dampings: in rising order, shape=(k,).
+      target: ``damping -> c``, shape=(m,).
+      rise: the factor.
+
+    Returns:
+      The dampings, shape=(k,), and the solutions, shape=(k, m).
+    """
+    top = jnp.trace(gram)
+    finite = jnp.isfinite(top) & jnp.all(jnp.isfinite(target(dampings[-1])))
+
+    def broken(now):
+        tries, dampings, ys = now
+        usable = jnp.any(jnp.all(jnp.isfinite(ys), axis=1))
+        again = finite & jnp.logical_not(usable) & (dampings[-1] < top)
+        return (tries == 0) | again
+
+    def attempt(now):
+        tries, dampings, _ = now
+        dampings = dampings * jnp.where(tries == 0, 1, rise).astype(dampings.dtype)
+        ys = jax.lax.map(lambda lam: cholesky_solve(gram, lam, target(lam)), dampings)
+        return tries + 1, dampings, ys
+
+    nothing = jnp.full((len(dampings), len(gram)), jnp.nan, gram.dtype)
+    return jax.lax.while_loop(broken, attempt, (0, dampings, nothing))[1:]

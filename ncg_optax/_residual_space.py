@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ncg_optax import _ladder, _tree, _validate
-from ncg_optax._cholesky import cholesky_solve, solve_shifted
+from ncg_optax._cholesky import solve_ladder, solve_shifted
 from ncg_optax._ladder import Steps
 from ncg_optax._normal_equations import System, normal_equations
 from ncg_optax._solver import CGResult, Solver
@@ -190,8 +190,10 @@ def residual_space(
         else:
             centre = _centre(system.gram, b, state.damping, damping)
             lams = _ladder.rungs(centre, ladder, spread).astype(state.damping.dtype)
+            lams, ys = solve_ladder(system.gram, lams, system.target, spread**2)
+            steps = jax.vmap(lambda y, lam: _step(system, b, y, lam))(ys, lams)
             loss_at = _ladder.loss_along(objective, params, like=rhs)
-            step, passed = _ladder.choose(_steps(system, b, lams), loss_at, ratio)
+            step, passed = _ladder.choose(steps, loss_at, ratio)
 
         result = _result(system, step, rhs)
         result = result._replace(products=jac.products)
@@ -242,14 +244,6 @@ def _step(system: System, b: PyTree, y: jax.Array, damping: jax.Array) -> Steps:
     """The step that the solution ``y`` of the dense system stands for."""
     d = system.lift(y, damping)
     return Steps(d, damping, slope=_tree.vdot(b, d), bend=system.bend(d))
-
-
-def _steps(system: System, b: PyTree, dampings: jax.Array) -> Steps:
-    """One step for each damping; not finite where the factorisation broke down."""
-    ys = jax.lax.map(
-        lambda lam: cholesky_solve(system.gram, lam, system.target(lam)), dampings
-    )
-    return jax.vmap(lambda y, lam: _step(system, b, y, lam))(ys, dampings)
 
 
 def _result(system: System, step: Steps, rhs: PyTree) -> CGResult:

@@ -1,0 +1,73 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import symmetric, vector
+
+from ncg_optax import _cholesky
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+N = 12
+FULL = symmetric(np.logspace(0, -6, N))
+SINGULAR = symmetric(np.concatenate([np.ones(N // 2), np.zeros(N // 2)]))
+INDEFINITE = symmetric(np.concatenate([np.ones(N - 1), [-1e-3]]))  # as by rounding
+C = vector(N)
+
+
+@jax.jit
+def shifted(gram, damping, c):
+    return _cholesky.solve_shifted(gram, jnp.asarray(damping), c)
+
+
+@jax.jit
+def ladder(gram, dampings, c):
+    target = lambda damping: c * (1 + damping)  # noqa: E731
+    return _cholesky.solve_ladder(gram, jnp.asarray(dampings), target, 100.0)
+
+
+@pytest.mark.parametrize("damping", [0.0, 1e-9, 1e-3, 10.0])
+def test_by_factorisation(damping):
+    expected = np.linalg.solve(FULL + damping * np.eye(N), C)
+    np.testing.assert_allclose(shifted(FULL, damping, C), expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("gram", [SINGULAR, INDEFINITE])
+def test_where_that_breaks_down_the_solution_of_least_norm(gram):
+    y = shifted(gram, 0.0, C)
+    values, vectors = np.linalg.eigh(gram)
+    kept = values > 1e-9
+    expected = vectors[:, kept] @ (vectors[:, kept].T @ C / values[kept])
+    np.testing.assert_allclose(y, expected, rtol=1e-7, atol=1e-9)
+
+
+def test_a_ladder():
+    dampings = np.array([1e-6, 1e-3, 1.0])
+    found, ys = ladder(FULL, dampings, C)
+    np.testing.assert_array_equal(found, dampings)
+    for y, x in zip(ys, dampings, strict=True):
+        expected = np.linalg.solve(FULL + x * np.eye(N), C * (1 + x))
+        np.testing.assert_allclose(y, expected, rtol=1e-8)
+
+
+def test_a_ladder_with_a_foot_in_the_noise_stays():
+    found, ys = ladder(INDEFINITE, np.array([1e-6, 1e-4, 1e-2]), C)
+    np.testing.assert_array_equal(found, [1e-6, 1e-4, 1e-2])
+    assert np.isfinite(ys[2]).all() and not np.isfinite(ys[:2]).any()
+
+
+def test_a_ladder_in_the_noise_is_raised():
+    found, ys = ladder(INDEFINITE, np.array([1e-9, 1e-8, 1e-7]), C)
+    np.testing.assert_allclose(found, [1e-3, 1e-2, 1e-1], rtol=1e-12)
+    expected = np.linalg.solve(INDEFINITE + 0.1 * np.eye(N), C * 1.1)
+    np.testing.assert_allclose(ys[2], expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("gram", "c"), [(SINGULAR * np.nan, C), (SINGULAR, C * np.nan), (SINGULAR * 0, C)]
+)
+def test_a_ladder_is_not_raised_where_that_does_not_help(gram, c):
+    dampings = np.array([1e-9, 1e-8]) if gram.any() else np.zeros(2)
+    found, ys = ladder(gram, dampings, c)
+    np.testing.assert_array_equal(found, dampings)
+    assert not np.isfinite(ys).any()
