@@ -86,7 +86,7 @@ def _in_residual_space(
     a = jac.rows(chunk)
     q = -jac.target
     gram = _tree.gram(a)
-    noise = jnp.sqrt(jnp.trace(gram)) * jnp.linalg.norm(q)
+    noise = jnp.vdot(jnp.sqrt(jnp.diagonal(gram)), jnp.abs(q))
     factor, rest = _split(b, _tree.combine_rows(q, a), jac.rest, noise)
     q = factor * q
     if previous is not None:
@@ -116,13 +116,13 @@ def _in_parameter_space(
         return ravel_pytree(tree)[0]
 
     def fold(carry, rows, targets):
-        gram, inside, square = carry
+        gram, inside, noise = carry
         a, q = jax.vmap(ravel)(rows).astype(dtype), targets.astype(dtype)
-        return gram + a.T @ a, inside - a.T @ q, square + jnp.sum(jnp.square(q))
+        lengths = jnp.linalg.norm(a, axis=1)
+        return gram + a.T @ a, inside - a.T @ q, noise + lengths @ jnp.abs(q)
 
     carry = tuple(jnp.zeros(shape, dtype) for shape in ((size, size), size, ()))
-    gram, inside, square = jac.fold_rows(fold, carry, chunk)
-    noise = jnp.sqrt(jnp.trace(gram) * square)
+    gram, inside, noise = jac.fold_rows(fold, carry, chunk)
     factor, rest = _split(b, unravel(inside), jac.rest, noise)
     target = factor * inside + ravel(rest)
 
@@ -159,7 +159,9 @@ def _split(
       b: the right-hand side.
       inside: ``-A^T q``.
       outside: the gradient's part that is no combination of rows.
-      noise: ``|A| |q|``, in units of whose rounding ``inside`` is known.
+      noise: ``sum_i |a_i| |q_i|`` over the rows, in units of whose rounding ``inside``
+        is known. (``|A| |q|`` would be too much: a confident mistake of a classifier
+        has a tiny row and a huge residual.)
     """
     eps = jnp.finfo(_tree.scalar_dtype(b)).eps
     own = _tree.add_scaled(inside, -1.0, outside)

@@ -164,6 +164,29 @@ def test_any_right_hand_side(examples):
     assert_solved(0.01 * rhs, 1e-9, rtol=1e-5)
 
 
+@pytest.mark.parametrize("examples", [4, 40])
+@pytest.mark.parametrize("gap", [0.0, 30.0, 70.0])
+def test_a_confident_mistake(gap, examples):
+    """Next to no curvature under a gradient of one: its residual is 1e6 or 1e15."""
+
+    def biased(params, x, bias):
+        return model(params, x) + bias * jnp.array([1.0, 0.0, 0.0])
+
+    loss = ncg.CompositeLoss(biased, softmax)
+    params, data = network(3), batch(examples, 3)
+    data["bias"] = jnp.zeros((examples, 1)).at[0].set(gap)
+    data["y"] = data["y"].at[0].set(jnp.array([0.0, 1.0, 0.0]))
+    b, rhs = system(loss, params, **data)
+    params, data = jax.tree.map(lambda a: a.astype(jnp.float32), (params, data))
+    for clip in (1.0, 0.01):
+        short = unraveled(clip * rhs, params)
+        short = jax.tree.map(lambda a: a.astype(jnp.float32), short)
+        damping = np.float32(1e-2)
+        result, _ = solve(loss, params, data, damping, rhs=short, **fast)
+        d = np.linalg.solve(b + 1e-2 * np.eye(len(b)), clip * rhs)
+        assert np.linalg.norm(flat(result.solution) - d) < 1e-4 * np.linalg.norm(d)
+
+
 @pytest.mark.parametrize("power", [0, -4, -8, -12])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("loss", [SQUARES, SOFTMAX], ids=["squares", "softmax"])
@@ -425,6 +448,22 @@ def test_a_ladder_on_a_loss_that_is_not_curved(examples):
     np.testing.assert_allclose(state.damping * result.length, np.linalg.norm(rhs))
     after, _ = train(newton(solver=cached(**fast)), HUBER, params, 40, **data)
     assert HUBER(after, **data) < 0.2 * HUBER(params, **data)
+
+
+def test_a_ladder_in_the_noise_of_float32_is_raised_within_the_step():
+    """A batch of much larger scale, after dampings that suited the last one."""
+    params, data = network(dtype=jnp.float32), batch(7, dtype=jnp.float32)
+    data = {name: jnp.concatenate([a, a]) for name, a in data.items()}  # singular
+    loss = ncg.CompositeLoss(model, lambda z, y: 1e10 * squares(z, y))
+    settings = {"ladder": 3, **fast}
+    state = cached(**settings).init(params)._replace(damping=jnp.float32(1e-9))
+    result, state = solve(loss, params, data, state=state, **settings)
+    assert result.status == Status.RESIDUAL_CONVERGED
+    wide, exact = jax.tree.map(lambda a: a.astype(jnp.float64), (params, data))
+    b, rhs = system(loss, wide, **exact)
+    assert flat(result.solution) @ rhs > 0
+    # Not higher than it must be.
+    assert state.damping < 100 * jnp.finfo(jnp.float32).eps * np.trace(b)
 
 
 @pytest.mark.parametrize("examples", [7, 40])
