@@ -79,7 +79,8 @@ def choose(
     losses = jnp.where(jnp.isfinite(steps.bend), losses, jnp.inf)
     losses = jnp.where(jnp.isfinite(losses), losses, jnp.inf)
     enough = start - losses + rounding_level(start) >= ratio * steps.reduction
-    passed = enough & (losses < jnp.inf)
+    # Momentum may lead uphill, where the model promises an increase.
+    passed = enough & (losses < jnp.inf) & (steps.reduction >= 0)
     best = jnp.argmin(losses)
     otherwise = jnp.where(losses[best] < start, best, len(losses) - 1)
     k = jnp.where(jnp.any(passed), jnp.argmax(passed), otherwise)

@@ -201,8 +201,10 @@ def residual_space(
             result = result._replace(damping=step.damping, evaluations=ladder)
         direction = None
         if momentum:
-            # A momentum that kept the whole ladder from passing is dropped.
-            direction = _tree.scale(result.solution, jnp.where(passed, 1, 0))
+            # Dropped if it kept the ladder from passing, or led uphill: such a step is
+            # not taken.
+            kept = passed & (step.slope > 0)
+            direction = _tree.scale(result.solution, jnp.where(kept, 1, 0))
         return result, ResidualSpaceState(
             damping=state.damping if ladder is None else step.damping,
             direction=direction,

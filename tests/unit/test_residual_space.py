@@ -275,6 +275,22 @@ def test_momentum(examples):
     np.testing.assert_allclose(flat(second.solution), expected, rtol=1e-8)
 
 
+@pytest.mark.parametrize("ladder", [None, 3])
+@pytest.mark.parametrize("examples", [7, 40])
+def test_a_momentum_that_leads_uphill_is_dropped(examples, ladder):
+    """The last direction was that of a batch that has nothing to do with this one."""
+    params, data = network(), batch(examples)
+    rhs = system(SQUARES, params, **data)[1]
+    settings = {"momentum": 0.9, "ladder": ladder, **fast}
+    state = cached(**settings).init(params)
+    state = state._replace(direction=unraveled(-rhs, params), damping=jnp.array(1e5))
+    result, state = solve(SQUARES, params, data, 1e5, state=state, **settings)
+    assert flat(result.solution) @ rhs < 0
+    assert not flat(state.direction).any()
+    if ladder:  # and the ladder goes on to smaller steps
+        np.testing.assert_allclose(result.damping, 1e6)
+
+
 def test_points_of_several_kinds():
     """A leaf of outputs for each, as physics-informed networks have them."""
 
