@@ -113,7 +113,8 @@ def loss_blocks(objective: Objective, outputs: PyTree, group: Group) -> Blocks:
     else:
         values, vectors = jnp.linalg.eigh(hessian)
     level = (width - 1) * jnp.finfo(dtype).eps * jnp.max(values, axis=1, keepdims=True)
-    inside = values > jnp.maximum(level, 0)
+    # NaN lies inside, so that it spoils the rows and does not pass for no curvature.
+    inside = jnp.logical_not(values <= jnp.maximum(level, 0))
     scale = jnp.sqrt(jnp.where(inside, values, 1))
     along = jnp.einsum("nck,nc->nk", vectors, gradient)
     weight = _local_weight(objective, outputs)

@@ -76,7 +76,9 @@ def residual_space(
     or else the best of them that descends (Webb, Jerad and Cartis 2026, who choose a
     radius so). The best loss would be too greedy a choice. ``damping`` of the optimizer
     then only says where the first ladder is centred, and its line search starts from
-    the step that passed.
+    the step that passed. A ladder so low that rounding leaves no matrix definite is
+    raised; where no residual is curved the first one is centred on a step of length
+    one.
 
     With ``momentum`` :math:`\mu > 0` the step is SPRING's (Goldshlager, Abrahamsen and
     Lin 2024),
@@ -195,21 +197,21 @@ def residual_space(
             loss_at = _ladder.loss_along(objective, params, like=rhs)
             step, passed = _ladder.choose(steps, loss_at, ratio)
 
-        result = _result(system, step, rhs)
-        result = result._replace(products=jac.products)
-        if ladder is not None:
-            result = result._replace(damping=step.damping, evaluations=ladder)
+        result = _result(system, step, rhs)._replace(products=jac.products)
         direction = None
         if momentum:
             # Dropped if it kept the ladder from passing, or led uphill: such a step is
             # not taken.
             kept = passed & (step.slope > 0)
             direction = _tree.scale(result.solution, jnp.where(kept, 1, 0))
-        return result, ResidualSpaceState(
-            damping=state.damping if ladder is None else step.damping,
-            direction=direction,
-            route=jac.route,
-        )
+        new_state = ResidualSpaceState(state.damping, direction, jac.route)
+        if ladder is None:
+            return result, new_state
+        # Without a gradient all steps pass, which says nothing about the damping.
+        nothing = result.status == Status.ZERO_RIGHT_HAND_SIDE
+        last = jnp.where(nothing, state.damping, step.damping)
+        result = result._replace(damping=step.damping, evaluations=ladder)
+        return result, new_state._replace(damping=last)
 
     def update(state, outcome):
         if not momentum:

@@ -450,6 +450,32 @@ def test_a_loss_that_is_not_curved():
     np.testing.assert_allclose(flat(result.solution), rhs / 0.5, rtol=1e-12)
 
 
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_a_curvature_that_is_not_finite(outputs):
+    """The loss is smooth enough for a gradient, but has no second derivative at 0."""
+    loss = ncg.CompositeLoss(model, lambda z, y: jnp.mean(jnp.abs(z - y) ** 1.5))
+    params, data = network(outputs), batch(7, outputs)
+    data["y"] = data["y"].at[0, 0].set(model(params, data["x"])[0, 0])
+    for ladder in (None, 3):
+        result, _ = solve(loss, params, data, ladder=ladder, **fast)
+        assert result.status == Status.SOLVER_NON_FINITE
+        assert not flat(result.solution).any()
+
+
+def test_a_batch_without_a_gradient_says_nothing_about_the_damping():
+    def weighted(outputs, y, weight):
+        return jnp.mean(weight[:, None] * (outputs - y) ** 2)
+
+    loss = ncg.CompositeLoss(model, weighted)
+    params, data = network(), {**batch(7), "weight": jnp.arange(7.0)}
+    _, state = solve(loss, params, data, ladder=3, **fast)
+    empty = {**data, "weight": jnp.zeros(7)}
+    result, after = solve(loss, params, empty, ladder=3, state=state, **fast)
+    assert result.status == Status.ZERO_RIGHT_HAND_SIDE
+    assert not flat(result.solution).any()
+    assert after.damping == state.damping > 0
+
+
 @pytest.mark.parametrize("examples", [7, 40])
 def test_a_ladder_on_a_loss_that_is_not_curved(examples):
     """All residuals start in the flat tails: the steps are those of the gradient."""
