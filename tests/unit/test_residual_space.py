@@ -22,7 +22,7 @@ def batch(examples, outputs=1, seed=0, dtype=jnp.float64):
 
 
 def network(outputs=1, dtype=jnp.float64):
-    """13 parameters for one output, 21 for three."""
+    """10 parameters for one output, 18 for three."""
     rng = np.random.default_rng(3)
     params = {"w": rng.normal(size=(2, 3)), "v": rng.normal(size=(3, outputs))}
     params["b"] = rng.normal(size=(outputs,))
@@ -46,9 +46,15 @@ def huber(outputs, y):
     return jnp.mean(optax.huber_loss(outputs, y, delta=0.5))
 
 
+def weighted(outputs, y):
+    weights = jnp.arange(1.0 * len(y))[:, None] % 4  # every fourth does not count
+    return jnp.mean(weights * (outputs - y) ** 2)
+
+
 SQUARES = ncg.CompositeLoss(model, squares)
 SOFTMAX = ncg.CompositeLoss(model, softmax)
 HUBER = ncg.CompositeLoss(model, huber)
+WEIGHTED = ncg.CompositeLoss(model, weighted)
 
 
 # Compiled once for each loss, whatever the data says.
@@ -114,6 +120,8 @@ PROBLEMS = {  # loss, outputs, examples; with many there are fewer parameters
     "softmax, many": (SOFTMAX, 3, 40),
     "flat tails": (HUBER, 1, 7),
     "flat tails, many": (HUBER, 1, 40),
+    "weights": (WEIGHTED, 1, 7),
+    "weights, many": (WEIGHTED, 1, 40),
 }
 
 
@@ -262,17 +270,16 @@ def test_if_no_step_descends_the_shortest_is_taken_and_the_ladder_rises():
 
 
 @pytest.mark.parametrize("examples", [7, 40])
-def test_momentum(examples):
-    params, data = network(), batch(examples)
-    b, rhs = system(SQUARES, params, **data)
-    settings = {"momentum": 0.9, **fast}
-    state = cached(**settings).init(params)
-    first, state = solve(SQUARES, params, data, state=state, **settings)
-    assert_solves(first, b, rhs, 0.1)
-    second, _ = solve(SQUARES, params, data, state=state, **settings)
-    old = 0.9 * flat(first.solution)
-    expected = old + np.linalg.solve(b + 0.1 * np.eye(len(b)), rhs - b @ old)
-    np.testing.assert_allclose(flat(second.solution), expected, rtol=1e-8)
+def test_momentum_from_one_batch_to_the_next(examples):
+    params, settings = network(), {"momentum": 0.9, **fast}
+    state, old = cached(**settings).init(params), np.zeros(10)
+    for seed in range(2):
+        data = batch(examples, seed=seed)
+        b, rhs = system(SQUARES, params, **data)
+        result, state = solve(SQUARES, params, data, state=state, **settings)
+        new = np.linalg.solve(b + 0.1 * np.eye(len(b)), rhs - b @ old)
+        np.testing.assert_allclose(flat(result.solution), old + new, rtol=1e-8)
+        old = 0.9 * flat(result.solution)
 
 
 @pytest.mark.parametrize("ladder", [None, 3])
@@ -386,6 +393,27 @@ def test_low_precision_parameters():
     a, b = flat(result.solution), flat(expected.solution)
     assert a.dtype == np.float32
     assert np.linalg.norm(a - b) < 0.1 * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("examples", [4, 40])
+def test_parameters_of_several_dtypes(examples):
+    data, params = batch(examples), network()
+    params["w"] = params["w"].astype(jnp.float32)
+    params["v"] = params["v"].astype(jnp.complex64)
+    loss = ncg.CompositeLoss(lambda p, x: jnp.real(model(p, x)), squares)
+    wide = {**params, "w": params["w"].astype(jnp.float64), "v": params["v"].real}
+    wide["v"] = wide["v"].astype(jnp.float64)
+    settings = {"momentum": 0.5, **fast}
+    result, state = solve(loss, params, data, **settings)
+    b, rhs = system(SQUARES, wide, **data)
+    d = np.linalg.solve(b + 0.1 * np.eye(len(b)), rhs)
+    assert np.linalg.norm(flat(result.solution) - d) < 1e-5 * np.linalg.norm(d)
+    for tree in (result.solution, state.direction):
+        assert jax.tree.map(lambda x: x.dtype, tree) == {
+            "w": jnp.float32,
+            "v": jnp.complex64,
+            "b": jnp.float64,
+        }
 
 
 def newton(**settings):
