@@ -18,6 +18,7 @@ from benchmarks.scenarios import Scenario
 from benchmarks.scenarios._base import Batch, Params
 
 State = Any
+NEWTON_BATCH = 1024  # examples in a mini-batch of hessian_free_minibatch
 POINTS = 32  # a run of mini-batch steps is looked at so many times at least
 KFAC_INTERVAL = 5  # steps from one change of K-FAC's damping to the next, its default
 
@@ -97,6 +98,7 @@ class Contender(NamedTuple):
         minibatch: whether it takes shuffled mini-batches, as large as the scenario's
             `batch_sizes`, instead of the full batch.
         registers: whether it has to know the kind of loss by name.
+        exact: whether it solves for the last digits, which takes float64.
     """
 
     name: str
@@ -105,10 +107,13 @@ class Contender(NamedTuple):
     exponents: range = range(0)
     minibatch: bool = False
     registers: bool = False
+    exact: bool = False
 
     def fits(self, scenario: Scenario) -> bool:
         """Whether it can enter the comparison on a scenario at all."""
         if self.registers and scenario.registration is None:
+            return False
+        if self.exact and not scenario.x64:
             return False
         return bool(scenario.batch_sizes) if self.minibatch else scenario.full_batch
 
@@ -267,6 +272,22 @@ def _lbfgs(problem: Problem, _: Setting | None) -> Method:
     return Method(init, advance, spent=lambda state: max(float(state.gradients), 1.0))
 
 
+def _newton_step(
+    problem: Problem, tx: optax.GradientTransformationExtraArgs
+) -> Callable[[Params, Any, Batch], tuple[Params, Any]]:
+    loss = ncg.CompositeLoss(problem.scenario.model, problem.scenario.loss)
+
+    def advance(params: Params, state: Any, data: Batch) -> tuple[Params, Any]:
+        value_fn = loss.bind(**data)
+        value, grads = jax.value_and_grad(value_fn)(params)
+        updates, state = tx.update(
+            grads, state, params, value=value, grad=grads, value_fn=value_fn
+        )
+        return optax.apply_updates(params, updates), state
+
+    return advance
+
+
 def _newton(
     preset: str, curvature: cost.Curvature
 ) -> Callable[[Problem, Setting | None], Method]:
@@ -274,19 +295,10 @@ def _newton(
 
     def build(problem: Problem, _: Setting | None) -> Method:
         tx = getattr(ncg, preset)()
-        loss = ncg.CompositeLoss(problem.scenario.model, problem.scenario.loss)
         prices = cost.measure(problem.scenario, problem.train, curvature)
 
         def init(params: Params, seed: Any, learning_rate: Any) -> optax.OptState:
             return tx.init(params)
-
-        def advance(params: Params, state: Any, data: Batch) -> tuple[Params, Any]:
-            value_fn = loss.bind(**data)
-            value, grads = jax.value_and_grad(value_fn)(params)
-            updates, state = tx.update(
-                grads, state, params, value=value, grad=grads, value_fn=value_fn
-            )
-            return optax.apply_updates(params, updates), state
 
         def spent(state: optax.OptState) -> float:
             info = ncg.get_info(state)
@@ -294,9 +306,69 @@ def _newton(
                 float(info.batch_products), float(info.batch_evaluations)
             )
 
-        return Method(init, advance, spent, prices=prices)
+        return Method(init, _newton_step(problem, tx), spent, prices=prices)
 
     return build
+
+
+def _residual_space(problem: Problem, _: Setting | None) -> Method:
+    """Exact steps by `residual_space`, charged for its matrices as well.
+
+    The passes through the network are the lesser part: with m the smaller and n the
+    larger of the numbers of residuals and parameters, the Gram matrix takes 2 m^2 n
+    operations, and each damping of the ladder a factorisation of m^3 / 3.
+    """
+    scenario = problem.scenario
+    tx = ncg.newton_cg(curvature=ncg.gauss_newton(), solver=ncg.residual_space())
+    outputs, params = jax.eval_shape(
+        lambda: (scenario.model(scenario.init(0), problem.train["x"]), scenario.init(0))
+    )
+    sizes = [sum(x.size for x in jax.tree.leaves(tree)) for tree in (outputs, params)]
+    m, n = sorted(sizes)
+    unit = cost.gradient_flops(scenario, problem.train)
+
+    def init(params: Params, seed: Any, learning_rate: Any) -> optax.OptState:
+        return tx.init(params)
+
+    def spent(state: optax.OptState) -> float:
+        info = ncg.get_info(state)
+        algebra = 2 * m**2 * n + int(info.evaluations) * m**3 / 3
+        return float(info.gradient_equivalents) + algebra / unit
+
+    return Method(init, _newton_step(problem, tx), spent)
+
+
+class _Averaged(NamedTuple):
+    """Mini-batch iterates and their running mean, which is what is looked at."""
+
+    inner: optax.OptState
+    iterate: Params
+    count: jax.Array
+
+
+def _newton_minibatch(problem: Problem, _: Setting | None) -> Method:
+    """`hessian_free` as its documentation has it for mini-batches.
+
+    Large batches, a damping of about the curvature's own scale, and a running mean of
+    the iterates over about a third of the steps so far and at most the last twenty.
+    """
+    tx = ncg.hessian_free(damping=ncg.levenberg_marquardt(calibration=0.1, maximum=1.0))
+    size = min(NEWTON_BATCH, problem.examples // 4)
+    # Every step costs several gradients: plan with fewer steps to look at.
+    plan = _plan(problem, Setting(size, "constant", 0))
+    advance = _newton_step(problem, tx)
+
+    def init(params: Params, learning_rate: jax.Array) -> _Averaged:
+        return _Averaged(tx.init(params), params, jnp.zeros((), jnp.int32))
+
+    def step(params: Params, state: _Averaged, batch: Batch) -> tuple[Any, Any, Any]:
+        iterate, inner = advance(state.iterate, state.inner, batch)
+        share = jnp.maximum(3 / (state.count + 3), 1 / 20)
+        mean = optax.incremental_update(iterate, params, share)
+        cost = ncg.get_info(inner).gradient_equivalents
+        return mean, _Averaged(inner, iterate, state.count + 1), cost
+
+    return _walk(problem, plan, init, step)
 
 
 def _kfac_jax() -> Any:
@@ -430,6 +502,12 @@ CONTENDERS: dict[str, Contender] = {
             "ncg_optax.hessian_free(), full batch, no settings",
             _newton("hessian_free", "gauss_newton"),
         ),
+        Contender(
+            "residual_space",
+            "ncg_optax.residual_space(), exact Gauss-Newton steps, no settings",
+            _residual_space,
+            exact=True,
+        ),
         _ADAM[0],
         _SGD[0],
         Contender("lbfgs", "optax.lbfgs(), full batch, no settings", _lbfgs),
@@ -441,6 +519,12 @@ CONTENDERS: dict[str, Contender] = {
             "kfac-jax, full batch, no settings; units leave its factorisations out",
             _kfac,
             registers=True,
+        ),
+        Contender(
+            "hessian_free_minibatch",
+            "ncg_optax.hessian_free(), mini-batches of 1024, its settings for them",
+            _newton_minibatch,
+            minibatch=True,
         ),
         _ADAM[1],
         _SGD[1],

@@ -15,11 +15,12 @@ from matplotlib.ticker import LogFormatter
 from benchmarks.records import Record
 from benchmarks.report import floor
 
-# Okabe and Ito's colours, which people with any kind of colour vision tell apart, and a
-# brown for the ninth; the dashes help in print.
+# Okabe and Ito's colours, which people with any kind of colour vision tell apart, and
+# two browns for the others; the dashes help in print.
 STYLES: dict[str, tuple[str, Any]] = {
     "newton_cg": ("#D55E00", "-"),
     "hessian_free": ("#0072B2", "-"),
+    "residual_space": ("#5D4037", "-"),
     "adam": ("#009E73", "--"),
     "sgd": ("#CC79A7", "-."),
     "lbfgs": ("#444444", ":"),
@@ -27,6 +28,7 @@ STYLES: dict[str, tuple[str, Any]] = {
     "muon": ("#E69F00", "--"),
     "soap": ("#8C564B", "--"),
     "kfac": ("#000000", "-"),
+    "hessian_free_minibatch": ("#0072B2", (0, (1, 1))),
     "adam_minibatch": ("#009E73", (0, (1, 1))),
     "sgd_minibatch": ("#CC79A7", (0, (1, 1))),
     "adamw_minibatch": ("#56B4E9", (0, (1, 1))),

@@ -11,6 +11,7 @@ from ncg_optax._cg import cg
 from ncg_optax._curvature import Curvature, gauss_newton, hessian
 from ncg_optax._damping import Damping, levenberg_marquardt
 from ncg_optax._linesearch import LineSearch, armijo
+from ncg_optax._momentum import quadratic_momentum
 from ncg_optax._preconditioners import Preconditioner, kronecker
 from ncg_optax._solver import Solver
 from ncg_optax._transform import scale_by_newton_cg
@@ -60,6 +61,8 @@ def newton_cg(
       mask: a pytree of bools (or a prefix, or a function of the parameters that
         returns one): train the leaves that are True. Products are computed for these
         only; the others get zero updates.
+      sampling: which examples the curvature sees, and how many go through memory at a
+        time: see :func:`sampling`.
       axis_name: mapped axis name(s) of pmap, shard_map or vmap over which the batch
         is spread. Gradients, losses and products are averaged over them. Under
         ``shard_map`` take the gradient with :func:`value_and_grad`.
@@ -123,7 +126,7 @@ def hessian_free(
     *,
     curvature: Curvature = gauss_newton(),
     damping: float | optax.Schedule | Damping = levenberg_marquardt(maximum=1.0),
-    solver: Solver = cg(maxiter=5, rtol=0.2, warm_start=0.7, forcing=None),
+    solver: Solver = quadratic_momentum(cg(maxiter=5, rtol=0.2, forcing=None)),
     preconditioner: Preconditioner | None = kronecker(),
     linesearch: LineSearch | None = armijo(),
     mask: PyTree | Callable[[PyTree], PyTree] | None = None,
@@ -134,18 +137,22 @@ def hessian_free(
     r"""Hessian-free optimisation of neural networks: the preset of :func:`newton_cg`.
 
     Gauss-Newton curvature, which is never negative for a convex loss, on a quarter of
-    the examples; a Kronecker-factored preconditioner; and very short solves (at most
-    five iterations) that start from 0.7 of the last solution, which acts as momentum
-    (Martens 2010). Many short solves beat few long ones: a step costs about four
-    gradients. Needs a :class:`CompositeLoss` as ``value_fn``, with its data bound or
-    given to ``update``.
+    the examples (but 512 of them at least); a Kronecker-factored preconditioner; and
+    very short solves of at most five iterations, whose solution is combined with the
+    last step so that the quadratic model is least, which is where the momentum comes
+    from (:func:`quadratic_momentum`). Many short solves beat few long ones: a step
+    costs four to ten gradients. Needs a :class:`CompositeLoss` as ``value_fn``, with
+    its data bound or given to ``update``.
 
     Damping starts at 1e-4 of the curvature's own scale and only ever *falls* from there
-    (``maximum=1.0``): so few iterations hardly feel it, their ratios are noise where the
-    curvature is a sample, and a rule that answers bad ratios with more damping stalls;
-    the line search deals with them. With small mini-batches even the line search
-    follows noise: use ``linesearch=None``, a fixed ``damping`` and a decaying
-    ``learning_rate``.
+    (``maximum=1.0``): so few iterations hardly feel it, their ratios are noise where
+    the curvature is a sample, and a rule that answers bad ratios with more damping
+    stalls; the line search deals with them.
+
+    Mini-batches need more damping, of about the curvature's own scale, as steps would
+    else fit the noise of their batch: give ``damping=levenberg_marquardt(
+    calibration=0.1, maximum=1.0)``, batches of a thousand examples or more, and average
+    the iterates. That is safe; where small batches do, tuned Adam is faster.
 
     Args:
       learning_rate: as for :func:`newton_cg`, like all the others.
@@ -168,7 +175,8 @@ def hessian_free(
       ValueError: as :func:`newton_cg`.
 
     References:
-      Martens, Deep learning via Hessian-free optimization, 2010.
+      Martens, Deep learning via Hessian-free optimization, 2010; Martens and Grosse,
+      Optimizing neural networks with Kronecker-factored approximate curvature, 2015.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax

@@ -19,7 +19,7 @@ PyTree = Any
 
 # The noise of a curvature depends on how many examples it sees: below this number a
 # fraction of the batch costs more steps than it saves products.
-MIN_EXAMPLES = 256
+MIN_EXAMPLES = 512
 
 
 def _length(x: Any) -> int:
@@ -60,11 +60,12 @@ def sampling(
     a sample is enough: it only shapes the step (Byrd, Chin, Neveitt and Nocedal 2011).
     A product on a quarter of the examples costs a quarter. The sample is every fourth
     example (for 1/4), beginning with another one at each step, and never fewer than
-    256. It needs to see the data: arguments of ``update`` or of ``CompositeLoss.bind``,
+    512. It needs to see the data: arguments of ``update`` or of ``CompositeLoss.bind``,
     of which the arrays with the longest first axis run over the examples. The whole
     batch is taken where that does not split it: if it is hidden in a closure, or if
-    there are several kinds of examples (the points of a physics-informed network). Pass
-    ``curvature_batch=dict(x=..., y=...)`` to ``update`` to choose the examples yourself.
+    there are several kinds of examples (the points of a physics-informed network).
+    Pass ``curvature_batch=dict(x=..., y=...)`` to ``update`` to choose the examples
+    yourself.
 
     With ``microbatch_size`` products and trial values go over so many examples after
     the other, for a loss that is the mean over the examples:

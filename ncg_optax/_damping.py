@@ -9,9 +9,6 @@ import jax.numpy as jnp
 from ncg_optax import _validate
 from ncg_optax._solver import Outcome
 
-# The first damping in units of |B g| / |g|, which lies near the top of the spectrum.
-CALIBRATION = 1e-4
-
 
 class Damping(NamedTuple):
     """A damping rule.
@@ -74,6 +71,7 @@ class LevenbergMarquardtState(NamedTuple):
 
 def levenberg_marquardt(
     initial: float | None = None,
+    calibration: float = 1e-4,
     decrease: float = 0.1,
     increase: float = 4.0,
     low: float = 0.25,
@@ -100,8 +98,9 @@ def levenberg_marquardt(
 
     Args:
       initial: first damping, in units of the curvature (loss per squared parameter).
-        None calibrates it: 1e-4 times ``|B g| / |g|`` at the first step, for one
-        product.
+        None calibrates it at the first step, for one product.
+      calibration: the first damping without ``initial``, in units of ``|B g| / |g|``,
+        which lies near the top of the spectrum.
       decrease: factor in (0, 1] after a good ratio.
       increase: factor of at least 1 after a bad one.
       low: ratios below are bad.
@@ -123,6 +122,7 @@ def levenberg_marquardt(
     who = "levenberg_marquardt: "
     if initial is not None:
         _validate.number(who + "initial", initial, low=0.0, low_open=True)
+    _validate.number(who + "calibration", calibration, low=0.0, low_open=True)
     _validate.number(who + "decrease", decrease, low=0.0, high=1.0, low_open=True)
     _validate.number(who + "increase", increase, low=1.0)
     _validate.number(who + "low", low, low=0.0, high=1.0)
@@ -139,7 +139,7 @@ def levenberg_marquardt(
             return state.damping, state, 0
         # Calibrated once, so the product is not paid for later on.
         fresh = state.unit == 0
-        unit = jax.lax.cond(fresh, lambda: CALIBRATION * measure(), lambda: state.unit)
+        unit = jax.lax.cond(fresh, lambda: calibration * measure(), lambda: state.unit)
         unit = jnp.where(jnp.isfinite(unit), unit, 0)
         damping = jnp.where(fresh, unit, state.damping)
         state = LevenbergMarquardtState(damping, unit)

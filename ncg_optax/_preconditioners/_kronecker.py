@@ -105,7 +105,7 @@ def kronecker(
     probes: int = 4,
     first_probes: int = 64,
     fraction: float = 1 / 8,
-    damping: float = 0.1,
+    damping: float = 0.01,
     max_size: int = 1024,
 ) -> Preconditioner:
     r"""Kronecker-factored preconditioner for any pytree, loss and curvature.
@@ -118,26 +118,28 @@ def kronecker(
       E[Y^H Y] = \operatorname{tr}(L^2)\, R^2
 
     and a few products with random vectors give the factors, without knowing about
-    layers: ``probes`` of them a step, averaged exponentially. As the squares are estimated,
-    the result is positive semidefinite whatever ``B`` is, and stands for
+    layers: ``probes`` of them a step, averaged exponentially. As the squares are
+    estimated, the result is positive semidefinite whatever ``B`` is, and stands for
     :math:`|B|` if it is indefinite. In the eigenbases the preconditioner divides by
 
     .. math::
       \sigma_{ij} + \lambda + \text{damping} \cdot \operatorname{mean}(\sigma)
 
     The last term is its own: sharing only :math:`\lambda` with the operator lets dead
-    inputs stall it. Vectors are one-column matrices, kernels of more than two axes
-    are folded to (all but the last, last), a side longer than ``max_size`` gets a
-    diagonal factor.
+    inputs stall it. (0.1 keeps a physics-informed network from ever getting off its
+    plateau, 0.001 slows autoencoders.) Vectors are one-column matrices, kernels of
+    more than two axes are folded to (all but the last, last), a side longer than
+    ``max_size`` gets a diagonal factor.
 
     Many products on few examples tell more than few on many, so they are made on a
     ``fraction`` of the batch. Where the data cannot be split there are fewer of them,
     for the same price.
 
     Cost: ``probes * fraction`` products with the whole batch a step (``first_probes *
-    fraction`` at the first) and, every ``refresh`` steps, eigendecompositions of about :math:`10 (m^3 + n^3)` operations a leaf; each
-    application :math:`4 m n (m + n)`. Memory: :math:`2 (m^2 + n^2) + m n` numbers a
-    leaf.
+    fraction`` at the first), each with :math:`2 m n (m + n)` operations a leaf for its
+    factors; every ``refresh`` steps eigendecompositions of about :math:`10 (m^3 +
+    n^3)`; each application :math:`4 m n (m + n)`. Memory: :math:`2 (m^2 + n^2) + m n`
+    numbers a leaf.
 
     Args:
       decay: of the running means, in [0, 1).
@@ -238,8 +240,7 @@ def kronecker(
         leaves, treedef = jax.tree.flatten(r)
         factors = treedef.flatten_up_to(state.factors)
         return treedef.unflatten(
-            divided(f, leaf, lam, of)
-            for f, leaf in zip(factors, leaves, strict=True)
+            divided(f, leaf, lam, of) for f, leaf in zip(factors, leaves, strict=True)
         )
 
     return Preconditioner(
