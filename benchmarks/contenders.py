@@ -266,7 +266,8 @@ def _lbfgs(problem: Problem, _: Setting | None) -> Method:
             grads, state.inner, params, value=value, grad=grads, value_fn=value_fn
         )
         search = optax.tree.get(inner, "info").num_linesearch_steps
-        return optax.apply_updates(params, updates), _Counted(inner, search + fresh)
+        gradients = (search + fresh).astype(state.gradients.dtype)
+        return optax.apply_updates(params, updates), _Counted(inner, gradients)
 
     # A step that has converged calls nothing; at no cost it would run for ever.
     return Method(init, advance, spent=lambda state: max(float(state.gradients), 1.0))

@@ -35,11 +35,14 @@ STYLES: dict[str, tuple[str, Any]] = {
     "muon_minibatch": ("#E69F00", (0, (1, 1))),
     "soap_minibatch": ("#8C564B", (0, (1, 1))),
 }
+TUNED = ("adam", "sgd", "adamw", "muon", "soap")
 LABELS = {
-    label: f"{name}, mini-batches (tuned)" if batches else f"{name} (tuned)"
+    label: name
+    + (", mini-batches" if batches else "")
+    + (" (tuned)" if name in TUNED else "")
     for label in STYLES
     for name, batches, _ in [label.partition("_minibatch")]
-    if name in ("adam", "sgd", "adamw", "muon", "soap")
+    if batches or name in TUNED
 }
 PANELS = (
     ("units", "gradient-equivalents", "linear"),

@@ -73,11 +73,17 @@ def _adjoint(basis: jax.Array) -> jax.Array:
     return jnp.conj(basis.T) if basis.ndim == 2 else basis
 
 
+# One matrix at a time, under vmap as well. On a CPU with jax 0.10, several batched
+# decompositions at once wait for each other's threads for ever, if these are few: an
+# ensemble of four networks did on two cores.
+_eigh = jax.custom_batching.sequential_vmap(lambda gram: tuple(jnp.linalg.eigh(gram)))
+
+
 def _eigen(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Eigenvalues (not negative) and eigenvectors of a factor."""
     if gram.ndim == 1:
-        return gram, jnp.zeros((0,), gram.dtype)
-    values, vectors = jnp.linalg.eigh(gram)
+        return gram.real, jnp.zeros((0,), gram.dtype)
+    values, vectors = _eigh(gram)
     return jnp.maximum(values, 0), vectors
 
 
@@ -91,7 +97,7 @@ def _decomposed(factor: Factor) -> Factor:
     left, left_basis = _eigen(factor.left)
     right, right_basis = _eigen(factor.right)
     total = jnp.sum(left)
-    square = left[:, None] * right[None, :] / jnp.where(total > 0, total, 1)
+    square = left[:, None] * (right / jnp.where(total > 0, total, 1))
     return factor._replace(
         left_basis=left_basis,
         right_basis=right_basis,

@@ -156,8 +156,12 @@ def test_bad_input_is_a_sentence_and_exit_code_2(args, message):
 
 def test_every_optimizer_has_a_colour():
     assert set(plots.STYLES) == set(CONTENDERS)
-    tuned = {name for name, contender in CONTENDERS.items() if contender.exponents}
-    assert set(plots.LABELS) == tuned
+    labelled = {
+        name
+        for name, contender in CONTENDERS.items()
+        if contender.exponents or contender.minibatch
+    }
+    assert set(plots.LABELS) == labelled
 
 
 # Tables
@@ -351,8 +355,8 @@ def test_lbfgs_pays_for_its_line_search(toy):
     ("name", "probes", "share"), [("newton_cg", 0, 1), ("hessian_free", 64, 1 / 4)]
 )
 def test_newton_pays_for_products_and_evaluations(name, probes, share):
-    # Of 1024 examples the solver of hessian_free sees 256, its preconditioner 128.
-    known = problem(examples=1024)
+    # Of 2048 examples the solver of hessian_free sees 512, its preconditioner 256.
+    known = problem(examples=2048)
     compiled = compile_method(CONTENDERS[name].build(known, None), known)
     params = known.scenario.init(0)
     state = compiled.init(params, jnp.int32(0), jnp.float32(0))
@@ -387,13 +391,13 @@ def test_a_step_of_newton_is_priced_as_xla_counts_it(monkeypatch):
     )
     preset = functools.partial(ncg.hessian_free, preconditioner=cheap)
     monkeypatch.setattr(ncg, "hessian_free", preset)
-    wide = problem((128, 256, 256, 10), examples=1024)
+    wide = problem((128, 256, 256, 10), examples=2048)
     method = CONTENDERS["hessian_free"].build(wide, None)
     params = wide.scenario.init(0)
     state = jax.eval_shape(method.init, params, 0, 0.0)
     counted = cost.flops(method.advance, params, state, wide.train)
     # XLA counts a loop once: a trial, and on a quarter of the examples an iteration,
-    # besides the products that calibrate the damping and follow the warm start.
+    # besides the products that calibrate the damping and follow the last step.
     expected = method.prices.price(3 / 4 + 1 / 8, 1 + 1 / 4 + 1 / 8)
     counted /= method.prices.gradient_flops
     assert counted == pytest.approx(expected, rel=0.03)

@@ -26,7 +26,7 @@ from benchmarks.scenarios._networks import (
 SIZES = (6, 16, 4)
 SIDES = ((6, 16), (16, 1), (16, 4), (4, 1))  # of the leaves, as matrices
 SIZE = sum(m * n for m, n in SIDES)
-EXAMPLES = 1024  # a quarter and an eighth of them are large enough samples
+EXAMPLES = 2048  # a quarter and an eighth of them are large enough samples
 MEASURED = {
     "none": Measured(
         Cost(2e-3, 1e-5, 1e-5, 5.0, 0.0, 0.0, 3.0), Memory(9.0, 2.0, 20.0, 1.0, 0.0)
@@ -74,7 +74,7 @@ def test_products_are_counted_in_units_of_the_whole_batch(toy, measured):
     assert kronecker.products == pytest.approx(4 / 8)  # four, each on an eighth
     prices = cost.measure(toy, toy.load().train, "gauss_newton")
     assert kronecker.product_units == pytest.approx(prices.product / 2)
-    # The solver sees a quarter; a product follows its warm start. One trial each.
+    # The solver sees a quarter; a product follows the last step. One trial each.
     evaluations = 1 + 1 / 4
     for taken, samples in ((none, 0), (kronecker, 1 / 8)):
         assert 1 <= taken.iterations <= 5
@@ -95,7 +95,7 @@ def test_seconds_are_there(measured):
 def test_memory_is_that_of_the_arrays(toy, measured):
     none, kronecker = measured["none"].memory, measured["kronecker"].memory
     scalars = 40 / SIZE  # counters and measurements, four bytes each
-    assert none.state == pytest.approx(1, abs=scalars)  # the warm start
+    assert none.state == pytest.approx(1, abs=scalars)  # the last step
     assert none.factors == none.beyond_none == none.beside_factors == 0
     factors = sum(2 * (m * m + n * n) for m, n in SIDES) / SIZE
     assert kronecker.factors == pytest.approx(factors)

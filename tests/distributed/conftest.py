@@ -43,6 +43,8 @@ def pytest_runtest_protocol(item, nextitem):
             item.nodeid, item.location, {}, "failed", output, "call"
         )
         hook.pytest_runtest_logreport(report=report)
+    # What the last test outside of this folder left set up for its neighbours.
+    item.session._setupstate.teardown_exact(nextitem)
     hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
 

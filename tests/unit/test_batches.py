@@ -15,9 +15,7 @@ def composite(examples=8):
     x = jax.random.normal(jax.random.key(0), (examples, 3))
     y = jnp.sin(x[:, 0])
     model = lambda w, x: jnp.tanh(x @ w)  # noqa: E731
-    loss = ncg.CompositeLoss(
-        model, lambda z, y, scale: scale * jnp.mean((z - y) ** 2)
-    )
+    loss = ncg.CompositeLoss(model, lambda z, y, scale: scale * jnp.mean((z - y) ** 2))
     return loss.bind(x=x, y=y, scale=jnp.array(2.0))
 
 
@@ -74,7 +72,7 @@ def test_examples_of_several_kinds_are_not_split(broadcast):
 
 
 def test_the_preset_takes_examples_of_several_kinds():
-    loss = two_kinds_of_points(600, 100)
+    loss = two_kinds_of_points(2000, 100)
     _, state = jax.jit(lambda: updates_of(ncg.hessian_free(), loss))()
     info = ncg.get_info(state)
     assert info.batch_products == info.products
@@ -113,7 +111,7 @@ def test_curvature_batch_replaces_the_data_of_the_curvature_alone():
 
 
 def test_a_fraction_costs_its_share_and_keeps_the_loss_of_the_batch():
-    loss = composite(1024)
+    loss = composite(2048)
     tx = ncg.newton_cg(curvature=ncg.gauss_newton(), sampling=ncg.sampling(0.25))
     _, state = updates_of(tx, loss)
     info = ncg.get_info(state)
@@ -123,7 +121,7 @@ def test_a_fraction_costs_its_share_and_keeps_the_loss_of_the_batch():
 
 
 def test_samples_rotate():
-    loss = composite(1024)
+    loss = composite(2048)
     tx = ncg.newton_cg(curvature=ncg.gauss_newton(), sampling=ncg.sampling(0.25))
     grads, state = jax.grad(loss)(W), tx.init(W)
     first, new = tx.update(grads, state, W, value_fn=loss)
@@ -136,9 +134,7 @@ def test_samples_rotate():
 def test_microbatches_change_nothing(curvature):
     loss = composite(8)
     whole, _ = updates_of(ncg.newton_cg(curvature=curvature), loss)
-    tx = ncg.newton_cg(
-        curvature=curvature, sampling=ncg.sampling(microbatch_size=2)
-    )
+    tx = ncg.newton_cg(curvature=curvature, sampling=ncg.sampling(microbatch_size=2))
     pieces, _ = jax.jit(lambda: updates_of(tx, loss))()
     np.testing.assert_allclose(pieces, whole, rtol=1e-4)
 
