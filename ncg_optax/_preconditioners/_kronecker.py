@@ -1,5 +1,6 @@
 """Kronecker factors of the curvature, estimated from products with random vectors."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -49,7 +50,9 @@ class _Grams(NamedTuple):
 
 def _as_matrix(x: jax.Array) -> jax.Array:
     """Folds a leaf: vectors to one column, kernels to (spatial and inputs, outputs)."""
-    return x.reshape(-1, 1) if x.ndim < 2 else x.reshape(-1, x.shape[-1])
+    if x.ndim < 2:
+        return x.reshape(-1, 1)
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _gram(y: jax.Array, full: bool) -> jax.Array:
@@ -112,6 +115,7 @@ def kronecker(
     first_probes: int = 64,
     fraction: float = 1 / 8,
     damping: float = 0.01,
+    damping_halving: float | None = 20,
     max_size: int = 1024,
 ) -> Preconditioner:
     r"""Kronecker-factored preconditioner for any pytree, loss and curvature.
@@ -129,11 +133,15 @@ def kronecker(
     :math:`|B|` if it is indefinite. In the eigenbases the preconditioner divides by
 
     .. math::
-      \sigma_{ij} + \lambda + \text{damping} \cdot \operatorname{mean}(\sigma)
+      \sigma_{ij} + \lambda
+      + \frac{\text{damping}}{1 + t / \text{damping\_halving}}
+      \operatorname{mean}(\sigma)
 
-    The last term is its own: sharing only :math:`\lambda` with the operator lets dead
-    inputs stall it. (0.1 keeps a physics-informed network from ever getting off its
-    plateau, 0.001 slows autoencoders.) Vectors are one-column matrices, kernels of
+    at step :math:`t`. The last term is its own: sharing only :math:`\lambda` with the
+    operator lets dead inputs stall it. It falls, as the early steps of autoencoders
+    need more of it than the long runs of physics-informed networks bear: a constant 0.1
+    keeps those on their plateau for good, and 0.001 from the first step slows these.
+    Vectors are one-column matrices, kernels of
     more than two axes are folded to (all but the last, last), a side longer than
     ``max_size`` gets a diagonal factor.
 
@@ -154,7 +162,9 @@ def kronecker(
       first_probes: products at the first step.
       fraction: share of the examples in these products, in (0, 1]; not fewer than 32
         examples.
-      damping: own damping, in units of the mean eigenvalue of the leaf.
+      damping: own damping at the first step, in units of the mean eigenvalue of the
+        leaf.
+      damping_halving: steps until half of it is left, or None to keep it.
       max_size: longest side with a full factor.
 
     Returns:
@@ -174,12 +184,16 @@ def kronecker(
     _validate.integer("kronecker: first_probes", first_probes, low=1)
     _validate.number("kronecker: fraction", fraction, low=0.0, high=1.0, low_open=True)
     _validate.number("kronecker: damping", damping, low=0.0)
+    if damping_halving is not None:
+        _validate.number(
+            "kronecker: damping_halving", damping_halving, low=0.0, low_open=True
+        )
     _validate.integer("kronecker: max_size", max_size, low=1)
 
     def init_factor(leaf):
         wide = jnp.result_type(jnp.float32, leaf.dtype)
         n = 1 if len(leaf.shape) < 2 else leaf.shape[-1]
-        m = leaf.size // n
+        m = leaf.size if len(leaf.shape) < 2 else math.prod(leaf.shape[:-1])
 
         def side(k):
             full = k <= max_size
@@ -233,8 +247,14 @@ def kronecker(
         steps = state.steps + (usable | ~fresh).astype(jnp.int32)
         return KroneckerState(steps, treedef.unflatten(factors)), number
 
-    def divided(factor, r, lam, of):
-        floor = lam + damping * jnp.mean(factor.spectrum)
+    def own_damping(steps, dtype):
+        if damping_halving is None:
+            return damping
+        before = jnp.maximum(steps - 1, 0).astype(dtype)  # updates before this one
+        return damping / (1 + before / damping_halving)
+
+    def divided(factor, r, lam, own, of):
+        floor = lam + own * jnp.mean(factor.spectrum)
         scale = of(factor.spectrum + jnp.where(floor > 0, floor, 1))
         x = _rotate(_adjoint(factor.left_basis), _as_matrix(r))
         x = jnp.conj(_rotate(_adjoint(factor.right_basis), jnp.conj(x.T)).T) / scale
@@ -245,8 +265,10 @@ def kronecker(
     def divided_by(of, state, r, lam):
         leaves, treedef = jax.tree.flatten(r)
         factors = treedef.flatten_up_to(state.factors)
+        own = own_damping(state.steps, _tree.scalar_dtype(r))
         return treedef.unflatten(
-            divided(f, leaf, lam, of) for f, leaf in zip(factors, leaves, strict=True)
+            divided(f, leaf, lam, own, of)
+            for f, leaf in zip(factors, leaves, strict=True)
         )
 
     return Preconditioner(

@@ -266,6 +266,31 @@ def test_dead_inputs_are_divided_by_the_own_damping():
     np.testing.assert_allclose(tenfold, dead / (10 * floor), rtol=1e-6)
 
 
+@pytest.mark.parametrize(("halving", "left"), [(4, 1 / 2), (1, 1 / 5), (None, 1)])
+def test_the_own_damping_falls_from_step_to_step(halving, left):
+    state, _ = updated(NULL_ROWS)
+    dead = jnp.zeros((M, N)).at[1].set(vector(N))
+    apply = ncg.kronecker(damping=DAMPING, damping_halving=halving).apply
+    first = apply(state, dead, 0.0)
+    fifth = apply(state._replace(steps=state.steps + 4), dead, 0.0)
+    np.testing.assert_allclose(fifth, first / left, rtol=1e-12)
+
+
+def test_leaves_without_elements_take_part():
+    params = {
+        "none": jnp.zeros((3, 0)),
+        "some": jnp.ones((3,)),
+        "no rows": jnp.zeros((0, 3)),
+    }
+    state = KRONECKER.init(params)
+    state, _ = KRONECKER.update(
+        state, lambda v: v, params, jnp.zeros(()), jax.random.key(0), 0
+    )
+    image = KRONECKER.apply(state, params, jnp.ones(()))
+    assert jax.tree.map(jnp.shape, image) == jax.tree.map(jnp.shape, params)
+    assert jnp.all(image["some"] > 0)
+
+
 def test_the_root_applied_twice():
     state, _ = updated(symmetric(np.linspace(-1, 3, SIZE)))
     for damping in (0.0, 0.1):
