@@ -116,8 +116,8 @@ def nystrom(rank: int = 20, refresh: int = 20) -> Preconditioner:
 
     Cost: ``rank`` products every ``refresh`` steps, with some :math:`6\,
     \text{rank}^2` operations a parameter; each application takes :math:`8\,
-    \text{rank}` a parameter. Memory: ``rank`` vectors, three times that while they
-    are rebuilt.
+    \text{rank}` a parameter. Memory: ``rank`` vectors, and five to
+    seven times that while they are rebuilt (measured on a CPU).
 
     Args:
       rank: number of eigenvectors, at most the number of trained parameters.
