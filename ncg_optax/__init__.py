@@ -22,6 +22,8 @@ from ncg_optax._curvature import hessian as hessian
 from ncg_optax._damping import Damping as Damping
 from ncg_optax._damping import LevenbergMarquardtState as LevenbergMarquardtState
 from ncg_optax._damping import levenberg_marquardt as levenberg_marquardt
+from ncg_optax._info import NewtonCGInfo as NewtonCGInfo
+from ncg_optax._info import get_info as get_info
 from ncg_optax._linesearch import LineSearch as LineSearch
 from ncg_optax._linesearch import SearchResult as SearchResult
 from ncg_optax._linesearch import armijo as armijo
@@ -49,9 +51,7 @@ from ncg_optax._steihaug import SteihaugState as SteihaugState
 from ncg_optax._steihaug import steihaug as steihaug
 from ncg_optax._switch import SwitchAfterState as SwitchAfterState
 from ncg_optax._switch import switch_after as switch_after
-from ncg_optax._transform import NewtonCGInfo as NewtonCGInfo
 from ncg_optax._transform import ScaleByNewtonCGState as ScaleByNewtonCGState
-from ncg_optax._transform import get_info as get_info
 from ncg_optax._transform import scale_by_newton_cg as scale_by_newton_cg
 
 __version__ = "0.1.0"

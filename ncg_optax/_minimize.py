@@ -9,10 +9,10 @@ import optax
 
 from ncg_optax import _tree, _validate
 from ncg_optax._alias import newton_cg
+from ncg_optax._info import NewtonCGInfo
 from ncg_optax._loss import as_objective
 from ncg_optax._saddle import leave_saddle
 from ncg_optax._status import Status
-from ncg_optax._transform import NewtonCGInfo
 
 PyTree = Any
 
