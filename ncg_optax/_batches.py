@@ -237,7 +237,9 @@ def _mean_over(count: int, term: Callable[[jax.Array], PyTree]) -> PyTree:
     return jax.tree.map(lambda x: x / count, total)
 
 
-def _microbatches(objective: Objective, size: int) -> tuple[int, Callable]:
+def _microbatches(
+    objective: Objective, size: int, params: PyTree
+) -> tuple[int, Callable]:
     """How many microbatches there are, and ``i -> the loss on the i-th``."""
     n = number_of_examples(objective.data)
     if n == 0:
@@ -255,21 +257,32 @@ def _microbatches(objective: Objective, size: int) -> tuple[int, Callable]:
         take = lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size)  # noqa: E731
         return objective.on(_map_examples(take, objective.data))
 
-    return max(n // size, 1), microbatch if n > size else lambda i: objective
+    if n <= size:
+        return 1, lambda i: objective
+    if not _can_do_with(size, microbatch(0), objective, params):
+        raise ValueError(
+            f"microbatch_size: the loss does not work on {size} of its {n} examples. "
+            "These are taken from the data arguments with the longest first axis: if "
+            "there are several kinds of examples, pass microbatch_size=None."
+        )
+    return n // size, microbatch
 
 
 def in_microbatches(objective: Objective, size: int | None) -> Objective:
     """The loss evaluated on ``size`` examples at a time.
 
     Raises:
-      ValueError: if no examples can be seen, or ``size`` does not divide them.
+      ValueError: in ``value``, if no examples can be seen, ``size`` does not divide
+        them or the loss does not work on fewer of them.
     """
     if size is None:
         return objective
-    count, microbatch = _microbatches(objective, size)
-    return objective._replace(
-        value=lambda p: _mean_over(count, lambda i: microbatch(i).value(p))
-    )
+
+    def value(params):
+        count, microbatch = _microbatches(objective, size, params)
+        return _mean_over(count, lambda i: microbatch(i).value(params))
+
+    return objective._replace(value=value)
 
 
 def curvature_in_microbatches(curvature: Curvature, size: int | None) -> Curvature:
@@ -286,7 +299,7 @@ def curvature_in_microbatches(curvature: Curvature, size: int | None) -> Curvatu
         return curvature
 
     def linearize(objective, params):
-        count, microbatch = _microbatches(objective, size)
+        count, microbatch = _microbatches(objective, size, params)
         if count == 1:
             return curvature.linearize(objective, params)
 

@@ -189,6 +189,13 @@ def test_bad_curvature_batches(batch, error, match):
         updates_of(ncg.newton_cg(), composite(), curvature_batch=batch)
 
 
+@pytest.mark.parametrize("broadcast", [False, True])
+def test_examples_of_several_kinds_are_no_microbatches(broadcast):
+    tx = ncg.newton_cg(sampling=ncg.sampling(microbatch_size=4))
+    with pytest.raises(ValueError, match="does not work on 4 of its 16 examples"):
+        updates_of(tx, two_kinds_of_points(12, 4, broadcast))
+
+
 def test_bad_sizes():
     three = ncg.newton_cg(sampling=ncg.sampling(microbatch_size=3))
     with pytest.raises(ValueError, match="must divide the number of examples"):
