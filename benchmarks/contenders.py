@@ -273,12 +273,13 @@ def _lbfgs(problem: Problem, _: Setting | None) -> Method:
     return Method(init, advance, spent=lambda state: max(float(state.gradients), 1.0))
 
 
-def _newton_step(
-    problem: Problem, tx: optax.GradientTransformationExtraArgs
+def newton_step(
+    scenario: Scenario, tx: optax.GradientTransformationExtraArgs
 ) -> Callable[[Params, Any, Batch], tuple[Params, Any]]:
-    loss = ncg.CompositeLoss(problem.scenario.model, problem.scenario.loss)
+    """``step(params, state, data) -> (params, state)`` with a transform of ours."""
+    loss = ncg.CompositeLoss(scenario.model, scenario.loss)
 
-    def advance(params: Params, state: Any, data: Batch) -> tuple[Params, Any]:
+    def step(params: Params, state: Any, data: Batch) -> tuple[Params, Any]:
         value_fn = loss.bind(**data)
         value, grads = jax.value_and_grad(value_fn)(params)
         updates, state = tx.update(
@@ -286,7 +287,7 @@ def _newton_step(
         )
         return optax.apply_updates(params, updates), state
 
-    return advance
+    return step
 
 
 def _newton(
@@ -307,7 +308,7 @@ def _newton(
                 float(info.batch_products), float(info.batch_evaluations)
             )
 
-        return Method(init, _newton_step(problem, tx), spent, prices=prices)
+        return Method(init, newton_step(problem.scenario, tx), spent, prices=prices)
 
     return build
 
@@ -336,7 +337,7 @@ def _residual_space(problem: Problem, _: Setting | None) -> Method:
         algebra = 2 * m**2 * n + int(info.evaluations) * m**3 / 3
         return float(info.gradient_equivalents) + algebra / unit
 
-    return Method(init, _newton_step(problem, tx), spent)
+    return Method(init, newton_step(problem.scenario, tx), spent)
 
 
 class _Averaged(NamedTuple):
@@ -355,9 +356,8 @@ def _newton_minibatch(problem: Problem, _: Setting | None) -> Method:
     """
     tx = ncg.hessian_free(damping=ncg.levenberg_marquardt(calibration=0.1, maximum=1.0))
     size = min(NEWTON_BATCH, problem.examples // 4)
-    # Every step costs several gradients: plan with fewer steps to look at.
     plan = _plan(problem, Setting(size, "constant", 0))
-    advance = _newton_step(problem, tx)
+    advance = newton_step(problem.scenario, tx)
 
     def init(params: Params, learning_rate: jax.Array) -> _Averaged:
         return _Averaged(tx.init(params), params, jnp.zeros((), jnp.int32))

@@ -18,6 +18,7 @@ from rich.table import Table
 
 import ncg_optax as ncg
 from benchmarks import cost
+from benchmarks.contenders import newton_step
 from benchmarks.records import Record
 from benchmarks.scenarios import Scenario
 from benchmarks.scenarios._base import Batch, Params
@@ -193,14 +194,6 @@ def _compile(
 ) -> _Program:
     loss = ncg.CompositeLoss(scenario.model, scenario.loss)
 
-    def step(params: Params, state: Any, data: Batch) -> tuple[Params, Any]:
-        value_fn = loss.bind(**data)
-        value, grads = jax.value_and_grad(value_fn)(params)
-        updates, state = tx.update(
-            grads, state, params, value=value, grad=grads, value_fn=value_fn
-        )
-        return optax.apply_updates(params, updates), state
-
     def update(params: Params, state: Any, grads: Params, data: Batch) -> _Counted:
         # XLA drops everything that the state of the preconditioner does not need:
         # the solve, the line search, the loss.
@@ -212,7 +205,7 @@ def _compile(
             0, times, lambda _, r: preconditioner.apply(state, r, damping), r
         )
 
-    executable = jax.jit(step).lower(params, state, data).compile()
+    executable = jax.jit(newton_step(scenario, tx)).lower(params, state, data).compile()
     return _Program(executable, jax.jit(update), jax.jit(apply))
 
 
