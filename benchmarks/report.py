@@ -154,9 +154,12 @@ def _row(cells: Sequence[str]) -> str:
 
 def _footnote(records: Sequence[Record]) -> str:
     seeds = sorted({len(record["runs"]) for record in records})
+    numbers = (
+        f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 2 else " or ".join(map(str, seeds))
+    )
     version = records[0]["versions"]
     return (
-        f"Median (best – worst) over {' or '.join(map(str, seeds))} seeds; the budget "
+        f"Median (best – worst) over {numbers} seeds; the budget "
         "is in full-batch gradients, counted in XLA's floating-point operations. "
         "Learning rate and schedule of the tuned methods are the best of a grid. "
         f"jax {version['jax']}, optax {version['optax']}."
