@@ -25,6 +25,7 @@ SCENARIOS: dict[str, Scenario] = {
         curves_autoencoder.SCENARIO,
         mnist_autoencoder.SMALL,
         mnist_autoencoder.SCENARIO,
+        mnist_autoencoder.FULL,
         mnist.CLASSIFIER,
         mnist.FASHION,
         mnist.CNN,

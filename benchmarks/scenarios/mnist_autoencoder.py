@@ -42,3 +42,6 @@ SMALL = _scenario(
 SCENARIO = _scenario(
     "mnist_autoencoder", 10_000, 784, 1000, 500, 250, 30, budget=300.0, seeds=1
 )
+FULL = _scenario(
+    "mnist_autoencoder_full", 60_000, 784, 1000, 500, 250, 30, budget=20.0, seeds=1
+)._replace(batch_sizes=(200,), full_batch=False, curve_examples=10_000)
