@@ -20,14 +20,24 @@ class Factor(NamedTuple):
       right: running mean of ``Y^H Y``, shape (n, n), or its diagonal, shape (n,).
       left_basis: eigenvectors of ``left``, shape (m, m); shape (0,) for a diagonal.
       right_basis: eigenvectors of ``right``, shape (n, n); shape (0,) likewise.
-      spectrum: eigenvalues of the leaf's block of the curvature, shape (m, n).
+      left_values: eigenvalues of ``L``, shape (m,), up to a factor.
+      right_values: eigenvalues of ``R``, shape (n,), over that factor.
     """
 
     left: jax.Array
     right: jax.Array
     left_basis: jax.Array
     right_basis: jax.Array
-    spectrum: jax.Array
+    left_values: jax.Array
+    right_values: jax.Array
+
+    @property
+    def spectrum(self) -> jax.Array:
+        """Eigenvalues of the leaf's block of the curvature, shape (m, n).
+
+        Not kept: it would be one more array of the size of the parameters.
+        """
+        return self.left_values[:, None] * self.right_values
 
 
 class KroneckerState(NamedTuple):
@@ -91,7 +101,7 @@ def _eigen(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _decomposed(factor: Factor) -> Factor:
-    """The factor with its eigenvectors and spectrum brought up to date.
+    """The factor with its eigenvectors and eigenvalues brought up to date.
 
     With ``B = R (x) L`` and Gaussian ``V``, ``Y = L V R`` has
     ``E[Y Y^H] = tr(R^2) L^2`` and ``E[Y^H Y] = tr(L^2) R^2``, both of trace
@@ -100,11 +110,11 @@ def _decomposed(factor: Factor) -> Factor:
     left, left_basis = _eigen(factor.left)
     right, right_basis = _eigen(factor.right)
     total = jnp.sum(left)
-    square = left[:, None] * (right / jnp.where(total > 0, total, 1))
     return factor._replace(
         left_basis=left_basis,
         right_basis=right_basis,
-        spectrum=jnp.sqrt(square).astype(factor.spectrum.dtype),
+        left_values=jnp.sqrt(left),
+        right_values=jnp.sqrt(right / jnp.where(total > 0, total, 1)),
     )
 
 
@@ -152,7 +162,7 @@ def kronecker(
     Cost: ``probes * fraction`` products with the whole batch a step (``first_probes *
     fraction`` at the first), each with :math:`2 m n (m + n)` operations a leaf for its
     factors; every ``refresh`` steps eigendecompositions of about :math:`10 (m^3 +
-    n^3)`; each application :math:`4 m n (m + n)`. Memory: :math:`2 (m^2 + n^2) + m n`
+    n^3)`; each application :math:`4 m n (m + n)`. Memory: :math:`2 (m^2 + n^2) + m + n`
     numbers a leaf.
 
     Args:
@@ -202,8 +212,8 @@ def kronecker(
 
         left, left_basis = side(m)
         right, right_basis = side(n)
-        spectrum = jnp.zeros((m, n), jnp.finfo(wide).dtype)
-        return Factor(left, right, left_basis, right_basis, spectrum)
+        values = (jnp.zeros((k,), jnp.finfo(wide).dtype) for k in (m, n))
+        return Factor(left, right, left_basis, right_basis, *values)
 
     def init(params):
         return KroneckerState(
@@ -254,8 +264,9 @@ def kronecker(
         return damping / (1 + before / damping_halving)
 
     def divided(factor, r, lam, own, of):
-        floor = lam + own * jnp.mean(factor.spectrum)
-        scale = of(factor.spectrum + jnp.where(floor > 0, floor, 1))
+        spectrum = factor.spectrum
+        floor = lam + own * jnp.mean(spectrum)
+        scale = of(spectrum + jnp.where(floor > 0, floor, 1))
         x = _rotate(_adjoint(factor.left_basis), _as_matrix(r))
         x = jnp.conj(_rotate(_adjoint(factor.right_basis), jnp.conj(x.T)).T) / scale
         x = _rotate(factor.left_basis, x)

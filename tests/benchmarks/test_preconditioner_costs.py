@@ -99,7 +99,8 @@ def test_memory_is_that_of_the_arrays(toy, measured):
     assert none.factors == none.beyond_none == none.beside_factors == 0
     factors = sum(2 * (m * m + n * n) for m, n in SIDES) / SIZE
     assert kronecker.factors == pytest.approx(factors)
-    assert kronecker.state == pytest.approx(2 + factors, abs=scalars)  # and a spectrum
+    values = sum(m + n for m, n in SIDES) / SIZE
+    assert kronecker.state == pytest.approx(1 + factors + values, abs=scalars)
     data = EXAMPLES * (SIZES[0] + SIZES[-1]) / SIZE
     for memory in (none, kronecker):
         expected = memory.state + 1 + data

@@ -358,13 +358,13 @@ def test_the_shapes_of_the_state():
     factors = KRONECKER.init(leaves()).factors
     shapes = {k: [x.shape for x in f] for k, f in factors.items()}
     assert shapes == {
-        # left, right, left_basis, right_basis, spectrum
-        "bias": [(4, 4), (1, 1), (4, 4), (1, 1), (4, 1)],
-        "complex": [(6,), (2, 2), (0,), (2, 2), (6, 2)],
-        "kernel": [(4, 4), (3, 3), (4, 4), (3, 3), (4, 3)],
-        "long": [(7,), (1, 1), (0,), (1, 1), (7, 1)],
-        "scalar": [(1, 1), (1, 1), (1, 1), (1, 1), (1, 1)],
-        "wide": [(2, 2), (5,), (2, 2), (0,), (2, 5)],
+        # left, right, left_basis, right_basis, left_values, right_values
+        "bias": [(4, 4), (1, 1), (4, 4), (1, 1), (4,), (1,)],
+        "complex": [(6,), (2, 2), (0,), (2, 2), (6,), (2,)],
+        "kernel": [(4, 4), (3, 3), (4, 4), (3, 3), (4,), (3,)],
+        "long": [(7,), (1, 1), (0,), (1, 1), (7,), (1,)],
+        "scalar": [(1, 1), (1, 1), (1, 1), (1, 1), (1,), (1,)],
+        "wide": [(2, 2), (5,), (2, 2), (0,), (2,), (5,)],
     }
     dtypes = {k: {x.dtype.name for x in f} for k, f in factors.items()}
     assert dtypes.pop("complex") == {"complex128", "float64"}
