@@ -84,6 +84,16 @@ def conjugate_gradient(
 
     Returns:
       A :class:`CGResult`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> b = jnp.array([[2.0, 1.0], [1.0, 3.0]])
+      >>> result = ncg.conjugate_gradient(
+      ...     lambda v: b @ v, jnp.array([5.0, 10.0]), maxiter=10, tolerance=1e-4
+      ... )
+      >>> print(jnp.round(result.solution), ncg.explain(result.status))
+      [1. 3.] The residual of the linear system fell below the solver's tolerance.
     """
     dtype = _tree.scalar_dtype(rhs)
     damping = jnp.asarray(damping, dtype)
@@ -241,6 +251,12 @@ class CGState(NamedTuple):
     Attributes:
       previous: the last solution, for the warm start; None without one.
       forcing: a :class:`Forcing`, or None with a fixed tolerance.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> ncg.cg(warm_start=0.95, forcing=None).init(jnp.zeros(2))
+      CGState(previous=Array([0., 0.], dtype=float32), forcing=None)
     """
 
     previous: PyTree | None

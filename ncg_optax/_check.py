@@ -24,6 +24,13 @@ class OperatorReport(NamedTuple):
       nonlinearity: ``|B(u + a v) - B u - a B v| / (|B u| + |a B v|)``, the largest.
       lowest_curvature: ``p.Bp / p.p``, the smallest that was met, in units of the
         largest eigenvalue (estimated); clearly negative if ``B`` is indefinite.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> report = ncg.check_operator(lambda v: 3.0 * v, jnp.zeros(4), positive=True)
+      >>> report.asymmetry < 1e-6, round(report.lowest_curvature, 3)
+      (True, 1.0)
     """
 
     asymmetry: float

@@ -33,6 +33,19 @@ class Curvature(NamedTuple):
         works on the local share of the data; the transform reduces.
       cost: of one product, in gradients, as a rule of thumb for accounting (that of a
         dense network whose forward pass costs half its backward pass).
+
+    Examples:
+      The identity, which makes Newton's method gradient descent:
+
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> identity = ncg.Curvature(
+      ...     linearize=lambda objective, p: (objective.value(p), lambda v: v),
+      ...     cost=0.0,
+      ... )
+      >>> product = ncg.curvature_product(identity, jnp.sum, jnp.zeros(2))
+      >>> print(product(jnp.array([1.0, 2.0])))
+      [1. 2.]
     """
 
     linearize: Callable[[Objective, PyTree], tuple[jax.Array, Matvec]]

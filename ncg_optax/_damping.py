@@ -20,6 +20,17 @@ class Damping(NamedTuple):
         ``|B g| / |g|``, for one product, and ``products`` says how often it was called.
       update: ``update(state, outcome) -> state`` after the step was tried.
       needs_outcome: whether ``update`` needs the loss at the end of the step.
+
+    Examples:
+      The hundredth part of the curvature's own scale, measured anew at each step:
+
+      >>> import ncg_optax as ncg
+      >>> measured = ncg.Damping(
+      ...     init=lambda dtype: (),
+      ...     value=lambda state, count, measure: (0.01 * measure(), state, 1),
+      ...     update=lambda state, outcome: state,
+      ... )
+      >>> tx = ncg.newton_cg(damping=measured)
     """
 
     init: Callable[[Any], Any]
@@ -63,6 +74,12 @@ class LevenbergMarquardtState(NamedTuple):
       damping: lambda.
       unit: the damping of the first step, in multiples of which the bounds are; 0
         while it has not been calibrated.
+
+    Examples:
+      >>> import ncg_optax as ncg
+      >>> state = ncg.levenberg_marquardt(initial=2.0).init("float32")
+      >>> print(state.damping, state.unit)
+      2.0 2.0
     """
 
     damping: jax.Array

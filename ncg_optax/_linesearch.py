@@ -17,6 +17,14 @@ class SearchResult(NamedTuple):
       loss: the loss there (at the start if there was none).
       evaluations: of the loss, int32.
       accepted: whether a step was found, bool.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> loss_at = lambda step: (3 * step - 1) ** 2  # the full step goes too far
+      >>> result = ncg.armijo().search(loss_at, jnp.array(1.0), slope=-6.0, bend=18.0)
+      >>> print(f"{result.step_size:.3f} after {result.evaluations} trials")
+      0.333 after 2 trials
     """
 
     step_size: jax.Array
@@ -32,6 +40,16 @@ class LineSearch(NamedTuple):
       search: ``search(loss_at, loss, slope, bend) -> SearchResult``, with
         ``loss_at(step_size)`` the loss along the direction, ``loss`` that at 0,
         ``slope = g.d < 0`` and ``bend = d.Bd``.
+
+    Examples:
+      Half of the step, without looking where it leads:
+
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> def search(loss_at, loss, slope, bend):
+      ...     half, yes = jnp.asarray(0.5, loss.dtype), jnp.array(True)
+      ...     return ncg.SearchResult(half, loss_at(half), jnp.array(1), yes)
+      >>> tx = ncg.newton_cg(linesearch=ncg.LineSearch(search))
     """
 
     search: Callable[..., SearchResult]

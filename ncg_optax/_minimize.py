@@ -33,6 +33,13 @@ class MinimizeResult(NamedTuple):
         gradient, ``curvature.cost`` for a product, 1/3 for an evaluation.
       status: a :class:`Status` code, int32; :func:`explain` it.
       converged: whether a tolerance was met, bool.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> _, _, result = ncg.minimize(lambda w: jnp.sum((w - 1.0) ** 2), jnp.zeros(3))
+      >>> print(result.value, result.converged, ncg.Status(int(result.status)).name)
+      0.0 True CONVERGED_GRADIENT
     """
 
     value: jax.Array

@@ -68,6 +68,16 @@ def minimum_residual(
     Returns:
       A :class:`CGResult`; its last direction is ``M r``, its curvature that of ``A``
       along it.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> b = jnp.array([[2.0, 1.0], [1.0, 3.0]])
+      >>> result = ncg.minimum_residual(
+      ...     lambda v: b @ v, jnp.array([5.0, 10.0]), maxiter=10, tolerance=1e-4
+      ... )
+      >>> print(jnp.round(result.solution), result.iterations)
+      [1. 3.] 2
     """
     dtype = _tree.scalar_dtype(rhs)
     damping = jnp.asarray(damping, dtype)

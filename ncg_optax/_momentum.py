@@ -19,6 +19,13 @@ class QuadraticMomentumState(NamedTuple):
       solver: state of the solver inside.
       step: the last step taken, shaped like the parameters; zero before the first and
         after a rejected one.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> state = ncg.quadratic_momentum(ncg.cg(maxiter=5)).init(jnp.zeros(2))
+      >>> print(state.step)
+      [0. 0.]
     """
 
     solver: Any

@@ -32,6 +32,13 @@ class ResidualSpaceState(NamedTuple):
       direction: the last direction, for the momentum; None without.
       route: how the rows of the Jacobian are computed, found out at the first step:
         0 not known yet, 1 example by example, 2 over the whole batch; int32, shape=().
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> state = ncg.residual_space().init(jnp.zeros(2))
+      >>> print(state.damping, state.direction, state.route)
+      0.0 None 0
     """
 
     damping: jax.Array

@@ -45,6 +45,16 @@ class CGResult(NamedTuple):
       damping: the lambda that the solver chose by itself, or None if it took the one
         it was given.
       evaluations: of the loss that the solver made, int32.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> double = lambda v: 2.0 * v
+      >>> result = ncg.conjugate_gradient(
+      ...     double, jnp.array([2.0, 4.0]), maxiter=5, tolerance=1e-6
+      ... )
+      >>> print(result.solution, result.iterations, result.model_decrease)
+      [1. 2.] 1 5.0
     """
 
     solution: PyTree
@@ -69,6 +79,21 @@ class Outcome(NamedTuple):
       rounding: how far ``actual_reduction`` may be off through the rounding of ``f``.
       step_size: the factor that the line search put on the solver's direction.
       accepted: whether the step was taken, bool.
+
+    Examples:
+      A step that brought 80 per cent of what the model promised:
+
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> outcome = ncg.Outcome(
+      ...     predicted_reduction=jnp.array(1.0),
+      ...     actual_reduction=jnp.array(0.8),
+      ...     rounding=jnp.array(1e-7),
+      ...     step_size=jnp.array(1.0),
+      ...     accepted=jnp.array(True),
+      ... )
+      >>> print(outcome.ratio_at_least(0.75), outcome.ratio_at_least(0.9))
+      True False
     """
 
     predicted_reduction: jax.Array
@@ -105,6 +130,18 @@ class Solver(NamedTuple):
       needs_objective: whether ``solve`` also takes the keywords ``objective`` (with the
         fields of a :class:`CompositeLoss` and its data) and ``params``, because
         products are not enough for it.
+
+    Examples:
+      Conjugate gradients of three iterations, without state or tolerance:
+
+      >>> import ncg_optax as ncg
+      >>> def solve(matvec, rhs, damping, precondition, state):
+      ...     settings = dict(maxiter=3, tolerance=0.0, precondition=precondition)
+      ...     return ncg.conjugate_gradient(matvec, rhs, damping, **settings), state
+      >>> three = ncg.Solver(
+      ...     init=lambda params: (), solve=solve, update=lambda state, outcome: state
+      ... )
+      >>> tx = ncg.newton_cg(solver=three)
     """
 
     init: Callable[[PyTree], Any]

@@ -18,6 +18,13 @@ class SteihaugState(NamedTuple):
       radius: of the trust region, in units of the parameters, shape=().
       length: of the last solution, in the same norm, shape=().
       forcing: a :class:`Forcing`, or None with a fixed tolerance.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> state = ncg.steihaug(radius=0.5).init(jnp.zeros(2))
+      >>> print(state.radius)
+      0.5
     """
 
     radius: jax.Array

@@ -16,6 +16,14 @@ class SwitchAfterState(NamedTuple):
       steps_done: updates so far, int32, shape=().
       first: state of the first optimizer.
       then: state of the second one.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> import ncg_optax as ncg
+      >>> tx = ncg.switch_after(100, optax.sgd(0.1), ncg.newton_cg())
+      >>> state = tx.init(jnp.zeros(2))
+      >>> print(state.steps_done, ncg.explain(ncg.get_info(state.then).status))
+      0 No step has been taken yet.
     """
 
     steps_done: jax.Array
