@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ncg_optax import _validate
+from ncg_optax import _collectives, _validate
 from ncg_optax._curvature import Curvature
 from ncg_optax._loss import Objective
 
@@ -126,13 +126,16 @@ def every_kth(
     """The loss on the examples ``offset, offset + k, ...`` with ``k = 1/fraction``.
 
     A stride takes its share of every class from data that is sorted by class, and stays
-    on the device where the data is spread over several. Up to ``k - 1`` examples at the
-    end are left out. The objective is returned as it is if its data cannot be seen (a
-    closure) or the loss cannot do with less of it (see :func:`_can_do_with`), and ``k``
-    is smaller if fewer than ``at_least`` examples would remain.
+    on the device where the data is spread over several: there ``at_least`` counts the
+    examples of all devices, so that their number does not change the sample. Up to
+    ``k - 1`` examples at the end are left out. The objective is returned as it is if
+    its data cannot be seen (a closure) or the loss cannot do with less of it (see
+    :func:`_can_do_with`), and ``k`` is smaller if fewer than ``at_least`` examples
+    would remain.
     """
     n = number_of_examples(objective.data)
-    k = max(1, min(round(1 / fraction), n // at_least))
+    everywhere = n * _collectives.size(objective.axes)
+    k = max(1, min(round(1 / fraction), everywhere // at_least, n))
     if k == 1:
         return Sample(objective, 1.0)
     rows = n // k
@@ -229,12 +232,23 @@ def _example_shapes(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:
     return treedef, [getattr(x, "shape", ())[1:] for x in leaves]
 
 
+def _is_inexact(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+
+
 def _mean_over(count: int, term: Callable[[jax.Array], PyTree]) -> PyTree:
-    """``sum_i term(i) / count``, one term at a time, so that memory is that of one."""
-    add = lambda i, total: jax.tree.map(jnp.add, total, term(i))  # noqa: E731
+    """``sum_i term(i) / count``, one term at a time, so that memory is that of one.
+
+    Of what cannot be averaged (integers, random keys) the last one.
+    """
+
+    def add(i, total):
+        pick = lambda a, b: a + b if _is_inexact(a) else b  # noqa: E731
+        return jax.tree.map(pick, total, term(i))
+
     # Starts from the first term, whose leaves vary over the mapped axes as they should.
     total = jax.lax.fori_loop(1, count, add, term(0))
-    return jax.tree.map(lambda x: x / count, total)
+    return jax.tree.map(lambda x: x / count if _is_inexact(x) else x, total)
 
 
 def _microbatches(
@@ -283,6 +297,24 @@ def in_microbatches(objective: Objective, size: int | None) -> Objective:
         return _mean_over(count, lambda i: microbatch(i).value(params))
 
     return objective._replace(value=value)
+
+
+def value_and_grad(
+    objective: Objective, params: PyTree, size: int | None
+) -> tuple[tuple[jax.Array, PyTree], PyTree]:
+    """``((loss, aux), gradient)`` of one device's share, ``size`` examples at a time.
+
+    The aux is averaged over the microbatches, as batch statistics should be; of what
+    is not a floating-point number it is that of the last one.
+    """
+
+    def of(part):
+        return jax.value_and_grad(part.with_aux, has_aux=True)(params)
+
+    if size is None:
+        return of(objective)
+    count, microbatch = _microbatches(objective, size, params)
+    return _mean_over(count, lambda i: of(microbatch(i)))
 
 
 def curvature_in_microbatches(curvature: Curvature, size: int | None) -> Curvature:

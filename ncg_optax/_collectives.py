@@ -63,10 +63,20 @@ def mean(tree: Any, axes: Axes) -> Any:
     """Mean over ``axes``; the identity on what is the same everywhere.
 
     One axis at a time: a value may vary over some axes and be invariant over others,
-    which `jax.lax.pmean` refuses for a tuple of axes.
+    which `jax.lax.pmean` refuses for a tuple of axes. What the types show to be
+    invariant is left alone, where `jax.lax.pmean` would send it around again.
     """
     for axis in axes:
-        tree = jax.lax.pmean(tree, axis)
+        checked = _is_checked(axis)
+        leaves, treedef = jax.tree.flatten(tree)
+        varies = [not (checked and _cast(jnp.asarray(x), axis)[1]) for x in leaves]
+        # In one call, as XLA fuses the parts of a call into one all-reduce.
+        averaged = iter(
+            jax.lax.pmean([x for x, v in zip(leaves, varies, strict=True) if v], axis)
+        )
+        tree = treedef.unflatten(
+            next(averaged) if v else x for x, v in zip(leaves, varies, strict=True)
+        )
     return tree
 
 
@@ -119,6 +129,21 @@ def reduced_axes_size(value: jax.Array, axes: Axes) -> int | jax.Array:
     return size
 
 
+def is_sum_of(value: jax.Array | None, mean_loss: jax.Array, axes: Axes) -> jax.Array:
+    """Whether ``value`` is the sum over devices of what ``mean_loss`` is the mean of.
+
+    Whoever writes ``lax.psum`` for ``lax.pmean``, or takes the automatic sum of a
+    checked `jax.shard_map` for a mean, passes value and gradient that do not belong to
+    ``value_fn``: too large by the number of devices.
+    """
+    devices = size(axes)
+    if value is None or devices == 1:
+        return jnp.asarray(False)
+    value = mean(value, axes)
+    off = jnp.abs(value - devices * mean_loss)
+    return (mean_loss != 0) & (off <= 1e-3 * jnp.abs(value))
+
+
 def value_and_grad(
     value_fn: Callable[..., Any],
     axis_name: str | tuple[str, ...] | None = None,
@@ -169,13 +194,25 @@ def value_and_grad(
 
 
 def reduced_operator(
-    value: jax.Array, matvec: Callable[[Any], Any], axes: Axes
+    value: jax.Array,
+    matvec: Callable[[Any], Any],
+    axes: Axes,
+    sent_as: Any = None,
 ) -> Callable[[Any], Any]:
     """``matvec`` of one device's curvature as that of the loss over all devices.
 
-    One all-reduce per product, of one vector the size of the parameters.
+    One all-reduce per product, of one vector the size of the parameters, of the dtype
+    ``sent_as`` if that is given. The result has that of ``matvec`` again.
     """
     if not axes:
         return matvec
     reduce = derivative_reducer(value, axes)
-    return lambda v: reduce(matvec(to_varying(v, axes)))
+
+    def product(v):
+        local = matvec(to_varying(v, axes))
+        if sent_as is None:
+            return reduce(local)
+        sent = reduce(jax.tree.map(lambda x: x.astype(sent_as), local))
+        return jax.tree.map(lambda x, y: x.astype(y.dtype), sent, local)
+
+    return product

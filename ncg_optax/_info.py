@@ -71,6 +71,12 @@ def first_info(dtype: Any) -> NewtonCGInfo:
     )
 
 
+def find_infos(state: PyTree) -> list[NewtonCGInfo]:
+    """All that a state contains."""
+    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, NewtonCGInfo))
+    return [x for x in leaves if isinstance(x, NewtonCGInfo)]
+
+
 def get_info(state: PyTree) -> NewtonCGInfo:
     """The measurements of the last update, from any state that contains them.
 
@@ -91,8 +97,7 @@ def get_info(state: PyTree) -> NewtonCGInfo:
       >>> ncg.explain(ncg.get_info(state).status)
       'No step has been taken yet.'
     """
-    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, NewtonCGInfo))
-    found = [x for x in leaves if isinstance(x, NewtonCGInfo)]
+    found = find_infos(state)
     if len(found) != 1:
         raise ValueError(
             f"get_info: expected one NewtonCGInfo in the state, found {len(found)}. "

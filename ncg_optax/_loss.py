@@ -1,6 +1,7 @@
 """How a loss is handed over: composite losses, extra arguments by name, aux dropped."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ncg_optax import _collectives
 from ncg_optax._collectives import Axes
 
 PyTree = Any
@@ -26,6 +28,10 @@ class Objective(NamedTuple):
       axes: names of the mapped axes the loss is spread over.
       data: the data arguments that are bound, by name; empty for a closure.
       on: ``on(data) -> Objective``, the same loss with other data of these names.
+      with_aux: parameters to ``(loss, aux)``; the aux is None if there is none.
+      reduced_value: the loss at the current parameters, averaged over ``axes``, if
+        whoever calls ``update`` has averaged loss and gradient; None if not.
+      product_dtype: what curvature products are sent around in, or None for their own.
     """
 
     value: Callable[[PyTree], jax.Array]
@@ -34,6 +40,9 @@ class Objective(NamedTuple):
     axes: Axes = ()
     data: Mapping[str, PyTree] = {}
     on: Callable[[Mapping[str, PyTree]], "Objective"] | None = None
+    with_aux: Callable[[PyTree], tuple[jax.Array, PyTree]] | None = None
+    reduced_value: jax.Array | None = None
+    product_dtype: Any = None
 
     def restricted(self, embed: Callable[[PyTree], PyTree]) -> "Objective":
         """The same loss as a function of what ``embed`` maps to the parameters."""
@@ -41,6 +50,9 @@ class Objective(NamedTuple):
             value=lambda p: self.value(embed(p)),
             model=None if self.model is None else lambda p: self.model(embed(p)),
             on=None if self.on is None else lambda d: self.on(d).restricted(embed),
+            with_aux=(
+                None if self.with_aux is None else lambda p: self.with_aux(embed(p))
+            ),
         )
 
 
@@ -66,7 +78,7 @@ def _name(fn: Callable[..., Any]) -> str:
 
 
 def route(
-    role: str, fn: Callable[..., Any], extra: Mapping[str, Any]
+    role: str, fn: Callable[..., Any], extra: Mapping[str, Any], partly: bool = False
 ) -> dict[str, Any]:
     """The part of ``extra`` that ``fn`` takes, by parameter name.
 
@@ -75,9 +87,10 @@ def route(
       fn: a function of the parameters and further arguments.
       extra: the extra arguments at hand; those that ``fn`` does not name are left
         out, all but the reserved ones are passed if it has ``**kwargs``.
+      partly: whether the rest of its arguments will come later.
 
     Raises:
-      TypeError: if a parameter without default is not in ``extra``.
+      TypeError: if a parameter without default is not in ``extra``, unless partly.
     """
     available = {k: v for k, v in extra.items() if k not in RESERVED}
     parameters = _data_parameters(fn)
@@ -89,7 +102,7 @@ def route(
     missing = [
         p.name for p in by_name if p.default is p.empty and p.name not in available
     ]
-    if missing:
+    if missing and not partly:
         reserved = sorted(RESERVED.intersection(missing))
         hint = (
             f" {', '.join(reserved)}: reserved by optax, rename the parameter."
@@ -104,9 +117,49 @@ def route(
     return {p.name: available[p.name] for p in by_name if p.name in available}
 
 
+def data_names(fn: Callable[..., Any]) -> tuple[list[str], bool]:
+    """Names of the arguments of ``fn`` after the first; whether it takes any others.
+
+    Those without a default come first.
+    """
+    parameters = _data_parameters(fn)
+    named = [
+        p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    named.sort(key=lambda p: p.default is not p.empty)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return [p.name for p in named], takes_any
+
+
+def with_constants(value_fn: Any, constants: Mapping[str, Any]) -> Any:
+    """``value_fn`` with those of ``constants`` bound that it names.
+
+    Unlike data they stay whole where the loss is evaluated on fewer examples.
+    """
+
+    def bound(role, fn):
+        return functools.partial(fn, **route(role, fn, constants, partly=True))
+
+    if not constants:
+        return value_fn
+    if isinstance(value_fn, CompositeLoss):
+        return dataclasses.replace(
+            value_fn,
+            model_fn=bound("model_fn", value_fn.model_fn),
+            loss_fn=bound("loss_fn", value_fn.loss_fn),
+        )
+    return bound("value_fn", value_fn)
+
+
 def drop_aux(out: Any) -> Any:
     """The loss of ``loss`` or ``(loss, aux)``."""
     return out[0] if isinstance(out, tuple) else out
+
+
+def split_aux(out: Any) -> tuple[jax.Array, PyTree]:
+    """Loss and aux of ``loss`` or ``(loss, aux)``; without aux, None."""
+    aux = out[1] if isinstance(out, tuple) and len(out) > 1 else None
+    return scalar_loss(out), aux
 
 
 def scalar_loss(out: Any) -> jax.Array:
@@ -233,6 +286,35 @@ class CompositeLoss:
         return out if self.has_aux else (out, None)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class MappedLoss:
+    """A loss whose batch is spread over mapped axes, and what is known of it.
+
+    This is what a data-parallel step hands to ``update`` as ``value_fn``, so that the
+    optimizer need not be told about the axes, nor average what is averaged already.
+    Called, it is the loss over all devices, as optax's line searches want it.
+
+    Attributes:
+      local: the loss of one device's share, its data bound and its axes named.
+      reduced_value: the loss over all devices at the current parameters.
+      product_dtype: what curvature products are sent around in, or None for their own.
+    """
+
+    local: Objective
+    reduced_value: jax.Array
+    product_dtype: Any = None
+
+    def objective(self) -> Objective:
+        """The loss of one device's share, with what is known of the whole."""
+        return self.local._replace(
+            reduced_value=self.reduced_value, product_dtype=self.product_dtype
+        )
+
+    def __call__(self, params: PyTree) -> jax.Array:
+        """The loss over all devices, the same on each."""
+        return _collectives.mean(self.local.value(params), self.local.axes)
+
+
 def as_objective(value_fn: Any, extra: Mapping[str, Any], axes: Axes = ()) -> Objective:
     """``value_fn`` with the extra arguments of ``update`` bound, aux dropped.
 
@@ -251,6 +333,8 @@ def as_objective(value_fn: Any, extra: Mapping[str, Any], axes: Axes = ()) -> Ob
             f"value_fn must be a function of the parameters, got {value_fn!r} of type "
             f"{type(value_fn).__name__}."
         )
+    if isinstance(value_fn, MappedLoss):
+        return value_fn.objective()
     if isinstance(value_fn, CompositeLoss):
         given = {k: v for k, v in extra.items() if k not in RESERVED}
         return _composite_on(value_fn, {**value_fn.data, **given}, axes)
@@ -266,6 +350,7 @@ def _composite_on(loss: CompositeLoss, data: Mapping[str, Any], axes: Axes):
         axes=axes,
         data=data,
         on=lambda new: _composite_on(loss, {**data, **new}, axes),
+        with_aux=lambda p: split_aux(bound(p)),
     )
 
 
@@ -275,4 +360,5 @@ def _plain_on(value_fn: Callable[..., Any], data: Mapping[str, Any], axes: Axes)
         axes=axes,
         data=data,
         on=lambda new: _plain_on(value_fn, {**data, **new}, axes),
+        with_aux=lambda p: split_aux(value_fn(p, **data)),
     )

@@ -31,6 +31,7 @@ class Status(enum.IntEnum):
     REJECTED_NO_DECREASE = 24
     REJECTED_NON_FINITE = 25
     ZERO_GRADIENT = 26
+    SUMMED_LOSS = 27
 
     CONVERGED_GRADIENT = 40
     CONVERGED_VALUE = 41
@@ -74,6 +75,9 @@ _SENTENCES = {
     "the curvature or the direction was not finite; the parameters stay and the "
     "damping rises.",
     Status.ZERO_GRADIENT: "The gradient is exactly zero: a stationary point.",
+    Status.SUMMED_LOSS: "The step was rejected because the value given to update is "
+    "the loss of value_fn times the number of devices: loss and gradient are summed "
+    "over the mapped axis, but must be averaged (ncg_optax.value_and_grad does it).",
     Status.CONVERGED_GRADIENT: "Converged: the largest entry of the gradient is at "
     "most gtol and no negative curvature was found.",
     Status.CONVERGED_VALUE: "Converged: the loss changed by less than ftol, relative "

@@ -229,7 +229,6 @@ def scale_by_newton_cg(
     fraction, microbatch_size = sampling
     curvature = _batches.curvature_in_microbatches(curvature, microbatch_size)
     damping = as_damping(damping)
-    axes = _collectives.as_axes(axis_name)
     preconditioner = preconditioner or identity()
     if linesearch is None:
         # Whoever steers by the outcome of a step needs the loss at its end.
@@ -243,13 +242,15 @@ def scale_by_newton_cg(
         placeholder = not isinstance(params, containers)
         _validate.trainable_tree("params", trained, empty_ok=placeholder)
         dtype = _tree.scalar_dtype(trained)
-        return ScaleByNewtonCGState(
+        state = ScaleByNewtonCGState(
             count=jnp.zeros((), jnp.int32),
             damping=damping.init(dtype),
             solver=solver.init(trained),
             preconditioner=preconditioner.init(trained),
             info=first_info(dtype),
         )
+        # No two leaves may share memory: a jitted step could not donate the state.
+        return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
     def update(
         updates, state, params=None, *, value_fn=None, curvature_batch=None, **extra
@@ -266,18 +267,23 @@ def scale_by_newton_cg(
         dtype = _tree.scalar_dtype(trained)
 
         # The loss as a function of the trained leaves alone, and its gradient.
-        objective = as_objective(value_fn, extra, axes).restricted(
-            lambda p: _mask.merge(trained_mask, p, params)
-        )
+        objective = as_objective(value_fn, extra, _collectives.as_axes(axis_name))
+        objective = objective.restricted(lambda p: _mask.merge(trained_mask, p, params))
+        axes = objective.axes
         local_grads = _mask.select(trained_mask, updates)
-        grads = _tree.widen(_collectives.mean(local_grads, axes))
+        is_reduced = objective.reduced_value is not None
+        grads = _tree.widen(
+            local_grads if is_reduced else _collectives.mean(local_grads, axes)
+        )
 
         # Curvature: one linearisation a step, one all-reduce a product.
         varying = _collectives.to_varying(trained, axes)
 
         def linearized(sample):
             loss, local_product = curvature.linearize(sample.objective, varying)
-            product = _collectives.reduced_operator(loss, local_product, axes)
+            product = _collectives.reduced_operator(
+                loss, local_product, axes, objective.product_dtype
+            )
             return loss, SampledProduct(
                 _tree.in_dtypes_of(trained, product), sample.share
             )
@@ -290,8 +296,13 @@ def scale_by_newton_cg(
         # The loss itself, always on the whole batch.
         value_at = _batches.in_microbatches(objective, microbatch_size).value
         whole = sample.objective is objective
-        local_loss = sample_loss if whole else value_at(varying)
-        loss = _collectives.mean(local_loss, axes).astype(dtype)
+        if is_reduced:
+            loss = objective.reduced_value.astype(dtype)
+        else:
+            local_loss = sample_loss if whole else value_at(varying)
+            loss = _collectives.mean(local_loss, axes).astype(dtype)
+        given = None if is_reduced else extra.get("value")
+        is_summed = _collectives.is_sum_of(given, loss, axes)
 
         # How much to trust it.
         lam, damping_state, damping_products = damping.value(
@@ -326,6 +337,7 @@ def scale_by_newton_cg(
         if result.damping is not None:
             lam = result.damping.astype(dtype)
         direction = _descent_direction(result, grads, lam, solver.descent_threshold)
+        direction = direction._replace(finite=direction.finite & ~is_summed)
 
         # Trial values serve the line search, the damping and the trust region alike.
         def loss_at(step):
@@ -348,21 +360,24 @@ def scale_by_newton_cg(
             + (0 if whole else sample.share)
             + (few.share if fewer else 0),
         )
+        info = _measurements(
+            loss,
+            _tree.norm(grads),
+            lam,
+            result,
+            direction,
+            search,
+            outcome,
+            work,
+            curvature.cost,
+        )
         new_state = ScaleByNewtonCGState(
             count=optax.safe_increment(state.count),
             damping=damping.update(damping_state, outcome),
             solver=solver.update(solver_state, outcome),
             preconditioner=preconditioner_state,
-            info=_measurements(
-                loss,
-                _tree.norm(grads),
-                lam,
-                result,
-                direction,
-                search,
-                outcome,
-                work,
-                curvature.cost,
+            info=info._replace(
+                status=jnp.where(is_summed, Status.SUMMED_LOSS, info.status)
             ),
         )
         step = _tree.scale(direction.d, -outcome.step_size)
