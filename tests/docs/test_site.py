@@ -1,0 +1,122 @@
+"""The documentation site: it builds, everything is in it, all of its code is run."""
+
+import importlib
+import inspect
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import ncg_optax as ncg
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = sorted((ROOT / "docs").glob("**/*.md"))
+
+
+def public_names():
+    """What can be imported, by its full name: of the package and its open modules."""
+    for name, x in vars(ncg).items():
+        if not name.startswith("_") and not inspect.ismodule(x):
+            yield f"ncg_optax.{name}", x
+    for found in pkgutil.iter_modules(ncg.__path__):
+        if not found.name.startswith("_"):
+            module = importlib.import_module(f"ncg_optax.{found.name}")
+            for name, x in vars(module).items():
+                own = getattr(x, "__module__", None) == module.__name__
+                if own and not name.startswith("_") and not hasattr(ncg, name):
+                    yield f"{module.__name__}.{name}", x
+
+
+PYTHON = re.compile(r"^ *```(?:py\w*)\n(.*?)```", re.DOTALL | re.MULTILINE)
+PUBLIC = dict(sorted(public_names()))
+
+# In files that are being worked on: to be emptied, not added to.
+NOT_IN_THE_REFERENCE_YET = {
+    name for name in PUBLIC if name.startswith("ncg_optax.parallel.")
+} | {"ncg_optax.make_train_step"}
+NO_EXAMPLE_YET = NOT_IN_THE_REFERENCE_YET | {
+    "ncg_optax.NewtonCGInfo",
+    "ncg_optax.Sampling",
+    "ncg_optax.ScaleByNewtonCGState",
+    "ncg_optax.Status",
+    "ncg_optax.flax.FunctionalLoss",
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site, its warnings being errors."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir"]
+    done = subprocess.run(
+        [*command, str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def html(site):
+    return {page: page.read_text() for page in sorted(site.glob("**/*.html"))}
+
+
+def test_every_public_name_is_in_the_reference(site):
+    reference = "".join(p.read_text() for p in site.glob("reference/*.html"))
+    wanted = set(PUBLIC) - NOT_IN_THE_REFERENCE_YET
+    missing = sorted(name for name in wanted if f'id="{name}"' not in reference)
+    assert not missing, f"add ::: and the name to a page of docs/reference: {missing}"
+
+
+def test_nothing_is_left_of_markers_roles_and_equations(site):
+    for page, text in html(site).items():
+        assert "<!-- readme" not in text, page
+        assert not re.search(r":(func|class|math|meth):", text), page
+        assert ".. math::" not in text, page
+        assert 'class="arithmatex"' not in text, page
+    assert "<math" in (site / "method.html").read_text()
+    assert ncg.explain(ncg.Status.SHORTENED) in (
+        site / "troubleshooting.html"
+    ).read_text().replace("\n", " ")
+
+
+def test_pages_fetch_nothing_from_elsewhere(site):
+    fetched = re.compile(
+        r'(?:<script[^>]*src|<link[^>]*href|<img[^>]*src)="(https?:[^"]*)'
+    )
+    for page, text in html(site).items():
+        assert not fetched.findall(text), page
+
+
+def test_every_page_is_in_the_navigation():
+    # Comments aside, mkdocs.yml is plain YAML.
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+
+    def leaves(x):
+        if isinstance(x, str):
+            return [x]
+        values = x.values() if isinstance(x, dict) else x
+        return [leaf for value in values for leaf in leaves(value)]
+
+    pages = [p.relative_to(ROOT / "docs").as_posix() for p in PAGES]
+    assert sorted(leaves(config["nav"])) == sorted(pages)
+
+
+def test_every_public_name_has_a_docstring_with_an_example():
+    lacking = [name for name, x in PUBLIC.items() if ">>>" not in (x.__doc__ or "")]
+    assert not set(lacking) - NO_EXAMPLE_YET
+
+
+def test_all_python_on_the_pages_is_run():
+    # pytest runs what has a prompt; a block of Python without one would go untested.
+    for page in PAGES:
+        for block in PYTHON.findall(page.read_text()):
+            assert block.lstrip().startswith(">>>"), (page, block)
