@@ -38,6 +38,16 @@ class NewtonCGInfo(NamedTuple):
         negative curvature.
       curvature: ``d.Bd / d.d`` along the direction; negative if the solver found
         negative curvature.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> f = lambda w: jnp.sum((w - 3.0) ** 2)
+      >>> tx, w = ncg.newton_cg(damping=0.0), jnp.zeros(2)
+      >>> step = jax.jit(lambda g, s: tx.update(g, s, w, value_fn=f))
+      >>> info = ncg.get_info(step(jax.grad(f)(w), tx.init(w))[1])
+      >>> print(info.loss, info.next_loss, info.reduction_ratio, info.products)
+      18.0 0.0 1.0 1
     """
 
     status: jax.Array

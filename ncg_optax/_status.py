@@ -10,6 +10,13 @@ class Status(enum.IntEnum):
 
     Codes below 20 come from the linear solver, codes from 20 to 39 say what became of
     the step, codes from 40 on how :func:`ncg_optax.minimize` ended.
+
+    Examples:
+      >>> import ncg_optax as ncg
+      >>> ncg.Status(21).name, int(ncg.Status.SHORTENED)
+      ('SHORTENED', 21)
+      >>> ncg.explain(ncg.Status.SHORTENED)
+      'The line search shortened the step.'
     """
 
     NOT_STARTED = 0

@@ -157,6 +157,16 @@ class FunctionalLoss(NamedTuple):
       params: the trained variables of the module, an ``nnx.State``.
       rest: all its other variables (batch statistics, streams of random numbers), an
         ``nnx.State`` of arrays.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from ncg_optax.flax import functional_loss
+      >>> model = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+      >>> parts = functional_loss(model, lambda model, x: jnp.mean(model(x) ** 2))
+      >>> loss, rest = parts.value_fn(parts.params, x=jnp.zeros((4, 1)))
+      >>> print(loss)
+      0.0
     """
 
     value_fn: Callable[..., Any]

@@ -36,6 +36,16 @@ class StepMetrics(NamedTuple):
         are averaged over the devices; of anything else, that of the first device.
       info: the :class:`ncg_optax.NewtonCGInfo` of the step; None if the optimizer's
         state has none, as that of ``optax.adam``.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> import ncg_optax as ncg
+      >>> tx = optax.sgd(0.1)
+      >>> step = ncg.make_train_step(lambda w, x: jnp.mean((x * w - 1.0) ** 2), tx)
+      >>> w = jnp.zeros(())
+      >>> w, state, metrics = step(w, tx.init(w), {"x": jnp.ones(4)})
+      >>> print(metrics.loss, metrics.aux, metrics.info)
+      1.0 None None
     """
 
     loss: jax.Array
@@ -49,6 +59,16 @@ class TrainStep:
     Attributes:
       mesh: the mesh it runs on.
       axis_name: the mesh's axis that the batch is spread over.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> import ncg_optax as ncg
+      >>> tx = optax.sgd(0.1)
+      >>> step = ncg.make_train_step(lambda w, x: jnp.mean((x * w - 1.0) ** 2), tx)
+      >>> step.axis_name, step.mesh.axis_names
+      ('data', ('data',))
+      >>> w = jnp.zeros(())
+      >>> program = step.lower(w, tx.init(w), {"x": jnp.ones(4)}).compile()
     """
 
     def __init__(self, step: Callable, mesh: Mesh, axis_name: str, donate: bool):
