@@ -1,6 +1,9 @@
 """Our transforms inside optax's wrappers, and optax's line searches behind ours."""
 
+import functools
+
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import optax
 import optax.contrib
@@ -141,6 +144,19 @@ class TestInjectHyperparams:
         )
         assert_same(params, expected)
 
+    def test_hessian_free_as_it_comes(self):
+        # Traced, not run: what could fail is what the wrapper makes of the settings.
+        injected = optax.inject_hyperparams(ncg.hessian_free)()
+        composite = ncg.CompositeLoss(
+            lambda p, x: jnp.tanh(x @ p["w"]) + p["b"],
+            lambda outputs, y: jnp.mean((outputs - y) ** 2),
+        )
+        state = injected.init(START)
+        step = make_step(injected, composite, **BATCH)
+        kinds = functools.partial(jax.tree.map, lambda x: (x.shape, x.dtype))
+        after = jax.eval_shape(step, START, state)
+        assert kinds(after) == kinds((START, state))
+
     @pytest.mark.parametrize(
         "settings",
         [
@@ -238,8 +254,11 @@ class TestSubsets:
                 {"newton": ncg.newton_cg(), "sgd": optax.sgd(0.1)},
                 {"w": "newton", "b": "sgd"},
             ),
+            optax.transforms.selective_transform(
+                ncg.newton_cg(), freeze_mask={"w": False, "b": True}
+            ),
         ],
-        ids=["masked", "partition"],
+        ids=["masked", "partition", "selective_transform"],
     )
     def test_a_clear_error(self, tx):
         with pytest.raises(TypeError, match=r"MaskedNode.*mask=\.\.\."):
@@ -263,6 +282,88 @@ class TestSubsets:
         assert_same(params, expected)
         assert params["b"] == START["b"]
         assert jnp.all(params["w"] != START["w"])
+
+
+def bound(tx, value_fn):
+    """The recipe: an optimizer that has its loss already, made inside of the step."""
+    return optax.GradientTransformation(
+        tx.init, functools.partial(tx.update, value_fn=value_fn)
+    )
+
+
+class TestWithoutExtraArguments:
+    """Wrappers that do not hand on the loss, and what to do about it."""
+
+    def test_lookahead(self, plain):
+        params = optax.LookaheadParams.init_synced(START)
+        wrap = functools.partial(optax.lookahead, sync_period=2, slow_step_size=0.5)
+        tx = wrap(ncg.newton_cg())
+        with pytest.raises(TypeError, match="unexpected keyword argument 'value_fn'"):
+            tx.update(START, tx.init(params), params, value_fn=loss)
+
+        @jax.jit
+        def step(params, state, x, y):
+            value_fn = functools.partial(loss, x=x, y=y)
+            grads = jax.grad(value_fn)(params.fast)
+            tx = wrap(bound(ncg.newton_cg(), value_fn))
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        state = tx.init(params)
+        for _ in range(2):
+            params, state = step(params, state, **BATCH)
+        half = jax.tree.map(lambda a, b: (a + b) / 2, START, plain[0])
+        assert_same(params.fast, half, rtol=1e-5)
+        assert ncg.get_info(state).products > 0
+
+    def test_sam(self):
+        away = optax.chain(optax.contrib.normalize(), optax.sgd(0.01))
+        wrap = functools.partial(optax.contrib.sam, adv_optimizer=away, sync_period=2)
+        tx = wrap(ncg.newton_cg())
+        with pytest.raises(TypeError, match="unexpected keyword argument 'value_fn'"):
+            tx.update(START, tx.init(START), START, value_fn=loss)
+
+        @jax.jit
+        def step(params, state):
+            value_fn = functools.partial(loss, **BATCH)
+            tx = wrap(bound(ncg.newton_cg(), value_fn))
+            updates, state = tx.update(jax.grad(value_fn)(params), state, params)
+            return optax.apply_updates(params, updates), state
+
+        params, state = START, tx.init(START)
+        for _ in range(20):  # every other one is a Newton step
+            params, state = step(params, state)
+        assert loss(params, **BATCH) < 1e-2 * loss(START, **BATCH)
+
+    def test_multi_steps_in_a_chain(self):
+        inner = optax.MultiSteps(ncg.newton_cg(), 2).gradient_transformation()
+        tx = optax.chain(inner, optax.identity())
+        with pytest.raises(ValueError, match="newton_cg needs value_fn"):
+            run(tx)
+
+    def test_jit_of_the_update_alone(self):
+        update = jax.jit(ncg.newton_cg().update)
+        state = ncg.newton_cg().init(START)
+        with pytest.raises(TypeError, match=r"value_fn.*"):
+            update(START, state, START, value_fn=loss, **BATCH)
+
+
+class TestFlatten:
+    """`optax.flatten` makes one vector of the parameters, for the loss as well."""
+
+    def test_a_loss_of_the_vector(self, plain):
+        unravel = jax.flatten_util.ravel_pytree(START)[1]
+        params, _ = run(
+            optax.flatten(ncg.newton_cg()),
+            2,
+            value_fn=lambda flat, x, y: loss(unravel(flat), x, y),
+            **BATCH,
+        )
+        assert_same(params, plain[0], rtol=1e-4)
+
+    def test_a_loss_of_the_tree_fails(self):
+        with pytest.raises(TypeError, match="idx='w'"):
+            run(optax.flatten(ncg.newton_cg()))
 
 
 class TestMapParams:
@@ -317,6 +418,16 @@ class TestLineSearches:
         params, state = run(tx, 15, value_fn=value_fn, **BATCH)
         assert_solved(params)
         assert optax.tree.get(state, "learning_rate") > 0
+
+    def test_arguments_of_ours_are_explained(self):
+        # Since optax 0.2.8 its line searches refuse what value_fn does not take.
+        tx = optax.chain(
+            ncg.scale_by_newton_cg(linesearch=None),
+            optax.scale(-1.0),
+            optax.scale_by_backtracking_linesearch(3),
+        )
+        with pytest.raises(TypeError, match="not consumed by .*curvature_batch"):
+            run(tx, curvature_batch={"x": X[:6], "y": Y[:6]}, **BATCH)
 
     def test_value_and_grad_from_state(self):
         tx = optax.chain(
