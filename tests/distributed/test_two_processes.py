@@ -41,4 +41,7 @@ def test_two_processes_equal_one():
         for worker in workers:
             worker.kill()
     assert [worker.returncode for worker in workers] == [0, 0], "\n".join(outputs)
-    assert all(output.count("shard_map") == 2 for output in outputs)
+    for output in outputs:
+        assert output.count("shard_map") == 2
+        assert output.count("make_train_step") == 1
+        assert output.count("refused") == 2
