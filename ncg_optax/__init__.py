@@ -22,6 +22,9 @@ from ncg_optax._curvature import hessian as hessian
 from ncg_optax._damping import Damping as Damping
 from ncg_optax._damping import LevenbergMarquardtState as LevenbergMarquardtState
 from ncg_optax._damping import levenberg_marquardt as levenberg_marquardt
+from ncg_optax._diagnose import Diagnosis as Diagnosis
+from ncg_optax._diagnose import diagnose as diagnose
+from ncg_optax._findings import Finding as Finding
 from ncg_optax._info import NewtonCGInfo as NewtonCGInfo
 from ncg_optax._info import get_info as get_info
 from ncg_optax._linesearch import LineSearch as LineSearch

@@ -1,0 +1,582 @@
+"""What can be wrong with a run: a rule for each problem, with its evidence in numbers.
+
+The thresholds were chosen on some eighty real runs, half of which had a problem that
+was put there on purpose.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ncg_optax._info import NewtonCGInfo
+from ncg_optax._status import Status
+
+# Fewer steps show no tendency: their share would be chance.
+MIN_STEPS = 10
+
+
+class Finding(NamedTuple):
+    """A problem of a run.
+
+    Attributes:
+      name: a word for programs, from the list in :func:`diagnose`.
+      problem: what is wrong, a sentence.
+      evidence: the numbers that show it.
+      advice: which setting to change.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> loss = lambda w: jnp.sum(jnp.log(w))
+      >>> tx, w = ncg.newton_cg(), jnp.array([-1.0, 2.0])
+      >>> _, state = tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)
+      >>> finding, = ncg.diagnose(state).findings
+      >>> finding.name, finding.problem
+      ('non_finite', 'The loss or its gradient is not finite where the step starts.')
+      >>> print(finding.evidence)
+      at this step with a loss of nan and a gradient norm of 1.118
+    """
+
+    name: str
+    problem: str
+    evidence: str
+    advice: str
+
+
+class Run(NamedTuple):
+    """The steps under examination; arrays of shape=(steps,).
+
+    Attributes:
+      info: what was measured, reals in float64.
+      next_start: the loss where the next step started; NaN after the last one.
+      tried: whether the loss at the end of the step is known.
+      settled: whether the step could not change the loss by more than its rounding,
+        or the gradient was zero: its ratio, damping and length mean nothing.
+      rounding: of the loss.
+      arithmetic: the name of the dtype.
+    """
+
+    info: NewtonCGInfo
+    next_start: np.ndarray
+    tried: np.ndarray
+    settled: np.ndarray
+    rounding: np.ndarray
+    arithmetic: str
+
+    def where(self, kept: np.ndarray) -> "Run":
+        """Some of the steps."""
+        fields = [x if isinstance(x, str) else x[kept] for x in self[1:]]
+        return Run(NewtonCGInfo(*(x[kept] for x in self.info)), *fields)
+
+
+def as_run(info: NewtonCGInfo) -> Run:
+    """Infos of consecutive steps, arrays of shape=(steps,), as the rules want them."""
+    dtype = info.loss.dtype
+    eps = np.finfo(dtype).eps
+    reals = NewtonCGInfo(*(x.astype(np.float64) for x in info))
+    rounding = 10 * eps * np.abs(reals.loss)
+    # What a Newton step along the gradient would gain; no less than by the step taken,
+    # which may be short for other reasons than a gradient at rounding level.
+    with np.errstate(all="ignore"):
+        possible = reals.gradient_norm**2 / (2 * np.abs(reals.curvature))
+        # A factor of 10, as the estimate is a rough one.
+        small = (possible <= 10 * rounding) & (reals.predicted_reduction <= rounding)
+    return Run(
+        info=reals,
+        next_start=np.append(reals.loss[1:], np.nan),
+        tried=reals.evaluations > 0,
+        settled=is_stationary(reals) | small,
+        rounding=rounding,
+        arithmetic=dtype.name,
+    )
+
+
+# What the rules have in common.
+
+
+def mostly(flags: np.ndarray, share: float = 0.5) -> bool:
+    return len(flags) > 0 and bool(np.mean(flags) >= share)
+
+
+def count(flags: np.ndarray) -> str:
+    if len(flags) == 1:
+        return "at this step"
+    return f"at {np.sum(flags)} of {len(flags)} steps"
+
+
+def number(x: float) -> str:
+    return f"{x:.4g}"
+
+
+def median(x: np.ndarray) -> str:
+    return number(np.median(x))
+
+
+def way(x: np.ndarray) -> str:
+    """From the first to the last."""
+    return f"{number(x[0])} -> {number(x[-1])}"
+
+
+def is_stationary(info: NewtonCGInfo) -> np.ndarray:
+    return (info.gradient_norm == 0) & np.isfinite(info.loss)
+
+
+def is_tiny(info: NewtonCGInfo) -> np.ndarray:
+    """Steps so short that a smooth loss is linear along them."""
+    damped = (info.damping > 0) & (info.damping >= 100 * np.abs(info.curvature))
+    return damped | ((info.step_size > 0) & (info.step_size <= 1e-4))
+
+
+# Rules that one step can decide.
+
+NOT_STARTED = Finding(
+    "not_started",
+    "No update has been made.",
+    "the status of every info is NOT_STARTED",
+    "Look at the state that update returns, not at the one that init returned: "
+    "updates, state = optimizer.update(...). Before switch_after has switched, there "
+    "is nothing to see either.",
+)
+
+
+def _non_finite(run: Run) -> Finding | None:
+    info = run.info
+    start = ~(np.isfinite(info.loss) & np.isfinite(info.gradient_norm))
+    solver = info.solver_status == Status.SOLVER_NON_FINITE
+    bad = start | solver | (info.status == Status.REJECTED_NON_FINITE)
+    if not bad.any():
+        return None
+    k = int(np.argmax(bad))
+    first = ", at the first of them" if len(bad) > 1 else ""
+    evidence = (
+        f"{count(bad)}{first} with a loss of {number(info.loss[k])} and a gradient "
+        f"norm of {number(info.gradient_norm[k])}"
+    )
+    if start[k]:
+        return Finding(
+            "non_finite",
+            "The loss or its gradient is not finite where the step starts.",
+            evidence,
+            "Rejected steps keep the parameters, so this does not heal by itself: "
+            "look for NaN in the data and the initial parameters, for log or sqrt of "
+            "what may be zero, for overflow. If it began in the middle of a run, keep "
+            "the line search (linesearch=armijo()) and the learning rate at 1, and "
+            "go on from the last checkpoint.",
+        )
+    return Finding(
+        "non_finite",
+        "A curvature product is not finite, though loss and gradient are.",
+        evidence,
+        "The second derivative is infinite somewhere: sqrt, norm or abs(x)**p at "
+        "zero, or a jnp.where that hides one (make its argument safe, inside). "
+        "gauss_newton() needs no second derivatives of the model.",
+    )
+
+
+def _summed_loss(run: Run) -> Finding | None:
+    bad = run.info.status == Status.SUMMED_LOSS
+    if not bad.any():
+        return None
+    return Finding(
+        "summed_loss",
+        "Loss and gradient are summed over the devices, not averaged.",
+        f"{count(bad)} value was a multiple of the loss of "
+        f"{number(run.info.loss[bad][0])}, the number of devices times it",
+        "Under shard_map jax.grad of a loss on a share of the batch gives the sum. "
+        "Use ncg.value_and_grad(loss, axis_name), or make_train_step as a whole.",
+    )
+
+
+def _updates_not_applied(run: Run) -> Finding | None:
+    info = run.info
+    expected = info.predicted_reduction
+    same = (run.next_start == info.loss) & (info.step_size > 0) & (expected > 0)
+    same[:-1] &= info.gradient_norm[1:] == info.gradient_norm[:-1]
+    same = (same & ~run.settled)[:-1]
+    if len(same) < 2 or not mostly(same, 0.9):
+        return None
+    return Finding(
+        "updates_not_applied",
+        "The parameters do not change, although steps are accepted.",
+        f"loss {number(info.loss[-1])} and gradient norm "
+        f"{number(info.gradient_norm[-1])}, both the same {count(same)} and after "
+        f"it, where the model promised {median(expected)} less",
+        "Apply the updates (params = optax.apply_updates(params, updates)), use the "
+        "result in the next step, and check that the learning rate is not 0. Or the "
+        "history holds one and the same state many times.",
+    )
+
+
+def _zero_curvature(run: Run) -> Finding | None:
+    bad = run.info.solver_status == Status.ZERO_CURVATURE
+    if not mostly(bad):
+        return None
+    return Finding(
+        "zero_curvature",
+        "The curvature along the gradient is exactly zero.",
+        f"{count(bad)}, with a gradient norm of {median(run.info.gradient_norm[bad])}",
+        "value_fn probably ignores its first argument and closes over the parameters: "
+        "write value_fn=lambda p: loss(p, batch), with p used inside. A loss that is "
+        "linear in the parameters has no curvature either; there Newton-CG is of no "
+        "use.",
+    )
+
+
+def zero_gradient(run: Run) -> Finding | None:
+    info = run.info
+    zero = is_stationary(info)
+    if not zero.all():
+        return None
+    return Finding(
+        "zero_gradient",
+        "The gradient is exactly zero.",
+        f"{count(zero)}, loss {number(info.loss[-1])}",
+        "If the loss is as low as it should be, the run is done. If it was so from "
+        "the first step on: are the gradients those of the loss, and do they reach "
+        "the trained leaves (mask=, stop_gradient, dead units)? Start all-zero "
+        "weights at random.",
+    )
+
+
+def _indefinite_preconditioner(run: Run) -> Finding | None:
+    bad = run.info.solver_status == Status.INDEFINITE_PRECONDITIONER
+    if not mostly(bad, 0.1):
+        return None
+    return Finding(
+        "indefinite_preconditioner",
+        "The preconditioner is not positive definite.",
+        f"{count(bad)} r.Mr <= 0, after a median of "
+        f"{median(run.info.cg_iterations[bad])} iterations",
+        "Check a preconditioner of your own with check_operator(M, params, "
+        "positive=True): apply must be linear, symmetric and positive. With those of "
+        "this package: raise their damping, or train in float64.",
+    )
+
+
+def _steepest_descent(run: Run) -> Finding | None:
+    bad = run.info.status == Status.STEEPEST_DESCENT
+    if not mostly(bad, 0.3):
+        return None
+    return Finding(
+        "steepest_descent",
+        "The solver's direction does not descend; steps follow the gradient instead.",
+        f"{count(bad)}, with a median residual of {median(run.info.residual[bad])}",
+        "On an indefinite Hessian leave cg(negative_curvature='truncate') and "
+        "descent_threshold=0.0 as they are, lower warm_start, or use gauss_newton(). "
+        "If the curvature is of your own making: is it symmetric (check_operator)?",
+    )
+
+
+_FLOAT64 = (
+    "If it is low enough the run is done. To go on use float64: "
+    "jax.config.update('jax_enable_x64', True), before arrays are made."
+)
+
+
+def _rounding(run: Run) -> Finding | None:
+    info = run.info
+    at_rounding = run.settled & (info.gradient_norm > 0)
+    if run.arithmetic == "float64" or not mostly(at_rounding):
+        return None
+    return Finding(
+        "rounding",
+        f"The loss is as low as {run.arithmetic} can tell.",
+        f"{count(at_rounding)} the step could not change the loss of "
+        f"{number(info.loss[-1])} by more than its rounding; gradient norm "
+        f"{number(info.gradient_norm[-1])}, damping {way(info.damping)}",
+        _FLOAT64,
+    )
+
+
+FROM_ONE_STEP = (
+    _summed_loss,
+    _non_finite,
+    _updates_not_applied,
+    _zero_curvature,
+    _indefinite_preconditioner,
+    _steepest_descent,
+    _rounding,
+)
+
+
+# Rules that need several steps; none of these is at rounding level.
+
+
+def _loss_rises(run: Run) -> Finding | None:
+    loss = run.info.loss
+    third = max(len(loss) // 3, 1)
+    before, after = loss[:third], loss[-third:]
+    # Losses of mini-batches go up and down.
+    apart = np.min(after) > np.max(before)
+    doubled = np.median(after) - np.median(before) > np.abs(np.median(before))
+    if not (apart and doubled):
+        return None
+    unseen = "" if run.tried.any() else ", which no line search looked at"
+    return Finding(
+        "loss_rises",
+        "The loss rises.",
+        f"{way(loss)} over {len(loss)} steps{unseen}",
+        "Use linesearch=armijo(), damping=levenberg_marquardt() and a learning rate "
+        "of at most 1. If value_fn falls at each step but the training loss does not: "
+        "are both the same function of the same batch?",
+    )
+
+
+def _unresolved(run: Run) -> Finding | None:
+    info = run.info
+    still = np.abs(info.actual_reduction) <= run.rounding
+    promised = info.predicted_reduction > 100 * run.rounding
+    # Of a loss that cannot be negative nothing is left below 0.
+    bottom = (info.loss == 0) & (info.status == Status.REJECTED_NO_DECREASE)
+    bad = run.tried & ((still & promised & (info.step_size > 0)) | bottom)
+    if run.arithmetic == "float64" or not mostly(bad, 0.6):
+        return None
+    return Finding(
+        "rounding",
+        f"The loss does not move: {run.arithmetic} is too coarse for it.",
+        f"{count(bad)} the loss of {number(info.loss[-1])} stayed as it was, at a "
+        f"gradient norm of {number(info.gradient_norm[-1])} and a predicted reduction "
+        f"of {median(info.predicted_reduction[bad])}; damping {way(info.damping)}",
+        "A loss that is the small difference of large numbers is rounded like these. "
+        f"{_FLOAT64}",
+    )
+
+
+def _gradient_mismatch(run: Run) -> Finding | None:
+    info = run.info
+    tiny, full = is_tiny(info), info.step_size >= 1
+    ratio = info.reduction_ratio
+    # The line search ends with a ratio near 1/2 where the model is wrong.
+    low = tiny & (ratio < np.where(full, 0.7, 0.25))
+    # Of a convex loss it is at most 2, whatever the curvature.
+    high = ratio > 2.5
+    if mostly(low & run.tried):
+        bad, sign, steps = low & run.tried, "less", "short steps"
+    elif mostly(high & run.tried):
+        bad, sign, steps = high & run.tried, "more", "steps"
+    else:
+        return None
+    ratio = np.median(ratio[bad])
+    # On a quadratic, along steps that are short or those of Newton.
+    times = 2 / (1 + ratio) if sign == "more" else 1 / max(ratio, 1e-3)
+    guess = f": the gradient looks like {times:.2g} times that of value_fn"
+    return Finding(
+        "gradient_mismatch",
+        f"The loss falls {sign} along {steps} than the gradient says.",
+        f"{count(bad)} the reduction ratio was {number(ratio)} (median), with a "
+        f"damping of {median(info.damping[bad])}, a curvature of "
+        f"{median(info.curvature[bad])} and a step size of "
+        f"{median(info.step_size[bad])}{guess if ratio > 0.05 else ''}",
+        "Is the gradient that of value_fn: the same batch, dropout key and sign, "
+        "averaged (not summed) over examples and devices (ncg.value_and_grad)? A loss "
+        "with a kink, or one that its arithmetic no longer resolves, looks like this "
+        "too: smooth it, or use float64.",
+    )
+
+
+def _negative_curvature(run: Run) -> Finding | None:
+    info = run.info
+    bad = info.solver_status == Status.NEGATIVE_CURVATURE
+    if not mostly(bad):
+        return None
+    return Finding(
+        "negative_curvature",
+        "The solver meets negative curvature most of the time.",
+        f"{count(bad)}, after a median of {median(info.cg_iterations[bad])} "
+        f"iterations; median step size {median(info.step_size[bad])}",
+        "For a network use curvature=gauss_newton() with a CompositeLoss, which is "
+        "never negative for a convex loss, or hessian_free() as a whole. To stay "
+        "with the exact Hessian: solver=steihaug() with damping=0.0 and "
+        "linesearch=None, or solver=minres(); if it is one of these already, this is "
+        "what it is made for.",
+    )
+
+
+def _rejected(run: Run) -> Finding | None:
+    info = run.info
+    bad = info.status == Status.REJECTED_NO_DECREASE
+    if not (mostly(bad, 0.6) or bad[-5:].all()):
+        return None
+    return Finding(
+        "rejected",
+        "Steps are rejected again and again.",
+        f"{count(bad)}; damping {way(info.damping)}, loss {way(info.loss)}",
+        "Use linesearch=armijo(), which shortens a step before it gives up, and a "
+        "higher first damping (levenberg_marquardt(calibration=0.1)); with steihaug() "
+        "a smaller radius. If no step however short is accepted, the gradient is not "
+        "that of value_fn: the same batch, dropout key and sign?",
+    )
+
+
+def _damping_rises(run: Run) -> Finding | None:
+    damping = run.info.damping
+    rises = damping[1:] > damping[:-1]
+    # It may well rise if it had fallen too low, but not far above the curvature.
+    far = damping[-1] >= max(1e4 * damping[0], 100 * np.abs(run.info.curvature[-1]))
+    if not (damping[0] > 0 and far and mostly(rises, 0.6)):
+        return None
+    ratios = run.info.reduction_ratio
+    return Finding(
+        "damping_rises",
+        "The damping rises without end.",
+        f"{way(damping)}, {count(rises)}; median ratio {median(ratios)}, median "
+        f"step size {median(run.info.step_size)}",
+        "No step is as good as the quadratic model says, however short. Look at the "
+        "other findings and at the gradient first: is it that of value_fn? Else the "
+        "curvature does not fit the loss (a kink, a curvature of your own, too small "
+        "a curvature_batch). levenberg_marquardt(maximum=1.0) keeps the damping "
+        "where it began.",
+    )
+
+
+def _shortened(run: Run) -> Finding | None:
+    info = run.info
+    bad = (info.step_size > 0) & (info.step_size < 1)
+    if not mostly(bad, 0.8):
+        return None
+    more = (
+        "The damping stays where it is: raise it, or its bound "
+        "(levenberg_marquardt(maximum=...), which hessian_free() sets to 1.0)"
+        if np.ptp(info.damping) == 0
+        else "Start with more damping (levenberg_marquardt(calibration=0.1))"
+    )
+    return Finding(
+        "shortened",
+        "The line search shortens nearly every step.",
+        f"{count(bad)}, to a median of {median(info.step_size[bad])}; damping "
+        f"{way(info.damping)}, median curvature {median(info.curvature)}",
+        f"The quadratic model promises too much. {more}, show the curvature more "
+        "examples (curvature_batch, sampling(curvature_fraction=1.0)), or use another "
+        "one (gauss_newton() rather than empirical_fisher()).",
+    )
+
+
+def _noise(run: Run) -> Finding | None:
+    info = run.info
+    gain = info.actual_reduction
+    # Where the next step starts is where this one ended, unless the batch changed.
+    used = run.tried & (gain > 0) & np.isfinite(run.next_start)
+    if np.sum(used) < MIN_STEPS // 2:
+        return None
+    loss, gain, after = info.loss[used], gain[used], run.next_start[used]
+    lost = after - info.next_loss[used]
+    large = np.median(gain / np.maximum(np.abs(loss), np.finfo(float).tiny)) >= 0.1
+    in_vain = np.sum(lost) >= 0.8 * np.sum(gain)
+    # A learning rate below 1 loses a part of each gain as well, but does not rise.
+    if not (large and in_vain and mostly(after > loss, 0.25)):
+        return None
+    return Finding(
+        "noise",
+        "What a step gains on its own batch is lost on the next.",
+        f"a step lowers the loss of its batch by {number(np.mean(gain))} on average, "
+        f"and the next batch starts {number(np.mean(lost))} higher than that; ratios "
+        f"from {number(np.min(info.reduction_ratio))} to "
+        f"{number(np.max(info.reduction_ratio))}",
+        "The steps fit the noise of their mini-batches: take larger ones (a thousand "
+        "examples or more), more damping (levenberg_marquardt(calibration=0.1, "
+        "maximum=1.0)), and average the iterates (optax.incremental_update). Without "
+        "mini-batches: leave the learning rate at 1.",
+    )
+
+
+def _iterations(run: Run) -> Finding | None:
+    info = run.info
+    bad = info.solver_status == Status.MAX_ITERATIONS
+    gain = np.abs(info.actual_reduction) / np.maximum(
+        np.abs(info.loss), np.finfo(float).tiny
+    )
+    # Short solves are as good as long ones as long as the loss falls.
+    slow = np.median(gain) <= 1e-2
+    if not (mostly(bad, 0.95) and np.median(info.residual) >= 1 and slow):
+        return None
+    return Finding(
+        "iterations",
+        "The solver ends at its cap, with all of the residual left.",
+        f"{count(bad)}, after {median(info.cg_iterations[bad])} iterations; median "
+        f"residual {median(info.residual)} of the gradient, and a step lowers the "
+        f"loss by {number(100 * np.median(gain))} % (median)",
+        "Allow more (cg(maxiter=...)), or better, fewer that count: a preconditioner "
+        "(kronecker() for networks, nystrom(30), or jacobi() where scales differ). "
+        "With up to some thousand residuals or parameters, residual_space().",
+    )
+
+
+def _timid(run: Run) -> Finding | None:
+    info = run.info
+    good = run.tried & (info.step_size >= 1) & (info.reduction_ratio >= 0.75)
+    heavy = info.damping >= 3 * np.abs(info.curvature)
+    falls = info.damping[-1] < 0.5 * info.damping[0]
+    if not mostly(good & heavy & (info.damping > 0), 0.9) or falls:
+        return None
+    return Finding(
+        "timid",
+        "The steps are too timid: the damping outweighs the curvature and stays.",
+        f"the damping is {median(info.damping)} and the curvature along the steps "
+        f"{median(info.curvature)} (medians), while the ratio is "
+        f"{median(info.reduction_ratio)}: the model is right, and could be trusted "
+        "further",
+        "Lower the damping, or let it fall: levenberg_marquardt() in place of a "
+        "number, with the defaults of initial, calibration, decrease and minimum.",
+    )
+
+
+TENDENCIES = (
+    _loss_rises,
+    _unresolved,
+    _gradient_mismatch,
+    _negative_curvature,
+    _rejected,
+    _damping_rises,
+    _shortened,
+    _noise,
+    _iterations,
+    _timid,
+)
+
+# What follows from a finding is not reported beside it.
+EXPLAINS = {
+    "summed_loss": (
+        "non_finite",
+        "damping_rises",
+        "rejected",
+        "gradient_mismatch",
+        "negative_curvature",
+    ),
+    "non_finite": (
+        "loss_rises",
+        "negative_curvature",
+        "damping_rises",
+        "rejected",
+        "zero_curvature",
+    ),
+    "updates_not_applied": (
+        "noise",
+        "negative_curvature",
+        "damping_rises",
+        "shortened",
+        "iterations",
+        "timid",
+    ),
+    "rounding": (
+        "gradient_mismatch",
+        "damping_rises",
+        "shortened",
+        "rejected",
+        "iterations",
+    ),
+    "zero_curvature": (
+        "gradient_mismatch",
+        "shortened",
+        "rejected",
+        "loss_rises",
+        "rounding",
+    ),
+    "indefinite_preconditioner": (
+        "steepest_descent",
+        "shortened",
+        "rejected",
+        "damping_rises",
+    ),
+    "gradient_mismatch": ("shortened", "rejected", "iterations"),
+    "loss_rises": ("noise",),
+}
