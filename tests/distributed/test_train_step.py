@@ -101,7 +101,8 @@ def test_equals_the_loop_on_one_device(optimizer, mesh_name):
     trajectory, _, metrics = train(step, tx, *small_batch())
     expected = plain_loop(optimizer)
     # Eigendecompositions of nearly singular factors amplify rounding.
-    tolerance = 1e-10 if optimizer == "hessian_free" else 1e-12
+    factorised = optimizer in ("hessian_free", "residual_space")
+    tolerance = 1e-10 if factorised else 1e-12
     assert largest_difference(trajectory, expected) < tolerance
     assert largest_difference(expected[0], expected[-1]) > 1e-3
     before = make_loss()(expected[-2], **small_batch()[1])
