@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from mappings import (
     AXIS,
@@ -225,6 +226,32 @@ class TestAutomaticSharding:
         trajectory, _ = run(params, *(place(a, devices, P(AXIS)) for a in (x, y)))
         expected, _ = reference("gauss_newton", "cg")
         assert largest_difference(trajectory, expected) < TOLERANCE
+
+    def test_a_mesh_with_explicit_axes(self):
+        params, x, y = problem()
+        devices = jax.make_mesh((DEVICES,), (AXIS,), (AxisType.Explicit,))
+        tx = ncg.newton_cg(**settings("gauss_newton", "cg"))
+        run = jax.jit(lambda params, x, y: run_steps(tx, make_loss(), params, x, y))
+        placed = [place(a, devices, P(AXIS)) for a in (x, y)]
+        trajectory, _ = run(place(params, devices, P()), *placed)
+        expected, _ = reference("gauss_newton", "cg")
+        assert largest_difference(trajectory, expected) < TOLERANCE
+
+    def test_an_ensemble_with_a_network_on_each_device(self):
+        params, x, y = problem()
+        tx = ncg.newton_cg(**settings("gauss_newton", "cg"))
+        scales = jnp.linspace(0.5, 1.0, DEVICES)
+        ensemble = jax.vmap(lambda s: jax.tree.map(lambda p: s * p, params))(scales)
+
+        def run(params):
+            return run_steps(tx, make_loss(), params, x, y)[0]
+
+        trajectories = jax.jit(jax.vmap(run))(place(ensemble, mesh(), P(AXIS)))
+        assert trajectories[0]["w1"].sharding.num_devices == DEVICES
+        assert not trajectories[0]["w1"].sharding.is_fully_replicated
+        last = jax.tree.map(lambda a: a[-1], trajectories)
+        expected, _ = reference("gauss_newton", "cg")
+        assert largest_difference(last, expected) < TOLERANCE
 
 
 def test_an_unbound_axis_is_named():
