@@ -54,7 +54,8 @@ def newton_cg(
         :func:`empirical_fisher`.
       damping: :math:`\lambda`: :func:`levenberg_marquardt`, a number or an optax
         schedule of the step count, in units of the curvature.
-      solver: :func:`cg`, :func:`steihaug`, :func:`minres`.
+      solver: :func:`cg`, :func:`steihaug`, :func:`minres`, :func:`residual_space`, or
+        :func:`quadratic_momentum` around one of the others.
       preconditioner: ``M`` near the inverse of ``B``, see :class:`Preconditioner`.
       linesearch: :func:`armijo`, or None for the full step. An optax line search may
         be chained behind :func:`scale_by_newton_cg` instead.

@@ -45,6 +45,11 @@ class Sampling(NamedTuple):
     Attributes:
       curvature_fraction: share of the examples in the curvature, in (0, 1].
       microbatch_size: examples at a time in products and trial values, or None.
+
+    Examples:
+      >>> import ncg_optax as ncg
+      >>> ncg.sampling(microbatch_size=64)
+      Sampling(curvature_fraction=1.0, microbatch_size=64)
     """
 
     curvature_fraction: float = 1.0

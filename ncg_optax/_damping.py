@@ -102,6 +102,7 @@ def levenberg_marquardt(
       \rho = \frac{f(\theta) - f(\theta + d)}{-(g^T d + \tfrac12 d^T B d)}, \qquad
       \lambda \leftarrow
       \begin{cases}
+        \lambda \cdot \text{increase}^2 & \text{a rejected step} \\
         \lambda \cdot \text{increase} & \rho < \text{low or a shortened step} \\
         \lambda \cdot \text{decrease} & \rho > \text{high} \\
         \lambda & \text{otherwise}

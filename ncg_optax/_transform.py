@@ -51,6 +51,13 @@ class ScaleByNewtonCGState(NamedTuple):
       solver: state of the solver (warm start, trust radius).
       preconditioner: state of the preconditioner.
       info: a :class:`NewtonCGInfo` of the last update.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> state = ncg.scale_by_newton_cg().init(jnp.zeros(2))
+      >>> print(state.count, state.solver)  # doctest: +ELLIPSIS
+      0 CGState(...)
     """
 
     count: jax.Array
