@@ -131,9 +131,9 @@ def _step_status(
     status = jnp.where(search.step_size < 1, Status.SHORTENED, status)
     status = jnp.where(direction.fell_back, Status.STEEPEST_DESCENT, status)
     status = jnp.where(search.accepted, status, Status.REJECTED_NO_DECREASE)
+    status = jnp.where(direction.slope == 0, Status.ZERO_GRADIENT, status)
     finite = direction.finite & jnp.isfinite(loss)
-    status = jnp.where(finite, status, Status.REJECTED_NON_FINITE)
-    return jnp.where(direction.slope == 0, Status.ZERO_GRADIENT, status)
+    return jnp.where(finite, status, Status.REJECTED_NON_FINITE)
 
 
 def _measurements(

@@ -389,6 +389,12 @@ def test_a_zero_gradient_is_a_stationary_point():
     assert info.solver_status == Status.ZERO_RIGHT_HAND_SIDE
 
 
+def test_a_zero_gradient_does_not_hide_a_loss_that_is_not_finite():
+    infinite = lambda w: squares(w) + jnp.inf  # noqa: E731
+    _, _, info = update(ncg.newton_cg(), infinite, jnp.zeros(2))
+    assert info.status == Status.REJECTED_NON_FINITE
+
+
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_a_value_fn_that_ignores_its_parameters_is_diagnosed(settings):
     tx = ncg.newton_cg(**settings)
