@@ -1,4 +1,4 @@
-"""The command line: list, run, plot, table, overhead, preconditioners."""
+"""The command line: list, run, plot, table, overhead, preconditioners, and scaling."""
 
 import pathlib
 import sys
@@ -17,7 +17,7 @@ from rich.progress import (
 )
 
 from benchmarks import overhead as overheads
-from benchmarks import plots, records, report, tuning
+from benchmarks import plots, records, report, scaling_cli, tuning
 from benchmarks import preconditioners as preconditioning
 from benchmarks.contenders import CONTENDERS, Contender, Problem
 from benchmarks.scenarios import SCENARIOS, Scenario
@@ -35,6 +35,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
 )
+scaling_cli.register(app)  # scaling, memory, precision
 
 
 def _one_of(name: str, known: dict[str, object], what: str) -> str:

@@ -1,0 +1,428 @@
+r"""How long a data-parallel step takes on machines that we do not have.
+
+.. math::
+  T(n) = \frac{\text{compute}}{n} + \text{overhead}
+         + \sum_{\text{all-reduces}} t(\text{bytes}, n) + \text{rest}
+
+- *compute*: gradient and curvature products, each device its share of the examples.
+- *overhead*: what a pass takes however few its examples are (launching kernels, filling
+  the processor). It is why small shares run at a lower rate: a pass over :math:`b`
+  examples takes :math:`b/\text{rate} + \text{overhead}`.
+- all-reduces: one for the gradient, one for each product, one number for each trial
+  value. Nothing is assumed to overlap with computing.
+- *rest*: what every device does for itself with the same numbers: vectors of the
+  solver, matrices of the preconditioner.
+
+The numbers of the machine are published ones, see `SOURCES`; memory bandwidth and peak
+rates are those of its data sheet. What is assumed says so. None of this was measured by
+us.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+# Address, and what was taken from there.
+SOURCES = {
+    "https://github.com/NVIDIA/DeepLearningExamples/blob/"
+    "134510b4b7ff6225a76805b809e414fec3163071/MxNet/Classification/RN50v1.5/README.md":
+    "rates of ResNet-50 in training and by batch size, its weak scaling with SGD",
+    "https://github.com/NVIDIA/nccl/blob/"
+    "01afd20a77b5804e0ecf1042509dd9d20ebf9e93/src/graph/tuning.cc":
+    "latencies of hops and limits of bandwidths, of NCCL's own model",
+    "https://github.com/NVIDIA/nccl/issues/1048":
+    "all-reduce at 232.5 GB/s on eight A100, at 86 of 100 GB/s over two nodes",
+    "https://github.com/NVIDIA/nccl-tests/issues/119":
+    "all-reduce at 84.8 of 100 GB/s on average over three nodes",
+    "https://github.com/NVIDIA/nccl/issues/652":
+    "latency of 63 microseconds on 256 A100, to compare the model with",
+    "https://www.nvidia.com/de-de/data-center/nvlink/":
+    "NVLink of the A100: 600 GB/s, 300 each way",
+    "https://developer.nvidia.com/blog/defining-ai-innovation-with-dgx-a100":
+    "the DGX A100: eight ports of 200 Gb/s for eight devices",
+    "H. Wang et al., Extracting the Potential of Emerging Hardware Accelerators for "
+    "Symmetric Eigenvalue Decomposition (2024)":
+    "eigendecompositions below 3 % of the peak rate of an H100",
+    "https://github.com/jax-ml/jax/issues/31368":
+    "eigendecomposition of side 512 in 1.7 ms",
+}  # fmt: skip
+
+
+class Algorithm(NamedTuple):
+    """One way to reduce over all devices.
+
+    Attributes:
+        name: of the algorithm and its protocol.
+        shape: a ring through all devices, or chains in the nodes and a tree over them.
+        base: seconds that every call takes.
+        inside: seconds a hop in a node.
+        between: seconds a hop between nodes.
+        node_bandwidth: bytes a second of a device with all devices in one node.
+        network_bandwidth: the same over several nodes.
+    """
+
+    name: str
+    shape: Literal["ring", "tree"]
+    base: float
+    inside: float
+    between: float
+    node_bandwidth: float
+    network_bandwidth: float
+
+
+class Network(NamedTuple):
+    """How devices are connected.
+
+    Attributes:
+        per_node: devices in a node.
+        algorithms: of which the fastest is taken, as NCCL does.
+    """
+
+    per_node: int
+    algorithms: tuple[Algorithm, ...]
+
+
+class Transfer(NamedTuple):
+    """Seconds of one all-reduce, the two parts of them."""
+
+    latency: float
+    bandwidth: float
+
+    @property
+    def seconds(self) -> float:
+        """Both."""
+        return self.latency + self.bandwidth
+
+
+def all_reduce(size: float, devices: int, network: Network) -> Transfer:
+    """Seconds to average an array of so many bytes over all devices.
+
+    A ring sends 2 (n - 1)/n of the array over every link, in 2 (n - 1) hops. A tree
+    sends it up and down, in as many hops as it is high.
+
+    Example:
+        >>> ring = Algorithm("ring", "ring", 1.0, 0.5, 2.0, 10.0, 5.0)
+        >>> all_reduce(100.0, 4, Network(4, (ring,)))
+        Transfer(latency=4.0, bandwidth=15.0)
+        >>> all_reduce(100.0, 4, Network(2, (ring,)))
+        Transfer(latency=7.0, bandwidth=30.0)
+    """
+    if devices < 1:
+        raise ValueError(f"devices must be a positive number, got {devices}.")
+    if devices == 1:
+        return Transfer(0.0, 0.0)
+    transfers = (_transfer(size, devices, network, a) for a in network.algorithms)
+    return min(transfers, key=lambda transfer: transfer.seconds)
+
+
+def _transfer(size: float, devices: int, network: Network, a: Algorithm) -> Transfer:
+    nodes = math.ceil(devices / network.per_node)
+    bandwidth = a.node_bandwidth if nodes == 1 else a.network_bandwidth
+    if a.shape == "ring":
+        hops = 2 * (devices - nodes) * a.inside + 2 * (nodes - 1) * a.between
+        sent = 2 * (devices - 1) / devices * size
+    else:
+        chain = min(devices, network.per_node) - 1
+        hops = 2 * (chain * a.inside + math.log2(nodes) * a.between)
+        sent = 2 * size
+    return Transfer(a.base + hops, sent / bandwidth)
+
+
+# NCCL's own constants for the A100 and NVLink (tuning.cc). Bandwidths of rings are
+# those measured: in a node 232.5 GB/s, over nodes 85 % of eight ports of 25 GB/s.
+# Trees reach less: NCCL's limits. Hops inside a node take LL 1.8 times as long if
+# there are several.
+_NODE, _NETWORK = 232.5e9, 0.85 * 8 * 25e9
+DGX_A100 = Network(
+    per_node=8,
+    algorithms=(
+        Algorithm("ring, simple", "ring", 8.4e-6, 3.4e-6, 9.6e-6, _NODE, _NETWORK),
+        Algorithm("ring, LL", "ring", 3.6e-6, 0.85e-6, 2.7e-6, _NODE / 4, _NETWORK / 4),
+        Algorithm("tree, LL128", "tree", 4.4e-6, 1.2e-6, 8.5e-6, 101e9, 96e9),
+        Algorithm("tree, LL", "tree", 4.4e-6, 0.94e-6, 5e-6, 29e9, 21e9),
+    ),
+)
+
+
+class Processor(NamedTuple):
+    """What one device does, for one network.
+
+    Attributes:
+        gradient_rate: examples a second of a gradient, with large batches.
+        product_rate: the same at the precision of curvature products.
+        overhead: seconds that a gradient takes beside its examples.
+        memory_bandwidth: bytes a second.
+        matrix_flops: operations a second in products of matrices.
+        eigen_flops: the same in eigendecompositions.
+    """
+
+    gradient_rate: float
+    product_rate: float
+    overhead: float
+    memory_bandwidth: float
+    matrix_flops: float
+    eigen_flops: float
+
+
+# Images a second of ResNet-50 by the batch size: a forward pass on one A100 in TF32,
+# MXNet 20.12 (the table's rate in mixed precision over its speed-up).
+FORWARD_TF32 = {
+    1: 463 / 1.72,
+    2: 880 / 1.62,
+    4: 1668 / 1.76,
+    8: 2522 / 1.75,
+    16: 3704 / 1.90,
+    32: 2964 / 1.51,
+    64: 4547 / 1.80,
+    128: 5530 / 1.94,
+    192: 6198 / 2.19,
+    256: 6120 / 2.19,
+}
+GRADIENT_TF32 = 1022.0  # images a second of training on one A100, same source
+PUBLISHED_WEAK_SCALING = 7.82 / 8  # of SGD on eight of them, same source
+FLOAT32_V100 = 417.0  # images a second of training, same source
+FLOAT32_RATIO = 19.5 / 15.7  # peak rates in float32 without tensor cores, A100 to V100
+
+
+def fit_overhead(rates: dict[int, float]) -> tuple[float, float]:
+    """Seconds a pass takes beside its examples, and its rate with many of them.
+
+    Fits ``seconds = overhead + examples / rate`` by least squares of the relative
+    error.
+
+    Args:
+        rates: examples a second by the number of examples in a pass.
+
+    Example:
+        >>> overhead, rate = fit_overhead({1: 1 / 3.5, 10: 10 / 8.0})
+        >>> round(overhead, 6), round(rate, 6)
+        (3.0, 2.0)
+    """
+    if len(rates) < 2:
+        raise ValueError(f"rates must hold two numbers of examples or more: {rates}.")
+    # seconds = examples / rates: divided by it, the residual is a x + b / rate - 1.
+    rows = [(rate / n, rate) for n, rate in rates.items()]
+    aa = sum(a * a for a, _ in rows)
+    ab = sum(a * b for a, b in rows)
+    bb = sum(b * b for _, b in rows)
+    a1, b1 = sum(a for a, _ in rows), sum(b for _, b in rows)
+    determinant = aa * bb - ab * ab
+    overhead = (a1 * bb - b1 * ab) / determinant
+    per_example = (b1 * aa - a1 * ab) / determinant
+    return overhead, 1 / per_example
+
+
+# Assumption: a gradient launches three times the kernels of a forward pass. MXNet's
+# input pipeline is in these numbers, so a program compiled by XLA should do better.
+A100_RESNET50 = Processor(
+    gradient_rate=GRADIENT_TF32,
+    # Curvature products run in full float32. There is no published rate for the A100.
+    product_rate=FLOAT32_V100 * FLOAT32_RATIO,
+    overhead=3 * fit_overhead(FORWARD_TF32)[0],
+    memory_bandwidth=1.555e12,
+    matrix_flops=0.7 * 19.5e12,  # assumption: 70 % of the peak in float32
+    eigen_flops=0.03 * 19.5e12,
+)
+
+
+class Pass(NamedTuple):
+    """Something that goes over examples, forward or back.
+
+    Attributes:
+        count: how often a step does it.
+        cost: in gradients on as many examples.
+        fraction: of the batch that it sees.
+        at_least: so many examples of all devices, if the batch has them.
+        precise: whether in full float32.
+    """
+
+    count: float
+    cost: float
+    fraction: float = 1.0
+    at_least: int = 1
+    precise: bool = False
+
+
+class Recipe(NamedTuple):
+    """What a step of an optimizer does.
+
+    Attributes:
+        name: of the optimizer and its settings.
+        passes: over the examples, the gradient among them.
+        products: all-reduces of a vector like the parameters, beside the gradient's.
+        numbers: all-reduces of one number.
+        product_bytes: of one number in those of products.
+        sweeps: how often a step reads or writes a vector like the parameters.
+        matrix_flops: operations of the preconditioner in products of matrices.
+        eigen_flops: the same in eigendecompositions.
+        shared_numbers: of the decompositions' results, sent once a step if every
+            device decomposes its share of the matrices; 0 if each does all.
+    """
+
+    name: str
+    passes: tuple[Pass, ...]
+    products: float = 0
+    numbers: float = 0
+    product_bytes: int = 4
+    sweeps: float = 10
+    matrix_flops: float = 0
+    eigen_flops: float = 0
+    shared_numbers: float = 0
+
+
+class Breakdown(NamedTuple):
+    """Seconds of a step, part by part.
+
+    Attributes:
+        compute: of examples.
+        overhead: of passes, however few examples they have.
+        bandwidth: of all-reduces, by their bytes.
+        latency: of all-reduces, by their hops.
+        vectors: of the solver and the update.
+        preconditioner: of its matrices.
+    """
+
+    compute: float
+    overhead: float
+    bandwidth: float
+    latency: float
+    vectors: float
+    preconditioner: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the step."""
+        return sum(self)
+
+    @property
+    def limit(self) -> str:
+        """The largest part besides computing, which is divided among the devices.
+
+        Example:
+            >>> Breakdown(9.0, 1.0, 0.0, 2.0, 0.5, 0.0).limit
+            'latency'
+        """
+        parts = self._asdict()
+        del parts["compute"]
+        return max(parts, key=parts.__getitem__)
+
+    @property
+    def communication(self) -> float:
+        """Seconds of all-reduces."""
+        return self.bandwidth + self.latency
+
+
+def rows_on_a_device(part: Pass, batch: int, devices: int) -> float:
+    """How many examples of a batch one device sees in a pass.
+
+    Every k-th example is taken, as ``ncg_optax.sampling`` does.
+
+    Example:
+        >>> rows_on_a_device(Pass(1, 1.2, fraction=1 / 4, at_least=512), 1024, 8)
+        64.0
+    """
+    if batch % devices:
+        raise ValueError(f"devices must divide the batch of {batch}, got {devices}.")
+    k = min(round(1 / part.fraction), batch // part.at_least, batch // devices)
+    return batch / max(1, k) / devices
+
+
+def step(
+    recipe: Recipe,
+    weights: int,
+    batch: int,
+    devices: int,
+    processor: Processor = A100_RESNET50,
+    network: Network = DGX_A100,
+) -> Breakdown:
+    """Predicts a step.
+
+    Args:
+        recipe: what it does.
+        weights: parameters of the network, in float32.
+        batch: examples of all devices.
+        devices: how many share them.
+        processor: one of them.
+        network: between them.
+
+    Raises:
+        ValueError: if the devices cannot share the batch equally.
+    """
+    compute = overhead = 0.0
+    for part in recipe.passes:
+        rate = processor.product_rate if part.precise else processor.gradient_rate
+        rows = rows_on_a_device(part, batch, devices)
+        compute += part.count * part.cost * rows / rate
+        overhead += part.count * part.cost * processor.overhead
+    reductions = (
+        (1, all_reduce(4 * (weights + 1), devices, network)),
+        (
+            recipe.products,
+            all_reduce(recipe.product_bytes * weights, devices, network),
+        ),
+        (recipe.numbers, all_reduce(4, devices, network)),
+        (
+            1 if recipe.shared_numbers else 0,
+            all_reduce(4 * recipe.shared_numbers, devices, network),
+        ),
+    )
+    sharers = devices if recipe.shared_numbers else 1
+    return Breakdown(
+        compute=compute,
+        overhead=overhead,
+        bandwidth=sum(count * t.bandwidth for count, t in reductions),
+        latency=sum(count * t.latency for count, t in reductions),
+        vectors=4 * weights * recipe.sweeps / processor.memory_bandwidth,
+        preconditioner=recipe.matrix_flops / processor.matrix_flops
+        + recipe.eigen_flops / processor.eigen_flops / sharers,
+    )
+
+
+def strong_efficiency(
+    recipe: Recipe, weights: int, batch: int, devices: int, **machine: Any
+) -> float:
+    """Of the same batch on more devices: T(1) / (n T(n)).
+
+    Example:
+        >>> gradient_only = Recipe("sgd", (Pass(1, 1),))
+        >>> strong_efficiency(gradient_only, 10**6, 512, 1)
+        1.0
+    """
+    alone = step(recipe, weights, batch, 1, **machine).seconds
+    return alone / devices / step(recipe, weights, batch, devices, **machine).seconds
+
+
+def weak_efficiency(
+    recipe: Recipe, weights: int, share: int, devices: int, **machine: Any
+) -> float:
+    """Of so many examples on each device: the part of a step that is not communication.
+
+    Compared is the step of all devices with the same work on one of them, as the step
+    itself changes with the batch (curvature takes a quarter of large ones).
+    """
+    taken = step(recipe, weights, share * devices, devices, **machine)
+    return 1 - taken.communication / taken.seconds
+
+
+def serial_share(devices: Sequence[int], seconds: Sequence[float]) -> float:
+    """The part of a step on one device that more devices do not make shorter.
+
+    Fits ``seconds = compute / n + rest`` by least squares of the relative error and
+    returns ``rest / (compute + rest)``.
+
+    Example:
+        >>> round(serial_share([1, 2, 4], [10.0, 6.0, 4.0]), 6)
+        0.2
+    """
+    if len(devices) != len(seconds) or len(set(devices)) < 2:
+        raise ValueError(
+            "serial_share: devices and seconds must be two or more, as many of the one "
+            f"as of the other, got {devices} and {seconds}."
+        )
+    rows = [(1 / (n * t), 1 / t) for n, t in zip(devices, seconds, strict=True)]
+    aa = sum(a * a for a, _ in rows)
+    ab = sum(a * b for a, b in rows)
+    bb = sum(b * b for _, b in rows)
+    a1, b1 = sum(a for a, _ in rows), sum(b for _, b in rows)
+    compute, rest = a1 * bb - b1 * ab, b1 * aa - a1 * ab
+    return rest / (compute + rest)

@@ -1,0 +1,270 @@
+"""What the cost model says of ResNet-50 on A100s, beside the poster's 80.4 percent.
+
+The strong scaling of one batch, the weak scaling of 64 images a device, what limits
+each, and how the settings move it.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+
+from benchmarks import cost_model
+from benchmarks.cost_model import A100_RESNET50, Pass, Processor, Recipe
+from benchmarks.records import Record
+
+POSTER_DEVICES = (1, 2, 4, 8)
+POSTER_SECONDS = (238.0, 121.0, 65.0, 37.0)  # an epoch, batch 512
+POSTER_EFFICIENCY = 0.804
+TARGET = 0.95
+# Batch and devices. A batch of 512 cannot be shared by more devices than images.
+STRONG = ((512, 8), (512, 64), (4096, 64), (32768, 64), (32768, 1024), (131072, 1024))
+SHARE = 64  # images a device
+WEAK = (8, 64, 1024)
+MAX_SIZE = 1024  # of the sides of kronecker's factors
+HESSIAN, GAUSS_NEWTON = 1.5, 1.2  # gradients that a product costs
+# A product reads and writes direction, residual, product and solution a few times.
+SWEEPS_PER_PRODUCT = 12
+ADAM_SWEEPS = 8
+
+
+def kronecker_numbers(sides: Sequence[tuple[int, int]]) -> int:
+    """Numbers in the eigenvectors of all factors.
+
+    Example:
+        >>> kronecker_numbers([(10, 20), (30, 5000)])
+        1400
+    """
+    return sum(k**2 for pair in sides for k in pair if 1 < k <= MAX_SIZE)
+
+
+@functools.cache
+def resnet50_sides() -> tuple[tuple[int, int], ...]:
+    """The leaves of ResNet-50 as matrices, the way that kronecker folds them.
+
+    Example:
+        >>> sum(m * n for m, n in resnet50_sides())
+        25557032
+    """
+    from benchmarks.scaling_models import init_resnet50
+
+    shapes = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(init_resnet50, 0))]
+    return tuple(
+        (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else (math.prod(shape), 1)
+        for shape in shapes
+    )
+
+
+def kronecker_work(sides: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """Operations of one application, and of all decompositions.
+
+    As its docstring says: 4 m n (m + n) and 10 (m^3 + n^3) a leaf; sides longer than
+    `MAX_SIZE` have diagonal factors, which cost nothing beside these.
+
+    Example:
+        >>> kronecker_work([(10, 20)])
+        (24000, 90000)
+    """
+    full = [[k if k <= MAX_SIZE else 0 for k in pair] for pair in sides]
+    pairs = zip(sides, full, strict=True)
+    apply = sum(4 * m * n * (a + b) for (m, n), (a, b) in pairs)
+    return apply, sum(10 * (a**3 + b**3) for a, b in full)
+
+
+def weights() -> int:
+    """How many ResNet-50 has."""
+    return sum(m * n for m, n in resnet50_sides())
+
+
+def _gradient() -> Pass:
+    return Pass(1, 1)
+
+
+def adam() -> Recipe:
+    """The comparison: a gradient."""
+    return Recipe("adam", (_gradient(),), sweeps=ADAM_SWEEPS)
+
+
+def poster() -> Recipe:
+    """The poster's optimizer, with products of all examples: 20 of the Hessian."""
+    return Recipe(
+        "newton_cg, 20 Hessian products",
+        (_gradient(), Pass(20, HESSIAN, precise=True), Pass(1, 1 / 3)),
+        products=20,
+        numbers=1,
+        sweeps=20 * SWEEPS_PER_PRODUCT,
+    )
+
+
+def hessian_free(
+    name: str = "hessian_free",
+    fraction: float = 1 / 4,
+    precise: bool = True,
+    product_bytes: int = 4,
+    preconditioner: bool = True,
+    refresh: int = 5,
+    shared: bool = False,
+) -> Recipe:
+    """The preset: five iterations and the momentum's product, four probes.
+
+    Args:
+        name: of the row.
+        fraction: of the batch in the curvature, but 512 examples.
+        precise: products in full float32 rather than TF32.
+        product_bytes: of one number sent around.
+        preconditioner: kronecker or none.
+        refresh: steps from one decomposition to the next.
+        shared: whether each device decomposes its share of the matrices.
+    """
+    products = Pass(6, GAUSS_NEWTON, fraction, 512, precise)
+    probes = Pass(4, GAUSS_NEWTON, 1 / 8, 32, precise)
+    samples = (
+        Pass(1, 1 / 3),
+        Pass(1, 1 / 3, fraction, 512, precise),
+        Pass(1, 1 / 3, 1 / 8, 32, precise),
+    )
+    apply, decompose = kronecker_work(resnet50_sides())
+    if not preconditioner:
+        return Recipe(
+            name,
+            (_gradient(), products, *samples[:2]),
+            products=6,
+            numbers=1,
+            product_bytes=product_bytes,
+            sweeps=6 * SWEEPS_PER_PRODUCT,
+        )
+    return Recipe(
+        name,
+        (_gradient(), products, probes, *samples),
+        products=10,
+        numbers=1,
+        product_bytes=product_bytes,
+        sweeps=10 * SWEEPS_PER_PRODUCT,
+        # Six applications; the products that the factors are made of cost half of one.
+        matrix_flops=(6 + 4 / 2) * apply,
+        eigen_flops=decompose / refresh,
+        shared_numbers=kronecker_numbers(resnet50_sides()) / refresh if shared else 0,
+    )
+
+
+def recipes() -> tuple[Recipe, ...]:
+    """The three optimizers of the tables."""
+    return adam(), poster(), hessian_free()
+
+
+def variants() -> tuple[Recipe, ...]:
+    """hessian_free, one setting changed at a time."""
+    return (
+        hessian_free("as it comes"),
+        hessian_free("products sent in bfloat16", product_bytes=2),
+        hessian_free("products computed in TF32", precise=False),
+        hessian_free("curvature of the whole batch", fraction=1),
+        hessian_free("decompositions every 50 steps", refresh=50),
+        hessian_free("decompositions shared by the devices (not built)", shared=True),
+        hessian_free("no preconditioner", preconditioner=False),
+    )
+
+
+def processors() -> dict[str, Processor]:
+    """The range of the one number that decides and that is known least."""
+    quarter = A100_RESNET50.overhead / 4
+    return {
+        "published": A100_RESNET50,
+        "a quarter": A100_RESNET50._replace(overhead=quarter),
+        "none": A100_RESNET50._replace(overhead=0.0),
+    }
+
+
+def strong_row(recipe: Recipe, batch: int, devices: int) -> Record:
+    """Efficiency over the range of overheads, and where the seconds go."""
+    taken = cost_model.step(recipe, weights(), batch, devices)
+    return {
+        "recipe": recipe.name,
+        "batch": batch,
+        "devices": devices,
+        "efficiency": {
+            name: cost_model.strong_efficiency(
+                recipe, weights(), batch, devices, processor=processor
+            )
+            for name, processor in processors().items()
+        },
+        "seconds": taken.seconds,
+        "parts": {name: part / taken.seconds for name, part in taken._asdict().items()},
+        "limit": taken.limit,
+    }
+
+
+def weak_row(recipe: Recipe, devices: int) -> Record:
+    """Efficiency with 64 images a device, and the step's seconds."""
+    taken = cost_model.step(recipe, weights(), SHARE * devices, devices)
+    return {
+        "recipe": recipe.name,
+        "batch": SHARE * devices,
+        "devices": devices,
+        "efficiency": cost_model.weak_efficiency(recipe, weights(), SHARE, devices),
+        "seconds": taken.seconds,
+        "communication": taken.communication / taken.seconds,
+    }
+
+
+def slower_network(recipe: Recipe, batch: int, devices: int) -> float:
+    """Strong efficiency if every all-reduce takes twice as long."""
+    halved = tuple(
+        a._replace(
+            base=2 * a.base,
+            inside=2 * a.inside,
+            between=2 * a.between,
+            node_bandwidth=a.node_bandwidth / 2,
+            network_bandwidth=a.network_bandwidth / 2,
+        )
+        for a in cost_model.DGX_A100.algorithms
+    )
+    network = cost_model.DGX_A100._replace(algorithms=halved)
+    return cost_model.strong_efficiency(
+        recipe, weights(), batch, devices, network=network
+    )
+
+
+def predict() -> Record:
+    """All tables, as plain numbers."""
+    sgd = Recipe("sgd", (_gradient(),), sweeps=3)
+    return {
+        "weights": weights(),
+        "sources": cost_model.SOURCES,
+        "processor": A100_RESNET50._asdict(),
+        "network": {
+            "per_node": cost_model.DGX_A100.per_node,
+            "algorithms": [a._asdict() for a in cost_model.DGX_A100.algorithms],
+        },
+        "poster": {
+            "devices": POSTER_DEVICES,
+            "seconds": POSTER_SECONDS,
+            "efficiency": POSTER_EFFICIENCY,
+            "serial_share": cost_model.serial_share(POSTER_DEVICES, POSTER_SECONDS),
+            "target": TARGET,
+        },
+        "checks": {
+            "sgd on 8 A100, 256 images each": {
+                "model": cost_model.weak_efficiency(sgd, weights(), 256, 8),
+                "published": cost_model.PUBLISHED_WEAK_SCALING,
+            },
+            "microseconds of 4 bytes on 256 A100": {
+                "model": 1e6
+                * cost_model.all_reduce(4, 256, cost_model.DGX_A100).seconds,
+                "published": 63.0,
+            },
+        },
+        "strong": [
+            strong_row(recipe, batch, devices)
+            for batch, devices in STRONG
+            for recipe in recipes()
+        ],
+        "weak": [weak_row(recipe, devices) for devices in WEAK for recipe in recipes()],
+        "variants": [
+            strong_row(recipe, batch, devices)
+            | {"half_network": slower_network(recipe, batch, devices)}
+            for batch, devices in ((512, 8), (4096, 8), (32768, 1024))
+            for recipe in variants()
+        ],
+    }

@@ -1,0 +1,326 @@
+"""Tables and the figure of the scaling page, from stored results.
+
+The page of the documentation and the command line show the same text. Nothing but the
+standard library is needed, apart from the figure.
+"""
+
+import json
+import pathlib
+import statistics
+from collections.abc import Callable, Iterable
+from typing import Any
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+FILES = {
+    "devices": "scaling_devices.json",
+    "processes": "scaling_processes.json",
+    "prediction": "scaling_prediction.json",
+    "memory": "memory.json",
+    "precision": "product_precision.json",
+}
+MARKERS = ("o", "s", "^", "D")
+COLOURS = ("#009E73", "#D55E00", "#0072B2", "#E69F00")
+NAMES = {
+    "overhead": "small shares",
+    "bandwidth": "bandwidth",
+    "latency": "latency",
+    "vectors": "vectors",
+    "preconditioner": "preconditioner",
+}
+
+
+def table(headings: Iterable[str], rows: Iterable[Iterable[str]], left: int = 1) -> str:
+    """A Markdown table, the first columns to the left.
+
+    Example:
+        >>> print(table(["what", "ms"], [["step", "3"]]))
+        | what | ms |
+        |---|--:|
+        | step | 3 |
+    """
+    headings = list(headings)
+    rule = "".join("---|" if i < left else "--:|" for i in range(len(headings)))
+    lines = [headings, *map(list, rows)]
+    text = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([text[0], "|" + rule, *text[1:]])
+
+
+def percent(value: float) -> str:
+    """A share in percent.
+
+    Example:
+        >>> percent(0.8038)
+        '80 %'
+    """
+    return f"{100 * value:.0f} %"
+
+
+def size(count: float) -> str:
+    """Bytes, readable.
+
+    Example:
+        >>> [size(n) for n in (0, 1424, 11_349_260)]
+        ['0', '1.4 kB', '11 MB']
+    """
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.{1 if count < 10 * factor else 0}f} {unit}"
+    return f"{count:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, three digits.
+
+    Example:
+        >>> [duration(t) for t in (12.345, 0.07317, 0.0003)]
+        ['12.3 s', '73.2 ms', '0.3 ms']
+    """
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+
+
+def measured(record: dict[str, Any]) -> str:
+    """What `scaling` measured: a note on what it was, and a table."""
+    rows = [
+        (
+            point["optimizer"],
+            point["scaling"],
+            str(point["devices"]),
+            str(point["batch"]),
+            duration(point["seconds"]),
+            f"{point['throughput']:.3g}",
+            f"{point['speedup']:.2f}",
+            percent(point["efficiency"]),
+            f"{point['gradient_equivalents']:.1f}",
+            f"{point['products']:.1f}",
+            size(point["bytes"]),
+        )
+        for point in record["points"]
+    ]
+    headings = (
+        "optimizer", "scaling", "devices", "batch", "step", "examples/s", "speed-up",
+        "efficiency", "gradients", "products", "averaged",
+    )  # fmt: skip
+    machine = record["machine"]
+    note = (
+        f"{record['description']}, {record['weights']:,} weights; "
+        f"{machine['cpu']}, {machine['cores']} cores, device: {machine['device']}. "
+        f"`{record['command']}`"
+    )
+    warnings = [f"**Note: {label}.**" for label in record["labels"]]
+    return "\n\n".join([*warnings, table(headings, rows, left=2), note])
+
+
+def strong(record: dict[str, Any]) -> str:
+    """The predicted strong scaling."""
+    rows = []
+    for row in record["strong"]:
+        efficiency = row["efficiency"]
+        rows.append(
+            (
+                row["recipe"],
+                str(row["devices"]),
+                f"{row['batch']:,}",
+                *(percent(efficiency[name]) for name in ("published", "a quarter")),
+                duration(row["seconds"]),
+                NAMES[row["limit"]],
+                *(percent(row["parts"][name]) for name in NAMES),
+            )
+        )
+    headings = (
+        "optimizer", "devices", "batch", "efficiency", "with a quarter of the overhead",
+        "step", "limit", *NAMES.values(),
+    )  # fmt: skip
+    return table(headings, rows)
+
+
+def weak(record: dict[str, Any]) -> str:
+    """The predicted weak scaling."""
+    rows = [
+        (
+            row["recipe"],
+            str(row["devices"]),
+            f"{row['batch']:,}",
+            percent(row["efficiency"]),
+            duration(row["seconds"]),
+        )
+        for row in record["weak"]
+    ]
+    return table(("optimizer", "devices", "batch", "efficiency", "step"), rows)
+
+
+def variants(record: dict[str, Any]) -> str:
+    """What moves the efficiency of hessian_free."""
+    places = list(
+        dict.fromkeys((row["batch"], row["devices"]) for row in record["variants"])
+    )
+    by_name: dict[str, dict[tuple[int, int], Any]] = {}
+    for row in record["variants"]:
+        by_name.setdefault(row["recipe"], {})[row["batch"], row["devices"]] = row
+
+    def cell(row: dict[str, Any]) -> str:
+        low, high = (row["efficiency"][name] for name in ("published", "a quarter"))
+        return f"{100 * low:.0f} – {100 * high:.0f} %, {duration(row['seconds'])}"
+
+    rows = [
+        (name, *(cell(found[place]) for place in places))
+        for name, found in by_name.items()
+    ]
+    first = record["variants"][0]
+    rows.append(
+        (
+            "every all-reduce twice as slow",
+            *(
+                percent(by_name[first["recipe"]][place]["half_network"]) + " at least"
+                for place in places
+            ),
+        )
+    )
+    headings = ("hessian_free", *(f"{n} devices, batch {b:,}" for b, n in places))
+    return table(headings, rows)
+
+
+def checks(record: dict[str, Any]) -> str:
+    """The model against published measurements that it was not made from."""
+    rows = [
+        (name, f"{pair['model']:.3g}", f"{pair['published']:.3g}")
+        for name, pair in record["checks"].items()
+    ]
+    return table(("", "model", "published"), rows)
+
+
+def sources(record: dict[str, Any]) -> str:
+    """Where the numbers of the machine come from."""
+
+    def named(where: str) -> str:
+        return f"<{where}>" if where.startswith("http") else where
+
+    return "\n".join(
+        f"- {what}: {named(where)}" for where, what in record["sources"].items()
+    )
+
+
+def memory(record: dict[str, Any]) -> str:
+    """Memory of a step."""
+    rows = []
+    for name, model in record["models"].items():
+        plans = model["plans"]
+        adam = plans["adam"]["peak"]
+        for title, plan in plans.items():
+            rows.append(
+                (
+                    f"{name}, batch {model['batch']}",
+                    title.replace("in pieces", f"{model['piece']} at a time"),
+                    size(plan["parameters"]),
+                    f"{plan['state'] / plan['parameters']:.1f}",
+                    size(plan["temporary"]),
+                    size(plan["peak"]),
+                    f"{plan['peak'] / adam:.2f}",
+                )
+            )
+    headings = (
+        "model", "optimizer", "parameters", "state, in parameters", "temporary", "peak",
+        "over Adam's",
+    )  # fmt: skip
+    return table(headings, rows, left=2)
+
+
+def precision(record: dict[str, Any]) -> str:
+    """Final losses with products in both precisions."""
+    cells: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in record["comparisons"]:
+        key = row["scenario"], row["optimizer"]
+        losses = [run["loss"] for run in row["runs"]]
+        cells.setdefault(key, {})[row["product_dtype"]] = losses
+
+    def cell(losses: list[float]) -> str:
+        middle = statistics.median(losses)
+        return f"{middle:.4g} ({min(losses):.4g} – {max(losses):.4g})"
+
+    rows = [
+        (*key, *(cell(found[dtype]) for dtype in ("float32", "bfloat16")))
+        for key, found in cells.items()
+    ]
+    return table(("problem", "optimizer", "float32", "bfloat16"), rows, left=2)
+
+
+PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "devices": ("devices", measured),
+    "processes": ("processes", measured),
+    "strong": ("prediction", strong),
+    "weak": ("prediction", weak),
+    "variants": ("prediction", variants),
+    "checks": ("prediction", checks),
+    "sources": ("prediction", sources),
+    "memory": ("memory", memory),
+    "precision": ("precision", precision),
+}
+
+
+def part(name: str, results: pathlib.Path = RESULTS) -> str:
+    """One of `PARTS`, from stored results.
+
+    Raises:
+        ValueError: if there is no such part.
+    """
+    if name not in PARTS:
+        raise ValueError(f"name must be one of {', '.join(PARTS)}, got {name!r}.")
+    stem, write = PARTS[name]
+    path = results / FILES[stem]
+    if not path.exists():
+        return "*Not measured yet.*"
+    return write(json.loads(path.read_text(encoding="utf8")))
+
+
+def plot(record: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
+    """Throughput over that of the reference, and efficiency, against devices.
+
+    Args:
+        record: what `scaling` measured.
+        path: the PNG to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    points = record["points"]
+    counts = sorted({point["devices"] for point in points})
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4))
+    ideal = [count / counts[0] for count in counts]
+    left.plot(counts, ideal, color="#444444", ls=":", label="ideal")
+    right.axhline(1.0, color="#444444", ls=":")
+    names = list(dict.fromkeys(point["optimizer"] for point in points))
+    for index, name in enumerate(names):
+        for scaling, dashes in (("strong", "-"), ("weak", "--")):
+            line = [
+                point
+                for point in points
+                if point["optimizer"] == name and point["scaling"] == scaling
+            ]
+            if not line:
+                continue
+            style = {
+                "color": COLOURS[index % len(COLOURS)],
+                "marker": MARKERS[index % len(MARKERS)],
+                "ls": dashes,
+            }
+            x = [point["devices"] for point in line]
+            label = f"{name}, {scaling}"
+            left.plot(x, [point["speedup"] for point in line], label=label, **style)
+            right.plot(x, [point["efficiency"] for point in line], **style)
+    left.set_ylabel("throughput over the reference's")
+    right.set_ylabel("parallel efficiency")
+    right.set_ylim(0, 1.15)
+    for axis in (left, right):
+        axis.set(xlabel=record["axis"], xticks=counts)
+        axis.grid(color="#e4e4e4", linewidth=0.8)
+        axis.spines[["top", "right"]].set_visible(False)
+    title = "; ".join([record["description"], *record["labels"]])
+    figure.suptitle(title, fontsize=10)
+    left.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Without the software tag the same data give the same bytes.
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    plt.close(figure)
+    return path
