@@ -15,6 +15,8 @@ PyTree = Any
 class Factor(NamedTuple):
     """The Kronecker factors of one leaf, seen as a matrix of shape (m, n).
 
+    In a state its fields are trees of these, see :class:`KroneckerState`.
+
     Attributes:
       left: running mean of ``Y Y^H``, shape (m, m), or its diagonal, shape (m,).
       right: running mean of ``Y^H Y``, shape (n, n), or its diagonal, shape (n,).
@@ -45,12 +47,23 @@ class KroneckerState(NamedTuple):
 
     Attributes:
       steps: updates since the first finite estimate, int32, shape=().
-      factors: a tree with the structure of the parameters and a :class:`Factor` in
-        the place of each leaf.
+      factors: a :class:`Factor` of trees with the structure of the parameters. Not a
+        tree of factors: Flax's ``nnx.Optimizer`` wraps what takes the place of a
+        parameter, which must be an array.
     """
 
     steps: jax.Array
-    factors: PyTree
+    factors: Factor
+
+
+def _of_trees(factors: list[Factor], treedef: Any) -> Factor:
+    """The factors of all leaves as one factor of trees."""
+    return Factor(*map(treedef.unflatten, zip(*factors, strict=True)))
+
+
+def _of_leaves(factors: Factor) -> list[Factor]:
+    """The other way: a factor for each leaf."""
+    return list(map(Factor, *map(jax.tree.leaves, factors)))
 
 
 class _Grams(NamedTuple):
@@ -216,14 +229,14 @@ def kronecker(
         return Factor(left, right, left_basis, right_basis, *values)
 
     def init(params):
+        leaves, treedef = jax.tree.flatten(params)
         return KroneckerState(
             steps=jnp.zeros((), jnp.int32),
-            factors=jax.tree.map(init_factor, params),
+            factors=_of_trees(list(map(init_factor, leaves)), treedef),
         )
 
     def update(state, matvec, grads, lam, key, count):
-        treedef = jax.tree.structure(grads)
-        old = treedef.flatten_up_to(state.factors)
+        old = _of_leaves(state.factors)
         fresh = state.steps == 0
         saved = fraction / getattr(matvec, "share", 1.0)  # 1 where data can be split
         number = jnp.where(
@@ -255,7 +268,8 @@ def kronecker(
         )
         # Without any estimate the next step tries again.
         steps = state.steps + (usable | ~fresh).astype(jnp.int32)
-        return KroneckerState(steps, treedef.unflatten(factors)), number
+        factors = _of_trees(factors, jax.tree.structure(grads))
+        return KroneckerState(steps, factors), number
 
     def own_damping(steps, dtype):
         if damping_halving is None:
@@ -275,11 +289,10 @@ def kronecker(
 
     def divided_by(of, state, r, lam):
         leaves, treedef = jax.tree.flatten(r)
-        factors = treedef.flatten_up_to(state.factors)
         own = own_damping(state.steps, _tree.scalar_dtype(r))
         return treedef.unflatten(
             divided(f, leaf, lam, own, of)
-            for f, leaf in zip(factors, leaves, strict=True)
+            for f, leaf in zip(_of_leaves(state.factors), leaves, strict=True)
         )
 
     return Preconditioner(

@@ -342,12 +342,6 @@ class TestFunctionalLoss:
             assert np.all(np.asarray(model.norm.mean[...]) != before)
             assert draws(model) == 15
 
-    @pytest.mark.xfail(
-        raises=AttributeError,
-        strict=True,
-        reason="kronecker's state holds tuples inside of the parameters' variables, "
-        "which nnx.Optimizer turns into something else",
-    )
     def test_hessian_free_in_an_optimizer(self):
         model = Net(nnx.Rngs(0))
         optimizer = nnx.Optimizer(model, ncg.hessian_free(), wrt=nnx.Param)

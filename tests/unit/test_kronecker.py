@@ -98,6 +98,11 @@ def product_matrix(left, right):
     return np.kron(left, right.T)
 
 
+def by_leaf(factors, i):
+    """The factor of the i-th leaf."""
+    return type(factors)(*(jax.tree.leaves(tree)[i] for tree in factors))
+
+
 def recovery(operator, like, probes=PROBES, damping=0.05):
     """Eigenvalues of ``M (B + damping + own damping)``: 1 if it is recovered."""
     vec, unravel = ravel_pytree(like)
@@ -113,10 +118,9 @@ def recovery(operator, like, probes=PROBES, damping=0.05):
             0,
         )
     )(jax.random.key(0))
-    leaves, treedef = jax.tree.flatten(like)
     own = [
-        np.full(x.size, DAMPING * f.spectrum.mean())
-        for x, f in zip(leaves, treedef.flatten_up_to(state.factors), strict=True)
+        np.full(x.size, DAMPING * by_leaf(state.factors, i).spectrum.mean())
+        for i, x in enumerate(jax.tree.leaves(like))
     ]
     damped = operator + np.diag(damping + np.concatenate(own))
     m = dense(state, damping, like, preconditioner.apply)
@@ -356,7 +360,8 @@ def typed(tree):
 
 def test_the_shapes_of_the_state():
     factors = KRONECKER.init(leaves()).factors
-    shapes = {k: [x.shape for x in f] for k, f in factors.items()}
+    by_name = {k: [tree[k] for tree in factors] for k in leaves()}
+    shapes = {k: [x.shape for x in f] for k, f in by_name.items()}
     assert shapes == {
         # left, right, left_basis, right_basis, left_values, right_values
         "bias": [(4, 4), (1, 1), (4, 4), (1, 1), (4,), (1,)],
@@ -366,7 +371,7 @@ def test_the_shapes_of_the_state():
         "scalar": [(1, 1), (1, 1), (1, 1), (1, 1), (1,), (1,)],
         "wide": [(2, 2), (5,), (2, 2), (0,), (2,), (5,)],
     }
-    dtypes = {k: {x.dtype.name for x in f} for k, f in factors.items()}
+    dtypes = {k: {x.dtype.name for x in f} for k, f in by_name.items()}
     assert dtypes.pop("complex") == {"complex128", "float64"}
     assert set.union(*dtypes.values()) == {"float64"}
 
@@ -409,7 +414,7 @@ def test_every_leaf_is_folded_to_a_matrix():
 def test_the_state_keeps_its_shapes_and_dtypes(dtype):
     params = leaves(dtype)
     start = KRONECKER.init(params)
-    narrow = {k: f for k, f in start.factors.items() if k != "complex"}
+    narrow = [{k: x for k, x in t.items() if k != "complex"} for t in start.factors]
     assert {x.dtype.name for x in jax.tree.leaves(narrow)} == {"float32"}
     grads = _tree.widen(params)
 
