@@ -110,6 +110,31 @@ def measured(record: dict[str, Any]) -> str:
     return "\n\n".join([*warnings, table(headings, rows, left=2), note])
 
 
+def headline(record: dict[str, Any]) -> str:
+    """Eight devices and a batch of 512, beside the poster."""
+    found = {
+        row["recipe"]: row
+        for row in [*record["strong"], *record["variants"]]
+        if (row["batch"], row["devices"]) == (512, 8)
+    }
+    poster, names = record["poster"], {"as it comes", "hessian_free"}
+
+    def cells(row: dict[str, Any]) -> tuple[str, str]:
+        low, high = (row["efficiency"][name] for name in ("published", "a quarter"))
+        return f"{100 * low:.0f} – {100 * high:.0f} %", duration(row["seconds"])
+
+    rows = [
+        ("poster, *measured*", f"{100 * poster['efficiency']:.1f} %", ""),
+        *((name, *cells(found[name])) for name in found if name != "as it comes"),
+    ]
+    changed = {row["recipe"] for row in record["variants"]} - names
+    rows = [
+        (f"hessian_free, {row[0]}", *row[1:]) if row[0] in changed else row
+        for row in rows
+    ]
+    return table(("optimizer", "efficiency", "step"), rows)
+
+
 def strong(record: dict[str, Any]) -> str:
     """The predicted strong scaling."""
     rows = []
@@ -246,6 +271,7 @@ def precision(record: dict[str, Any]) -> str:
 PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "devices": ("devices", measured),
     "processes": ("processes", measured),
+    "headline": ("prediction", headline),
     "strong": ("prediction", strong),
     "weak": ("prediction", weak),
     "variants": ("prediction", variants),
@@ -268,7 +294,11 @@ def part(name: str, results: pathlib.Path = RESULTS) -> str:
     path = results / FILES[stem]
     if not path.exists():
         return "*Not measured yet.*"
-    return write(json.loads(path.read_text(encoding="utf8")))
+    text = write(json.loads(path.read_text(encoding="utf8")))
+    figure = path.with_suffix(".png")
+    if figure.exists():
+        text += f"\n\n![Throughput and efficiency](benchmarks/results/{figure.name})"
+    return text
 
 
 def plot(record: dict[str, Any], path: pathlib.Path) -> pathlib.Path:

@@ -2,12 +2,15 @@
 
 A line of a page such as ``<!-- readme section: "How it compares" -->`` is replaced by
 that part of the README; ``<!-- figures -->`` by the figures of the benchmarks,
-``<!-- statuses -->`` by the sentences of ``ncg_optax.explain``. A part that does not
-exist any more is an error. Equations become MathML, which browsers draw by themselves:
-no script, and nothing to fetch.
+``<!-- statuses -->`` by the sentences of ``ncg_optax.explain``,
+``<!-- scaling: weak -->`` by a table of stored measurements (all of them are in
+benchmarks/scaling_report.py). A part that does not exist any more is an error.
+Equations become MathML, which browsers draw by themselves: no script, and nothing to
+fetch.
 """
 
 import html
+import importlib.util
 import re
 from pathlib import Path
 
@@ -111,7 +114,20 @@ def figure_gallery(_):
         f"### {Path(path).parent.name if path.count('/') > 2 else Path(path).stem}\n\n"
         f"![Loss of every optimizer on these data]({path})"
         for path in figures()
+        if not Path(path).name.startswith("scaling_")
     )
+
+
+def scaling_part(name):
+    """A table of the scaling page, from the results that are stored."""
+    path = ROOT / "benchmarks" / "scaling_report.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    report = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(report)
+    try:
+        return report.part(name)
+    except ValueError as error:
+        raise PluginError(f"scaling: {error}") from error
 
 
 def status_table(_):
@@ -135,6 +151,7 @@ PARTS = {
     "readme table": readme_table,
     "readme list": readme_list,
     "figures": figure_gallery,
+    "scaling": scaling_part,
     "statuses": status_table,
     "changelog": changelog,
 }
