@@ -132,8 +132,8 @@ def steady(seconds: Sequence[float], cycle: int = CYCLE) -> float:
     """Seconds of a step whose work repeats: the mean over a cycle of the medians.
 
     Example:
-        >>> steady([1.0, 4.0, 1.2, 4.2, 1.1, 9.0], cycle=2)
-        2.65
+        >>> steady([1.0, 4.0, 1.5, 4.5, 1.25, 9.0], cycle=2)
+        2.875
     """
     if len(seconds) < cycle:
         return statistics.fmean(seconds)
