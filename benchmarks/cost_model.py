@@ -59,6 +59,7 @@ class Algorithm(NamedTuple):
         between: seconds a hop between nodes.
         node_bandwidth: bytes a second of a device with all devices in one node.
         network_bandwidth: the same over several nodes.
+        network_latency: by which hops take longer over several nodes.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Algorithm(NamedTuple):
     between: float
     node_bandwidth: float
     network_bandwidth: float
+    network_latency: float = 1.0
 
 
 class Network(NamedTuple):
@@ -125,18 +127,19 @@ def _transfer(size: float, devices: int, network: Network, a: Algorithm) -> Tran
         chain = min(devices, network.per_node) - 1
         hops = 2 * (chain * a.inside + math.log2(nodes) * a.between)
         sent = 2 * size
-    return Transfer(a.base + hops, sent / bandwidth)
+    factor = 1.0 if nodes == 1 else a.network_latency
+    return Transfer(factor * (a.base + hops), sent / bandwidth)
 
 
 # NCCL's own constants for the A100 and NVLink (tuning.cc). Bandwidths of rings are
 # those measured: in a node 232.5 GB/s, over nodes 85 % of eight ports of 25 GB/s.
-# Trees reach less: NCCL's limits. Hops inside a node take LL 1.8 times as long if
-# there are several.
+# Trees reach less: NCCL's limits. Rings with large arrays take 1.9 times their latency
+# over several nodes, LL takes 1.8 times as long for hops inside a node.
 _NODE, _NETWORK = 232.5e9, 0.85 * 8 * 25e9
 DGX_A100 = Network(
     per_node=8,
     algorithms=(
-        Algorithm("ring, simple", "ring", 8.4e-6, 3.4e-6, 9.6e-6, _NODE, _NETWORK),
+        Algorithm("ring, simple", "ring", 8.4e-6, 3.4e-6, 9.6e-6, _NODE, _NETWORK, 1.9),
         Algorithm("ring, LL", "ring", 3.6e-6, 0.85e-6, 2.7e-6, _NODE / 4, _NETWORK / 4),
         Algorithm("tree, LL128", "tree", 4.4e-6, 1.2e-6, 8.5e-6, 101e9, 96e9),
         Algorithm("tree, LL", "tree", 4.4e-6, 0.94e-6, 5e-6, 29e9, 21e9),

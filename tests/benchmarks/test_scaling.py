@@ -94,6 +94,9 @@ def test_rings_and_trees_over_nodes():
     tree = cost_model.all_reduce(100, 16, Network(4, (TREE,)))
     assert tree.latency == pytest.approx(1 + 2 * (3 * 0.5 + 2 * 2))
     assert tree.bandwidth == pytest.approx(2 * 100 / 5)
+    slow = RING._replace(network_latency=2.0)
+    assert cost_model.all_reduce(100, 16, Network(4, (slow,))).latency == 50
+    assert cost_model.all_reduce(100, 4, Network(4, (slow,))).latency == 4
     both = Network(4, (RING, TREE))
     assert cost_model.all_reduce(100, 16, both) == tree  # 12 + 40 against 25 + 37.5
     assert cost_model.all_reduce(1000, 16, both) != tree
