@@ -79,27 +79,34 @@ def duration(seconds: float) -> str:
 
 
 def measured(record: dict[str, Any]) -> str:
-    """What `scaling` measured: a note on what it was, and a table."""
-    rows = [
-        (
-            point["optimizer"],
-            point["scaling"],
-            str(point["devices"]),
-            str(point["batch"]),
-            duration(point["seconds"]),
-            f"{point['throughput']:.3g}",
-            f"{point['speedup']:.2f}",
-            percent(point["efficiency"]),
-            f"{point['gradient_equivalents']:.1f}",
-            f"{point['products']:.1f}",
-            size(point["bytes"]),
-        )
-        for point in record["points"]
-    ]
-    headings = (
-        "optimizer", "scaling", "devices", "batch", "step", "examples/s", "speed-up",
-        "efficiency", "gradients", "products", "averaged",
-    )  # fmt: skip
+    """What `scaling` measured: a table, and a note on what it was.
+
+    What is no timing is shown without its seconds: they mean nothing.
+    """
+    timed = not record["labels"]
+
+    def columns(point: dict[str, Any]) -> dict[str, str]:
+        found = {
+            "optimizer": point["optimizer"],
+            "scaling": point["scaling"],
+            "devices": str(point["devices"]),
+            "batch": str(point["batch"]),
+        }
+        if timed:
+            found |= {
+                "step": duration(point["seconds"]),
+                "examples/s": f"{point['throughput']:.3g}",
+                "speed-up": f"{point['speedup']:.2f}",
+                "efficiency": percent(point["efficiency"]),
+            }
+        return found | {
+            "gradients": f"{point['gradient_equivalents']:.1f}",
+            "products": f"{point['products']:.1f}",
+            "averaged": size(point["bytes"]),
+            "loss": f"{point['loss']:.4g}",
+        }
+
+    rows = [columns(point) for point in record["points"]]
     machine = record["machine"]
     note = (
         f"{record['description']}, {record['weights']:,} weights; "
@@ -107,7 +114,8 @@ def measured(record: dict[str, Any]) -> str:
         f"`{record['command']}`"
     )
     warnings = [f"**Note: {label}.**" for label in record["labels"]]
-    return "\n\n".join([*warnings, table(headings, rows, left=2), note])
+    shown = table(rows[0], (row.values() for row in rows), left=2)
+    return "\n\n".join([*warnings, shown, note])
 
 
 def headline(record: dict[str, Any]) -> str:
@@ -294,9 +302,9 @@ def part(name: str, results: pathlib.Path = RESULTS) -> str:
     path = results / FILES[stem]
     if not path.exists():
         return "*Not measured yet.*"
-    text = write(json.loads(path.read_text(encoding="utf8")))
-    figure = path.with_suffix(".png")
-    if figure.exists():
+    record = json.loads(path.read_text(encoding="utf8"))
+    text, figure = write(record), path.with_suffix(".png")
+    if figure.exists() and not record.get("labels"):
         text += f"\n\n![Throughput and efficiency](benchmarks/results/{figure.name})"
     return text
 
@@ -340,7 +348,8 @@ def plot(record: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
             right.plot(x, [point["efficiency"] for point in line], **style)
     left.set_ylabel("throughput over the reference's")
     right.set_ylabel("parallel efficiency")
-    right.set_ylim(0, 1.15)
+    highest = max(point["efficiency"] for point in points)
+    right.set_ylim(0, max(1.15, 1.1 * highest))
     for axis in (left, right):
         axis.set(xlabel=record["axis"], xticks=counts)
         axis.grid(color="#e4e4e4", linewidth=0.8)
