@@ -53,6 +53,7 @@ def automatic_mesh(mesh: Any, axis_name: Any, who: str) -> Mesh:
 
 
 def is_traced(x: Any) -> bool:
+    """Whether ``x`` is an argument of a function that is being traced."""
     return isinstance(x, jax.core.Tracer)
 
 
@@ -94,17 +95,23 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
       >>> params["w"].sharding.is_fully_replicated
       True
     """
+    if jax.process_count() > 1:
+        strays = [x for x in jax.tree.leaves(tree) if not _is_placed(x, mesh)]
+        require_agreement("replicate: the values", strays)
+    return placed(tree, mesh)
+
+
+def placed(tree: PyTree, mesh: Mesh) -> PyTree:
+    """As :func:`replicate`, without asking the other processes."""
     leaves, treedef = jax.tree.flatten(tree)
     strays = [x for x in leaves if not _is_placed(x, mesh)]
     if not strays:
         return tree
-    if jax.process_count() > 1:
-        require_agreement("replicate: the values", strays)
     # A copy, so that a step may donate it without taking it from the caller.
     copies = [jnp.array(x, copy=True) for x in strays]
     shardings = [NamedSharding(mesh, _spec(x, mesh)) for x in strays]
-    placed = iter(jax.device_put(copies, shardings))
-    return treedef.unflatten(x if _is_placed(x, mesh) else next(placed) for x in leaves)
+    moved = iter(jax.device_put(copies, shardings))
+    return treedef.unflatten(x if _is_placed(x, mesh) else next(moved) for x in leaves)
 
 
 def check_rows(batch: PyTree, parts: int, axis_name: str, who: str) -> None:

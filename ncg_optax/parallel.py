@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from ncg_optax import _batches, _info, _loss, _validate
-from ncg_optax._placement import automatic_mesh, check_rows, is_traced
+from ncg_optax._placement import automatic_mesh, check_rows, is_traced, placed
 from ncg_optax._placement import data_mesh as data_mesh
 from ncg_optax._placement import replicate as replicate
 from ncg_optax._placement import require_agreement as require_agreement
@@ -79,7 +79,10 @@ class TrainStep:
 
     def _placed(self, params, state, batch, extra):
         """All arguments where they belong."""
-        params, state, extra = replicate((params, state, extra), self.mesh)
+        # The values are compared once: later ones come out of the steps, and whatever
+        # else is passed (a random key) should not make the processes wait.
+        place = replicate if self._shapes is None else placed
+        params, state, extra = place((params, state, extra), self.mesh)
         batch = shard_batch(batch, self.mesh, self.axis_name)
         parts = self.mesh.shape[self.axis_name]
         check_rows(batch, parts, self.axis_name, "make_train_step")
