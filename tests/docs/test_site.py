@@ -104,6 +104,14 @@ def test_every_page_is_in_the_navigation():
     assert sorted(leaves(config["nav"])) == sorted(pages)
 
 
+def test_files_that_pages_link_to_are_in_the_site(site):
+    for page, text in html(site).items():
+        for target in re.findall(r'href="([^"#:?]+)[#"]', text):
+            path = page.parent / target
+            if page.name != "404.html":  # its links begin at the root of a server
+                assert path.exists(), (page.name, target)
+
+
 def test_every_public_name_has_a_docstring_with_an_example():
     lacking = [name for name, x in PUBLIC.items() if ">>>" not in (x.__doc__ or "")]
     assert not lacking
