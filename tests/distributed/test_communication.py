@@ -40,10 +40,9 @@ def transformer():
 
 
 NETWORKS = {"mlp": mlp, "cnn": cnn, "transformer": transformer}
-# How many places of a step make a product: besides the solver, the calibration of the
-# damping; the probes of the preconditioner and the momentum of the quadratic model.
+# Settings, and how many places of a step make a product: the solver and, with a damping
+# that adapts, its calibration.
 OPTIMIZERS = {
-    "plain": (dict(damping=0.1, solver=ncg.cg(maxiter=5)), 1),
     "newton_cg": (dict(), 2),
     "minres": (dict(solver=ncg.minres(), damping=0.1), 1),
 }
