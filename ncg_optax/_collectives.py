@@ -13,6 +13,7 @@ invariant the user has reduced the loss already, and the derivative needs a ``ps
 Everything is read off `jax.lax.pcast`, without private attributes.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -67,17 +68,41 @@ def mean(tree: Any, axes: Axes) -> Any:
     invariant is left alone, where `jax.lax.pmean` would send it around again.
     """
     for axis in axes:
-        checked = _is_checked(axis)
-        leaves, treedef = jax.tree.flatten(tree)
-        varies = [not (checked and _cast(jnp.asarray(x), axis)[1]) for x in leaves]
-        # In one call, as XLA fuses the parts of a call into one all-reduce.
-        averaged = iter(
-            jax.lax.pmean([x for x, v in zip(leaves, varies, strict=True) if v], axis)
-        )
-        tree = treedef.unflatten(
-            next(averaged) if v else x for x, v in zip(leaves, varies, strict=True)
-        )
+        tree = _mean_of_some(tree, axis, functools.partial(_may_vary, axis=axis))
     return tree
+
+
+def _may_vary(x: Any, axis: str) -> bool:
+    """Whether nothing shows that ``x`` is the same over ``axis``."""
+    return not (_is_checked(axis) and _cast(jnp.asarray(x), axis)[1])
+
+
+def _mean_of_some(tree: Any, axis: str, chosen: Callable[[Any], bool]) -> Any:
+    """The chosen leaves averaged, in one call: XLA makes one all-reduce of it."""
+    leaves, treedef = jax.tree.flatten(tree)
+    flags = [chosen(x) for x in leaves]
+    some = [x for x, flag in zip(leaves, flags, strict=True) if flag]
+    means = iter(jax.lax.pmean(some, axis))
+    return treedef.unflatten(
+        next(means) if flag else x for x, flag in zip(leaves, flags, strict=True)
+    )
+
+
+def mean_or_first(tree: Any, axis: str) -> Any:
+    """The mean over the devices; of integers and random keys, those of the first."""
+
+    def inexact(x):
+        return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+
+    def of_first_device(x):
+        if inexact(x):
+            return x
+        if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+            data = of_first_device(jax.random.key_data(x))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        return jax.lax.all_gather(x, axis)[0]
+
+    return jax.tree.map(of_first_device, _mean_of_some(tree, axis, inexact))
 
 
 def size(axes: Axes) -> int:
@@ -202,7 +227,8 @@ def reduced_operator(
     """``matvec`` of one device's curvature as that of the loss over all devices.
 
     One all-reduce per product, of one vector the size of the parameters, of the dtype
-    ``sent_as`` if that is given. The result has that of ``matvec`` again.
+    ``sent_as`` if that is given (complex leaves keep theirs). The result has that of
+    ``matvec`` again.
     """
     if not axes:
         return matvec
@@ -212,7 +238,8 @@ def reduced_operator(
         local = matvec(to_varying(v, axes))
         if sent_as is None:
             return reduce(local)
-        sent = reduce(jax.tree.map(lambda x: x.astype(sent_as), local))
+        narrow = lambda x: x if jnp.iscomplexobj(x) else x.astype(sent_as)  # noqa: E731
+        sent = reduce(jax.tree.map(narrow, local))
         return jax.tree.map(lambda x, y: x.astype(y.dtype), sent, local)
 
     return product

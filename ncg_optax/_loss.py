@@ -295,24 +295,15 @@ class MappedLoss:
     Called, it is the loss over all devices, as optax's line searches want it.
 
     Attributes:
-      local: the loss of one device's share, its data bound and its axes named.
-      reduced_value: the loss over all devices at the current parameters.
-      product_dtype: what curvature products are sent around in, or None for their own.
+      objective: the loss of one device's share, with its data, its axes and its
+        ``reduced_value``.
     """
 
-    local: Objective
-    reduced_value: jax.Array
-    product_dtype: Any = None
-
-    def objective(self) -> Objective:
-        """The loss of one device's share, with what is known of the whole."""
-        return self.local._replace(
-            reduced_value=self.reduced_value, product_dtype=self.product_dtype
-        )
+    objective: Objective
 
     def __call__(self, params: PyTree) -> jax.Array:
         """The loss over all devices, the same on each."""
-        return _collectives.mean(self.local.value(params), self.local.axes)
+        return _collectives.mean(self.objective.value(params), self.objective.axes)
 
 
 def as_objective(value_fn: Any, extra: Mapping[str, Any], axes: Axes = ()) -> Objective:
@@ -334,7 +325,7 @@ def as_objective(value_fn: Any, extra: Mapping[str, Any], axes: Axes = ()) -> Ob
             f"{type(value_fn).__name__}."
         )
     if isinstance(value_fn, MappedLoss):
-        return value_fn.objective()
+        return value_fn.objective
     if isinstance(value_fn, CompositeLoss):
         given = {k: v for k, v in extra.items() if k not in RESERVED}
         return _composite_on(value_fn, {**value_fn.data, **given}, axes)

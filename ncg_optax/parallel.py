@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from ncg_optax import _batches, _info, _loss, _validate
+from ncg_optax import _batches, _collectives, _info, _loss, _tree, _validate
 from ncg_optax._placement import automatic_mesh, check_rows, is_traced, placed
 from ncg_optax._placement import data_mesh as data_mesh
 from ncg_optax._placement import replicate as replicate
@@ -208,6 +208,11 @@ def make_train_step(
     )
     if microbatch_size is not None:
         _validate.integer(f"{who}: microbatch_size", microbatch_size, low=1)
+    if product_dtype is not None and not jnp.issubdtype(product_dtype, jnp.floating):
+        raise TypeError(
+            f"{who}: product_dtype must be a floating-point dtype such as "
+            f"jnp.bfloat16, or None; got {product_dtype!r}."
+        )
     mesh = data_mesh(axis_name) if mesh is None else mesh
     mesh = automatic_mesh(mesh, axis_name, who)
     tx = optax.with_extra_args_support(tx)
@@ -225,15 +230,17 @@ def make_train_step(
                 f"{who}: value_fn returned a tuple (loss, aux), expected a scalar "
                 "loss: pass has_aux=True."
             )
-        # In one call: XLA makes one all-reduce of it.
-        value, aux, grads = _averaged((value, aux, grads), axis_name)
+        # optax wants the gradients of complex parameters conjugated.
+        local = value, aux, _tree.conj(grads)
+        value, aux, grads = _collectives.mean_or_first(local, axis_name)
+        mapped = objective._replace(reduced_value=value, product_dtype=product_dtype)
         updates, state = tx.update(
             grads,
             state,
             params,
             value=value,
             grad=grads,
-            value_fn=_loss.MappedLoss(objective, value, product_dtype),
+            value_fn=_loss.MappedLoss(mapped),
         )
         infos = _info.find_infos(state)
         metrics = StepMetrics(value, aux, infos[0] if len(infos) == 1 else None)
@@ -251,23 +258,3 @@ def make_train_step(
         check_vma=False,
     )
     return TrainStep(step, mesh, axis_name, donate)
-
-
-def _averaged(tree: PyTree, axis_name: str) -> PyTree:
-    """Floating-point leaves averaged over the devices, the others as on the first."""
-    leaves, treedef = jax.tree.flatten(tree)
-    inexact = [jnp.issubdtype(jnp.result_type(x), jnp.inexact) for x in leaves]
-    means = iter(
-        jax.lax.pmean([x for x, i in zip(leaves, inexact, strict=True) if i], axis_name)
-    )
-
-    def of_first_device(x):
-        if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
-            data = of_first_device(jax.random.key_data(x))
-            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-        return jax.lax.all_gather(x, axis_name)[0]
-
-    return treedef.unflatten(
-        next(means) if i else of_first_device(x)
-        for x, i in zip(leaves, inexact, strict=True)
-    )

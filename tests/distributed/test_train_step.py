@@ -298,6 +298,24 @@ def test_products_in_bfloat16():
         assert {x.dtype.name for x in jax.tree.leaves(state)} == {"float32", "int32"}
 
 
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_complex_parameters(dtype):
+    """Their gradients are conjugated, as optax wants them."""
+    x = jnp.exp(1j * jnp.arange(8.0))
+
+    def loss(params, x):
+        w, b = params["w"], params["b"]
+        return jnp.mean(jnp.abs(x * w - 2j * x + b - 3) ** 2)
+
+    params = {"w": jnp.array(1.0 + 1j), "b": jnp.zeros(())}
+    for tx, steps in ((ncg.newton_cg(), 8), (optax.adam(0.1), 200)):
+        step = ncg.make_train_step(loss, tx, product_dtype=dtype)
+        trajectory, _, metrics = train(step, tx, params, {"x": x}, steps)
+        assert metrics.loss < 1e-3
+        assert abs(trajectory[-1]["w"] - 2j) < 0.05
+        assert abs(trajectory[-1]["b"] - 3) < 0.05
+
+
 class TestMemory:
     def test_what_the_caller_passed_first_is_not_taken(self):
         tx = ncg.newton_cg()
@@ -417,6 +435,11 @@ class TestErrors:
     def test_no_function(self):
         with pytest.raises(TypeError, match="value_fn must be a function"):
             ncg.make_train_step(3.0, ncg.newton_cg())
+
+    @pytest.mark.parametrize("dtype", [jnp.int8, bool])
+    def test_a_product_dtype_without_fractions(self, dtype):
+        with pytest.raises(TypeError, match="product_dtype must be a floating-point"):
+            self.make(product_dtype=dtype)
 
     def test_no_optimizer(self):
         with pytest.raises(TypeError, match="make_train_step: tx"):
