@@ -24,7 +24,6 @@ from ncg_optax._damping import LevenbergMarquardtState as LevenbergMarquardtStat
 from ncg_optax._damping import levenberg_marquardt as levenberg_marquardt
 from ncg_optax._diagnose import Diagnosis as Diagnosis
 from ncg_optax._diagnose import diagnose as diagnose
-from ncg_optax._findings import Finding as Finding
 from ncg_optax._info import NewtonCGInfo as NewtonCGInfo
 from ncg_optax._info import get_info as get_info
 from ncg_optax._linesearch import LineSearch as LineSearch
@@ -45,6 +44,7 @@ from ncg_optax._preconditioners import kronecker as kronecker
 from ncg_optax._preconditioners import nystrom as nystrom
 from ncg_optax._residual_space import ResidualSpaceState as ResidualSpaceState
 from ncg_optax._residual_space import residual_space as residual_space
+from ncg_optax._run import Finding as Finding
 from ncg_optax._solver import CGResult as CGResult
 from ncg_optax._solver import Outcome as Outcome
 from ncg_optax._solver import Solver as Solver

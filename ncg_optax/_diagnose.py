@@ -6,7 +6,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ncg_optax import _findings, _history
-from ncg_optax._findings import Finding, Run, median, mostly, number, way
+from ncg_optax._run import (
+    MIN_STEPS,
+    Finding,
+    Run,
+    as_run,
+    is_stationary,
+    median,
+    mostly,
+    number,
+    way,
+)
 from ncg_optax._status import Status
 
 
@@ -126,19 +136,19 @@ def diagnose(history: Any, last: int | None = 20) -> Diagnosis:
     started = info.status != Status.NOT_STARTED
     if not started.any():
         return Diagnosis((_findings.NOT_STARTED,), 0, "No step has been taken yet.")
-    run = _findings.as_run(info).where(started)
+    run = as_run(info).where(started)
     first = run.where(np.arange(len(run.tried)) == 0)
     if last is not None:
         run = run.where(np.arange(len(run.tried)) >= len(run.tried) - last)
     steps = len(run.tried)
 
     findings = [rule(run) for rule in _findings.FROM_ONE_STEP]
-    if _findings.is_stationary(first.info).all():  # else it is where the run converged
+    if is_stationary(first.info).all():  # else it is where the run converged
         findings.append(_findings.zero_gradient(run))
     # Whose loss no longer changes has no tendency, except to end.
     if not mostly(run.settled):
         moving = run.where(~run.settled)
-        if len(moving.tried) >= _findings.MIN_STEPS:
+        if len(moving.tried) >= MIN_STEPS:
             findings += [rule(moving) for rule in _findings.TENDENCIES]
     findings = [finding for finding in findings if finding]
     explained = {name for f in findings for name in _findings.EXPLAINS.get(f.name, ())}
@@ -172,10 +182,10 @@ def _summary(run: Run, healthy: bool) -> str:
             else f"Converged: what is left to gain is below the rounding of "
             f"{run.arithmetic}."
         )
-    elif np.sum(~run.settled) < _findings.MIN_STEPS:
+    elif np.sum(~run.settled) < MIN_STEPS:
         verdict = (
             "No problem found, but tendencies show only from "
-            f"{_findings.MIN_STEPS} steps on: hand over a history."
+            f"{MIN_STEPS} steps on: hand over a history."
         )
     else:
         verdict = "No problem found."
