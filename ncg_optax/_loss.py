@@ -73,6 +73,12 @@ def _data_parameters(fn: Callable[..., Any]) -> list[inspect.Parameter]:
     )
 
 
+def named_parameters(fn: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The data arguments of ``fn`` that can be passed by name."""
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p for p in _data_parameters(fn) if p.kind in by_name]
+
+
 def _name(fn: Callable[..., Any]) -> str:
     return getattr(fn, "__name__", None) or repr(fn)
 
@@ -93,12 +99,9 @@ def route(
       TypeError: if a parameter without default is not in ``extra``, unless partly.
     """
     available = {k: v for k, v in extra.items() if k not in RESERVED}
-    parameters = _data_parameters(fn)
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+    if any(p.kind is p.VAR_KEYWORD for p in _data_parameters(fn)):
         return available
-    by_name = [
-        p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
+    by_name = named_parameters(fn)
     missing = [
         p.name for p in by_name if p.default is p.empty and p.name not in available
     ]
@@ -122,12 +125,8 @@ def data_names(fn: Callable[..., Any]) -> tuple[list[str], bool]:
 
     Those without a default come first.
     """
-    parameters = _data_parameters(fn)
-    named = [
-        p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
-    named.sort(key=lambda p: p.default is not p.empty)
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    named = sorted(named_parameters(fn), key=lambda p: p.default is not p.empty)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in _data_parameters(fn))
     return [p.name for p in named], takes_any
 
 
@@ -250,13 +249,11 @@ class CompositeLoss:
             "params": inspect.Parameter("params", inspect.Parameter.POSITIONAL_ONLY)
         }
         for fn in (self.model_fn, self.loss_fn):
-            for p in _data_parameters(fn):
-                if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
-                    default = self.data.get(p.name, p.default)
-                    parameters.setdefault(
-                        p.name,
-                        inspect.Parameter(p.name, p.KEYWORD_ONLY, default=default),
-                    )
+            for p in named_parameters(fn):
+                default = self.data.get(p.name, p.default)
+                parameters.setdefault(
+                    p.name, inspect.Parameter(p.name, p.KEYWORD_ONLY, default=default)
+                )
         return inspect.Signature(list(parameters.values()))
 
     def bind(self, **data: Any) -> "CompositeLoss":

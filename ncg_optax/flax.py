@@ -121,10 +121,7 @@ def _arguments(value_fn: Any) -> tuple[set[str], set[str]]:
     """The data arguments of ``value_fn``: those without a default, and all of them."""
     if not callable(value_fn):
         return set(), set()
-    parameters = list(inspect.signature(value_fn).parameters.values())[1:]
-    named = [
-        p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
+    named = _loss.named_parameters(value_fn)
     required = {p.name for p in named if p.default is p.empty}
     return required, {p.name for p in named}
 
