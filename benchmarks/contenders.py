@@ -23,12 +23,28 @@ POINTS = 32  # a run of mini-batch steps is looked at so many times at least
 KFAC_INTERVAL = 5  # steps from one change of K-FAC's damping to the next, its default
 
 
+def _noam(total: int) -> optax.Schedule:
+    """Linear warm-up over a tenth of the steps, then 1/sqrt (Vaswani et al. 2017)."""
+    warmup = max(total // 10, 1)
+    return lambda count: jnp.minimum(
+        (count + 1) / warmup, jnp.sqrt(warmup / (count + 1.0))
+    )
+
+
+# Shapes of a learning rate over the steps, which begin or peak at one.
+SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
+    "constant": lambda total: optax.constant_schedule(1.0),
+    "cosine": lambda total: optax.cosine_decay_schedule(1.0, total),
+    "noam": _noam,
+}
+
+
 class Setting(NamedTuple):
     """What is tuned for a first-order method; the others have no setting at all.
 
     Attributes:
         batch: examples per step, ``None`` for all of them.
-        schedule: ``constant`` or ``cosine``.
+        schedule: one of `SCHEDULES`.
         exponent: the learning rate in half decades, so that grids can grow exactly.
     """
 
@@ -99,6 +115,8 @@ class Contender(NamedTuple):
             `batch_sizes`, instead of the full batch.
         registers: whether it has to know the kind of loss by name.
         exact: whether it solves for the last digits, which takes float64.
+        deterministic: whether it needs the same loss at every step.
+        needs_poster: whether it takes its settings from the poster's code.
     """
 
     name: str
@@ -108,6 +126,8 @@ class Contender(NamedTuple):
     minibatch: bool = False
     registers: bool = False
     exact: bool = False
+    deterministic: bool = False
+    needs_poster: bool = False
 
     def fits(self, scenario: Scenario) -> bool:
         """Whether it can enter the comparison on a scenario at all."""
@@ -115,6 +135,10 @@ class Contender(NamedTuple):
             return False
         if self.exact and not scenario.x64:
             return False
+        if self.deterministic and scenario.random:
+            return False
+        if self.needs_poster:
+            return scenario.poster is not None
         return bool(scenario.batch_sizes) if self.minibatch else scenario.full_batch
 
 
@@ -123,7 +147,7 @@ class _Walk(NamedTuple):
 
     Attributes:
         inner: the state of the method itself.
-        key: of this epoch's order.
+        key: of this epoch's order, and of what its steps draw at random.
         part: of this epoch.
         cost: gradients of one batch.
     """
@@ -192,13 +216,16 @@ def _walk(
         return (params, inner), jnp.asarray(cost, float)
 
     def advance(params: Params, state: _Walk, data: Batch) -> tuple[Params, _Walk]:
-        if size == problem.examples:
-            (params, inner), cost = body((params, state.inner), data)
-            return params, state._replace(inner=inner, cost=cost)
         key, shuffle = jax.random.split(state.key)
+        if size == problem.examples:
+            batch = problem.scenario.with_key(data, shuffle)
+            (params, inner), cost = body((params, state.inner), batch)
+            return params, state._replace(inner=inner, key=key, cost=cost)
         rows = jax.random.permutation(shuffle, problem.examples)[: parts * steps * size]
         rows = rows.reshape(parts, steps, size)[state.part]
         batches = jax.tree.map(lambda leaf: leaf[rows], data)
+        noise = jax.random.fold_in(shuffle, 1 + state.part)
+        batches = problem.scenario.with_key(batches, jax.random.split(noise, steps))
         (params, inner), costs = jax.lax.scan(body, (params, state.inner), batches)
         ended = state.part == parts - 1
         return params, _Walk(
@@ -222,10 +249,7 @@ def _first_order(
     """A first-order method: every step costs one gradient."""
     assert setting is not None, "first-order methods are tuned"
     plan = _plan(problem, setting)
-    shape = {
-        "constant": optax.constant_schedule(1.0),
-        "cosine": optax.cosine_decay_schedule(1.0, plan.total),
-    }[setting.schedule]
+    shape = SCHEDULES[setting.schedule](plan.total)
 
     def transform(learning_rate: jax.Array) -> optax.GradientTransformation:
         # The learning rate is traced: one compilation serves the whole grid.
@@ -236,7 +260,7 @@ def _first_order(
 
     def step(params: Params, state: Any, batch: Batch) -> tuple[Params, Any, float]:
         inner, learning_rate = state
-        grads = jax.grad(problem.scenario.value)(params, **batch)
+        grads = jax.grad(lambda p: problem.scenario.value(p, **batch))(params)
         updates, inner = transform(learning_rate).update(grads, inner, params)
         return optax.apply_updates(params, updates), (inner, learning_rate), 1.0
 
@@ -298,17 +322,19 @@ def _newton(
     def build(problem: Problem, _: Setting | None) -> Method:
         tx = getattr(ncg, preset)()
         prices = cost.measure(problem.scenario, problem.train, curvature)
+        advance = newton_step(problem.scenario, tx)
 
-        def init(params: Params, seed: Any, learning_rate: Any) -> optax.OptState:
+        def init(params: Params, learning_rate: jax.Array) -> optax.OptState:
             return tx.init(params)
 
-        def spent(state: optax.OptState) -> float:
+        def step(params: Params, state: Any, batch: Batch) -> tuple[Any, Any, Any]:
+            params, state = advance(params, state, batch)
             info = ncg.get_info(state)
-            return prices.price(
-                float(info.batch_products), float(info.batch_evaluations)
-            )
+            price = prices.price(info.batch_products, info.batch_evaluations)
+            return params, state, price
 
-        return Method(init, newton_step(problem.scenario, tx), spent, prices=prices)
+        method = _walk(problem, _plan(problem, None), init, step)
+        return method._replace(prices=prices)
 
     return build
 
@@ -368,6 +394,42 @@ def _newton_minibatch(problem: Problem, _: Setting | None) -> Method:
         mean = optax.incremental_update(iterate, params, share)
         cost = ncg.get_info(inner).gradient_equivalents
         return mean, _Averaged(inner, iterate, state.count + 1), cost
+
+    return _walk(problem, plan, init, step)
+
+
+def _poster(problem: Problem, _: Setting | None) -> Method:
+    """The algorithm of the poster (arXiv 2208.02017), as its code has it.
+
+    The exact Hessian of the batch, a fixed damping, at most 20 iterations of plain CG
+    to an absolute residual of 1e-5, the gradient in the place of a direction that does
+    not descend by more than the damping, and a learning rate; no line search.
+    """
+    settings = problem.scenario.poster
+    assert settings is not None, "the poster has no settings for this scenario"
+    tau = settings.damping
+    tx = ncg.newton_cg(
+        settings.learning_rate,
+        damping=tau,
+        linesearch=None,
+        solver=ncg.cg(
+            maxiter=20,
+            rtol=0.0,
+            atol=1e-5,
+            forcing=None,
+            negative_curvature="ignore",
+            descent_threshold=tau,
+        ),
+    )
+    plan = _plan(problem, Setting(settings.batch, "constant", 0))
+    advance = newton_step(problem.scenario, tx)
+
+    def init(params: Params, learning_rate: jax.Array) -> optax.OptState:
+        return tx.init(params)
+
+    def step(params: Params, state: Any, batch: Batch) -> tuple[Any, Any, Any]:
+        params, state = advance(params, state, batch)
+        return params, state, ncg.get_info(state).gradient_equivalents
 
     return _walk(problem, plan, init, step)
 
@@ -508,10 +570,16 @@ CONTENDERS: dict[str, Contender] = {
             "ncg_optax.residual_space(), exact Gauss-Newton steps, no settings",
             _residual_space,
             exact=True,
+            deterministic=True,
         ),
         _ADAM[0],
         _SGD[0],
-        Contender("lbfgs", "optax.lbfgs(), full batch, no settings", _lbfgs),
+        Contender(
+            "lbfgs",
+            "optax.lbfgs(), full batch, no settings",
+            _lbfgs,
+            deterministic=True,
+        ),
         _ADAMW[0],
         _MUON[0],
         _SOAP[0],
@@ -520,12 +588,19 @@ CONTENDERS: dict[str, Contender] = {
             "kfac-jax, full batch, no settings; units leave its factorisations out",
             _kfac,
             registers=True,
+            deterministic=True,
         ),
         Contender(
             "hessian_free_minibatch",
             "ncg_optax.hessian_free(), mini-batches of 1024, its settings for them",
             _newton_minibatch,
             minibatch=True,
+        ),
+        Contender(
+            "poster",
+            "the poster's Newton-CG method with the poster's settings",
+            _poster,
+            needs_poster=True,
         ),
         _ADAM[1],
         _SGD[1],

@@ -52,6 +52,7 @@ def counted(executable: Any) -> float:
 
 def gradient_flops(scenario: Scenario, data: Batch) -> float:
     """The unit: one value and gradient."""
+    data = scenario.with_key(data, jax.random.key(0))
     value_and_grad = jax.value_and_grad(scenario.value)
     return flops(lambda p, d: value_and_grad(p, **d), scenario.init(0), data)
 
@@ -59,6 +60,7 @@ def gradient_flops(scenario: Scenario, data: Batch) -> float:
 def measure(scenario: Scenario, data: Batch, curvature: Curvature) -> CostModel:
     """Counts the operations of each part of a step on the full batch."""
     params = scenario.init(0)
+    data = scenario.with_key(data, jax.random.key(0))
     linearise = {"hessian": _hessian, "gauss_newton": _gauss_newton}[curvature]
 
     def gradient(params: Params, data: Batch) -> Any:
@@ -85,7 +87,7 @@ def _hessian(scenario: Scenario, params: Params, data: Batch) -> tuple[Any, ...]
 
 
 def _gauss_newton(scenario: Scenario, params: Params, data: Batch) -> tuple[Any, ...]:
-    outputs, push = jax.linearize(lambda p: scenario.model(p, data["x"]), params)
+    outputs, push = jax.linearize(lambda p: scenario.outputs(p, data), params)
     slope = jax.grad(lambda z: scenario.loss(z, data["y"]))
     return push, jax.linearize(slope, outputs)[1]
 

@@ -29,6 +29,7 @@ STYLES: dict[str, tuple[str, Any]] = {
     "soap": ("#8C564B", "--"),
     "kfac": ("#000000", "-"),
     "hessian_free_minibatch": ("#0072B2", (0, (1, 1))),
+    "poster": ("#D55E00", ":"),
     "adam_minibatch": ("#009E73", (0, (1, 1))),
     "sgd_minibatch": ("#CC79A7", (0, (1, 1))),
     "adamw_minibatch": ("#56B4E9", (0, (1, 1))),

@@ -101,6 +101,7 @@ def train(
     params = problem.scenario.init(seed)
     state = compiled.init(params, jnp.int32(seed), jnp.float32(learning_rate))
     data = _sample(problem)
+    context = _context(problem, data)
     rows = [(0, 0.0, 0.0, 0.0, float(compiled.value(params, data)))]
     steps, units, wall, cpu = 0, 0.0, 0.0, 0.0
     due = problem.budget / points
@@ -127,23 +128,37 @@ def train(
         loss = float(compiled.value(params, data))
         rows.append((steps, units, wall, cpu, loss))
     progress(problem.budget)
-    held_out = compiled.score(params, problem.held_out)
+    held_out = compiled.score(params, problem.held_out, context)
     return Run(seed, Curve(*map(list, zip(*rows, strict=True))), *map(float, held_out))
 
 
 def _sample(problem: Problem) -> Batch:
-    """The training examples whose loss is reported."""
-    count = problem.scenario.curve_examples
-    if count is None:
-        return problem.train
-    rows = np.linspace(0, problem.examples - 1, count).astype(int)
-    return jax.tree.map(lambda leaf: leaf[rows], problem.train)
+    """The training examples whose loss is reported, with a key that never changes."""
+    count, data = problem.scenario.curve_examples, problem.train
+    if count is not None and count < problem.examples:
+        rows = np.linspace(0, problem.examples - 1, count).astype(int)
+        data = jax.tree.map(lambda leaf: leaf[rows], data)
+    return problem.scenario.with_key(data, jax.random.key(0))
 
 
-def _score(problem: Problem) -> Callable[[Params, Any], tuple[jax.Array, jax.Array]]:
-    def score(params: Params, data: Any) -> tuple[jax.Array, jax.Array]:
-        outputs = problem.scenario.model(params, data["x"])
-        scenario = problem.scenario
+def _context(problem: Problem, sample: Batch) -> Batch:
+    """What `Scenario.predict` may look at: training examples and a key."""
+    return sample | {"key": jax.random.key(0)}
+
+
+def _score(
+    problem: Problem,
+) -> Callable[[Params, Batch, Batch], tuple[jax.Array, jax.Array]]:
+    scenario = problem.scenario
+
+    def score(
+        params: Params, data: Batch, context: Batch
+    ) -> tuple[jax.Array, jax.Array]:
+        if scenario.predict is None:
+            key = context["key"]
+            outputs = scenario.outputs(params, scenario.with_key(data, key))
+        else:
+            outputs = scenario.predict(params, data["x"], context)
         return scenario.loss(outputs, data["y"]), scenario.metric(outputs, data["y"])
 
     return score

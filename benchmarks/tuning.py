@@ -7,7 +7,6 @@ from typing import NamedTuple
 from benchmarks.contenders import Contender, Problem, Setting
 from benchmarks.training import Compiled, compile_method, train
 
-SCHEDULES = ("constant", "cosine")
 EXTENSIONS = 8  # half decades a row may grow by on each side
 
 
@@ -31,7 +30,9 @@ def rows(
 ) -> list[tuple[int | None, str]]:
     """Batch sizes and schedules to try; a quick run makes do with one of each."""
     sizes = problem.scenario.batch_sizes if contender.minibatch else (None,)
-    grid = [(size, schedule) for size in sizes for schedule in SCHEDULES]
+    grid = [
+        (size, schedule) for size in sizes for schedule in problem.scenario.schedules
+    ]
     return grid[:1] if quick else grid
 
 

@@ -19,6 +19,7 @@ SCENARIOS: dict[str, Scenario] = {
     for scenario in (
         wisconsin.SCENARIO,
         boston.SCENARIO,
+        boston.LINEAR,
         life.SCENARIO,
         digits.SCENARIO,
         digits_autoencoder.SCENARIO,

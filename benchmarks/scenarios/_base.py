@@ -1,5 +1,6 @@
 """What a scenario is: a model, a convex loss on its outputs, and data."""
 
+import pathlib
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 Params = Any
 Outputs = Any
 LossKind = Literal["squared_error", "sigmoid_cross_entropy", "softmax_cross_entropy"]
-Batch = dict[str, jax.Array]  # {"x": inputs, "y": targets}, examples first
+Batch = dict[str, Any]  # {"x": inputs, "y": targets}, examples first; maybe a "key"
 
 
 class Dataset(NamedTuple):
@@ -18,6 +19,20 @@ class Dataset(NamedTuple):
 
     train: Batch
     held_out: Batch
+
+
+class PosterSettings(NamedTuple):
+    """What the poster's own code sets for its Newton-CG method on a scenario.
+
+    Attributes:
+        learning_rate: that every step is multiplied by.
+        damping: the poster's tau, which is its descent threshold as well.
+        batch: examples per step, ``None`` for all of them.
+    """
+
+    learning_rate: float
+    damping: float
+    batch: int | None = None
 
 
 class Scenario(NamedTuple):
@@ -47,6 +62,17 @@ class Scenario(NamedTuple):
             a sum over outputs, a mean over examples. ``None`` if it has no name.
         x64: whether it is run in double precision. Whoever loads the data and trains
             has to do both within ``jax.enable_x64(scenario.x64)``.
+        random: whether the model draws random numbers: it is ``model(params, x, key)``
+            then, and sees another key at every step.
+        predict: what is scored on held-out examples, ``predict(params, x, context)``
+            with some training examples and a fixed key as the context: a network with
+            batch normalisation takes its statistics from them, one with random weights
+            averages over several draws. ``None`` for the model itself.
+        examine: looks at trained parameters, ``examine(params, data, stem)``: draws
+            pictures into files whose paths begin with the stem, and returns further
+            scores by name. ``None`` if there is nothing more to see.
+        schedules: learning-rate schedules to tune first-order methods over.
+        poster: settings of the poster's own method, or ``None`` if it has none.
     """
 
     name: str
@@ -64,10 +90,28 @@ class Scenario(NamedTuple):
     curve_examples: int | None = None
     registration: tuple[LossKind, float] | None = None
     x64: bool = False
+    random: bool = False
+    predict: Callable[[Params, Any, Batch], Outputs] | None = None
+    examine: Callable[[Params, Dataset, pathlib.Path], dict[str, float]] | None = None
+    schedules: tuple[str, ...] = ("constant", "cosine")
+    poster: PosterSettings | None = None
 
-    def value(self, params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
+    def outputs(self, params: Params, data: Batch) -> Outputs:
+        """What the model makes of the inputs, and of the key if it is random."""
+        return self.model(params, *(data[name] for name in self.inputs))
+
+    def value(self, params: Params, **data: Any) -> jax.Array:
         """The training loss as a plain function of parameters and data."""
-        return self.loss(self.model(params, x), y)
+        return self.loss(self.outputs(params, data), data["y"])
+
+    def with_key(self, data: Batch, key: jax.Array) -> Batch:
+        """The data of one step: with the key, if the model is random."""
+        return data | {"key": key} if self.random else data
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of what the model takes besides the parameters."""
+        return ("x", "key") if self.random else ("x",)
 
     def in_float64(self) -> "Scenario":
         """The same problem in double precision."""

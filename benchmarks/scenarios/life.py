@@ -6,7 +6,13 @@ import pathlib
 
 import numpy as np
 
-from benchmarks.scenarios._base import Dataset, Scenario, dataset, standardise
+from benchmarks.scenarios._base import (
+    Dataset,
+    PosterSettings,
+    Scenario,
+    dataset,
+    standardise,
+)
 from benchmarks.scenarios._networks import (
     half_mean_squared_error,
     initialiser,
@@ -54,4 +60,5 @@ SCENARIO = Scenario(
     metric=r_squared,
     metric_name="R²",
     registration=("squared_error", 0.5),
+    poster=PosterSettings(learning_rate=10.0, damping=1e-5),
 )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import datasets
-from benchmarks.scenarios._base import Dataset, Params, Scenario, split
+from benchmarks.scenarios._base import Dataset, Params, PosterSettings, Scenario, split
 from benchmarks.scenarios._networks import (
     Layers,
     accuracy,
@@ -89,4 +89,5 @@ CNN = CLASSIFIER._replace(
     load=lambda: _load(datasets.mnist, 28, 28, 1),
     init=init_cnn,
     model=cnn,
+    poster=PosterSettings(learning_rate=1e-3, damping=1e-5, batch=64),
 )

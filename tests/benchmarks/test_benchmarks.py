@@ -14,8 +14,16 @@ from typer.testing import CliRunner
 import ncg_optax as ncg
 from benchmarks import cost, plots, records, report
 from benchmarks.cli import QUICK_BUDGET, app
-from benchmarks.contenders import CONTENDERS, Problem, Setting, _plan, _walk
+from benchmarks.contenders import (
+    CONTENDERS,
+    SCHEDULES,
+    Problem,
+    Setting,
+    _plan,
+    _walk,
+)
 from benchmarks.scenarios import SCENARIOS, Scenario
+from benchmarks.scenarios._base import PosterSettings
 from benchmarks.scenarios._networks import (
     dense,
     half_mean_squared_error,
@@ -412,3 +420,89 @@ def test_search_ends_inside_the_grid(winner):
 def test_search_goes_down_when_everything_diverges_and_gives_up():
     tried = [e for e, _ in search(lambda e: math.inf, [0, 1], extensions=3)]
     assert tried == [0, 1, -1, -2, -3]
+
+
+@pytest.fixture(scope="module")
+def noisy(toy):
+    """The toy network with noise on its outputs, another draw at every step."""
+
+    def model(params, x, key):
+        outputs = dense(params, x)
+        return outputs + 0.1 * jax.random.normal(key, outputs.shape)
+
+    def predict(params, x, context):
+        return dense(params, x) + context["y"].mean()
+
+    scenario = toy.scenario._replace(model=model, predict=predict, random=True)
+    return toy._replace(scenario=scenario, budget=8.0)
+
+
+@pytest.mark.parametrize("name", ["hessian_free", "adam"])
+def test_a_random_model_sees_another_key_at_every_step(noisy, name):
+    method = CONTENDERS[name].build(noisy, Setting(None, "constant", -6))
+    params = noisy.scenario.init(0)
+    advance = jax.jit(method.advance)
+    starts = method.init(params, 0, 1e-3)
+    once, state = advance(params, starts, noisy.train)
+    again, _ = advance(params, starts, noisy.train)
+    other, _ = advance(params, starts._replace(key=state.key), noisy.train)
+    jax.tree.map(np.testing.assert_array_equal, once, again)
+    assert (once[0]["w"] != other[0]["w"]).any()
+
+
+def test_every_mini_batch_has_a_key_of_its_own(noisy):
+    def step(params, draws, batch):
+        draw = jax.random.uniform(batch["key"])
+        return params, jnp.roll(draws, 1).at[0].set(draw), 1.0
+
+    plan = _plan(noisy, Setting(16, "constant", 0))
+    method = _walk(noisy, plan, lambda params, rate: jnp.zeros(100), step)
+    params = noisy.scenario.init(0)
+    state, steps = method.init(params, 0, 0.0), 0
+    while steps < 3 * 8:  # three epochs
+        _, state = method.advance(params, state, noisy.train)
+        steps += method.steps
+    assert len(set(np.array(state.inner[:steps]).tolist())) == steps
+
+
+def test_the_curve_of_a_random_model_always_uses_the_same_key(noisy):
+    contender = CONTENDERS["adam"]
+    compiled = compile_method(
+        contender.build(noisy, Setting(None, "constant", -6)), noisy
+    )
+    run = train(compiled, noisy, seed=0, learning_rate=0.0)
+    assert len(set(run.curve.loss)) == 1
+    # `predict` has the training targets in its context.
+    outputs = dense(noisy.scenario.init(0), noisy.train["x"]) + noisy.train["y"].mean()
+    expected = half_mean_squared_error(outputs, noisy.held_out["y"])
+    assert run.held_out_loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_contenders_that_need_the_same_loss_leave_random_models_out(noisy):
+    fitting = {name for name, c in CONTENDERS.items() if c.fits(noisy.scenario)}
+    assert not fitting & {"lbfgs", "kfac", "residual_space"}
+    assert {"hessian_free", "adam", "adam_minibatch"} <= fitting
+
+
+def test_noam_rises_to_one_and_falls_like_an_inverse_root():
+    shape = SCHEDULES["noam"](1000)
+    assert shape(0) == pytest.approx(0.01)
+    assert shape(99) == pytest.approx(1.0)
+    assert shape(399) == pytest.approx(0.5, rel=1e-2)
+
+
+def test_the_poster_falls_back_to_the_gradient_where_its_damping_is_large(toy):
+    """With tau far above the gradient every step is plain gradient descent."""
+    settings = PosterSettings(learning_rate=0.5, damping=1e5)
+    known = toy._replace(scenario=toy.scenario._replace(poster=settings))
+    method = CONTENDERS["poster"].build(known, None)
+    params = known.scenario.init(0)
+    state = method.init(params, 0, 0.0)
+    found, _ = jax.jit(method.advance)(params, state, known.train)
+    slope = jax.grad(lambda p: known.scenario.value(p, **known.train))(params)
+    expected = jax.tree.map(lambda p, g: p - 0.5 * g, params, slope)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        found,
+        expected,
+    )

@@ -129,10 +129,13 @@ def test_float64_variants_keep_the_rest():
 @pytest.mark.parametrize(
     ("scenario", "left_out"),
     [
-        ("digits", {"residual_space"}),
-        ("wisconsin", {"kfac", "residual_space"}),
+        ("digits", {"residual_space", "poster"}),
+        ("wisconsin", {"kfac", "residual_space", "poster"}),
         ("boston_x64", set()),
-        ("convection_pinn", {"kfac"} | {n for n in CONTENDERS if "minibatch" in n}),
+        (
+            "convection_pinn",
+            {"kfac", "poster"} | {n for n in CONTENDERS if "minibatch" in n},
+        ),
         ("shakespeare", {n for n in CONTENDERS if "minibatch" not in n}),
     ],
 )
