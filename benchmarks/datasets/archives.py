@@ -8,6 +8,8 @@ import pathlib
 import re
 import tarfile
 import urllib.request
+import zipfile
+from collections.abc import Iterator
 from typing import NamedTuple
 
 VARIABLE = "NCG_OPTAX_DATA"
@@ -15,19 +17,43 @@ CACHE = pathlib.Path("~/.cache/ncg_optax")
 
 
 class Archive(NamedTuple):
-    """A file of a package registry.
+    """A file that is served somewhere.
 
     Attributes:
         name: what the file is called, there and here.
         url: where it is served.
         sha256: its checksum.
         client: the command that downloads the same file, for those behind a mirror.
+        others: what other versions of it are called, as a pattern with ``*``. They are
+            taken too, for where the version that is named here is no longer served;
+            their checksums are unknown.
     """
 
     name: str
     url: str
     sha256: str
-    client: str
+    client: str = ""
+    others: str = ""
+
+
+def place(name: str) -> pathlib.Path | None:
+    """A file or folder in the data directory, or in the cache, or nothing."""
+    return next(iter(_places(name)), None)
+
+
+def locate(archive: Archive) -> pathlib.Path | None:
+    """The archive on disk, or nothing.
+
+    Raises:
+        ValueError: if the file is not the one that was meant.
+    """
+    path = place(archive.name)
+    if path is None:
+        others = _places(archive.others) if archive.others else []
+        return max(others, key=lambda path: version(path.name), default=None)
+    if _digest(path.read_bytes()) != archive.sha256:
+        raise ValueError(f"{path} has another checksum than expected: {_how(archive)}")
+    return path
 
 
 def find(archive: Archive) -> pathlib.Path:
@@ -37,34 +63,59 @@ def find(archive: Archive) -> pathlib.Path:
         FileNotFoundError: if it is nowhere and cannot be downloaded.
         ValueError: if the file is not the one that was meant.
     """
-    named = os.environ.get(VARIABLE)
-    cache = CACHE.expanduser()
-    for folder in [pathlib.Path(named), cache] if named else [cache]:
-        path = folder / archive.name
-        if path.exists():
-            if _digest(path.read_bytes()) != archive.sha256:
-                raise ValueError(
-                    f"{path} has another checksum than expected: {_how(archive)}"
-                )
-            return path
-    return _download(archive, cache)
+    return locate(archive) or _download(archive, CACHE.expanduser())
+
+
+def members(archive: Archive, pattern: str) -> dict[str, bytes]:
+    """The files of an archive (tar, Debian package, wheel) whose names match."""
+    content = find(archive).read_bytes()
+    kind = _zip if archive.name.endswith(".whl") else _tar
+    if archive.name.endswith(".deb"):
+        content = _ar_member(content, "data.tar")
+    return dict(kind(io.BytesIO(content), pattern))
 
 
 def read(archive: Archive, pattern: str) -> dict[str, bytes]:
     """The files of an archive whose names match, without their folders, unzipped."""
-    content = find(archive).read_bytes()
-    if archive.name.endswith(".deb"):
-        content = _ar_member(content, "data.tar")
-    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-        found = {
-            pathlib.PurePosixPath(member.name).name: tar.extractfile(member).read()
-            for member in tar
-            if member.isfile() and re.search(pattern, member.name)
-        }
+    found = {
+        pathlib.PurePosixPath(name).name: data
+        for name, data in members(archive, pattern).items()
+    }
     return {
         name.removesuffix(".gz"): gzip.decompress(data) if name[-3:] == ".gz" else data
         for name, data in found.items()
     }
+
+
+def version(name: str) -> list[int]:
+    """The numbers in a name, by which later versions are told from earlier ones.
+
+    Example:
+        >>> version("help_7.10.2-1_all.deb") > version("help_7.4.7-1_all.deb")
+        True
+    """
+    return [int(digits) for digits in re.findall(r"\d+", name)]
+
+
+def _places(pattern: str) -> list[pathlib.Path]:
+    named = os.environ.get(VARIABLE)
+    cache = CACHE.expanduser()
+    folders = [pathlib.Path(named).expanduser(), cache] if named else [cache]
+    return [path for folder in folders for path in sorted(folder.glob(pattern))]
+
+
+def _tar(file: io.BytesIO, pattern: str) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(fileobj=file) as tar:
+        for member in tar:
+            if member.isfile() and re.search(pattern, member.name):
+                yield member.name, tar.extractfile(member).read()
+
+
+def _zip(file: io.BytesIO, pattern: str) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(file) as archive:
+        for name in archive.namelist():
+            if re.search(pattern, name):
+                yield name, archive.read(name)
 
 
 def _ar_member(raw: bytes, prefix: str) -> bytes:
@@ -100,8 +151,9 @@ def _download(archive: Archive, cache: pathlib.Path) -> pathlib.Path:
 
 
 def _how(archive: Archive) -> str:
+    client = f" (or run `{archive.client}`)" if archive.client else ""
     return (
-        f"download {archive.url} (or run `{archive.client}`) and put {archive.name} "
+        f"download {archive.url}{client} and put {archive.others or archive.name} "
         f"into the directory that ${VARIABLE} names, or into {CACHE}."
     )
 

@@ -1,10 +1,11 @@
-"""Images and their classes."""
+"""Images and their classes: MNIST, Fashion-MNIST and CIFAR-10."""
 
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.datasets.archives import Archive, read
+from benchmarks.datasets.archives import Archive, locate, place, read
 
 
 class Images(NamedTuple):
@@ -14,6 +15,13 @@ class Images(NamedTuple):
     train_labels: np.ndarray
     test: np.ndarray
     test_labels: np.ndarray
+
+
+class Found(NamedTuple):
+    """Images, and a note that says which ones they are, for the results."""
+
+    images: Images
+    note: str
 
 
 MNIST = Archive(
@@ -29,6 +37,12 @@ FASHION = Archive(
     "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
     "apt-get download dataset-fashion-mnist",
 )
+CIFAR10 = Archive(
+    "cifar-10-binary.tar.gz",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+)
+CIFAR10_SUBSET = "cifar10_subset.npz"
 
 
 def mnist() -> Images:
@@ -39,6 +53,46 @@ def mnist() -> Images:
 def fashion_mnist() -> Images:
     """Fashion-MNIST: 60,000 and 10,000 pieces of clothing of 28x28 pixels."""
     return _images(read(FASHION, r"-ubyte\.gz$"))
+
+
+def cifar10() -> Found:
+    """CIFAR-10: 50,000 and 10,000 colour images of ten classes, 32x32x3.
+
+    Where the archive is not on disk but a file ``cifar10_subset.npz`` is, that is read;
+    it holds the arrays ``train_images``, ``train_labels``, ``test_images`` and
+    ``test_labels``. Errors on a subset must not be compared with published ones.
+
+    Raises:
+        FileNotFoundError: if neither is on disk and the archive cannot be downloaded.
+    """
+    subset = place(CIFAR10_SUBSET)
+    if subset is not None and locate(CIFAR10) is None:
+        images = _cifar10_subset(subset)
+        return Found(images, f"a subset of CIFAR-10 ({_counts(images)})")
+    try:
+        files = read(CIFAR10, r"_batch(_\d)?\.bin$")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error} A part of the data does too: {CIFAR10_SUBSET}, with the arrays "
+            "train_images (n, 32, 32, 3), train_labels, test_images and test_labels."
+        ) from error
+    test = cifar_batch(files.pop("test_batch.bin"))
+    train = [cifar_batch(files[name]) for name in sorted(files)]
+    images = Images(*map(np.concatenate, zip(*train, strict=True)), *test)
+    return Found(images, f"CIFAR-10 ({_counts(images)})")
+
+
+def cifar_batch(raw: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes images and labels in the binary format of CIFAR-10.
+
+    Example:
+        >>> images, labels = cifar_batch(bytes([7] + 1024 * [1] + 2048 * [2]))
+        >>> images.shape, images[0, 0, 0].tolist(), labels.tolist()
+        ((1, 32, 32, 3), [1, 2, 2], [7])
+    """
+    records = np.frombuffer(raw, np.uint8).reshape(-1, 1 + 3 * 32 * 32)
+    images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), records[:, 0]
 
 
 def idx(raw: bytes) -> np.ndarray:
@@ -60,3 +114,18 @@ def _images(files: dict[str, bytes]) -> Images:
         idx(files["t10k-images-idx3-ubyte"]),
         idx(files["t10k-labels-idx1-ubyte"]),
     )
+
+
+def _cifar10_subset(path: pathlib.Path) -> Images:
+    with np.load(path) as arrays:
+        return Images(
+            *(
+                arrays[f"{part}_{kind}"]
+                for part in ("train", "test")
+                for kind in ("images", "labels")
+            )
+        )
+
+
+def _counts(images: Images) -> str:
+    return f"{len(images.train):,} training and {len(images.test):,} test images"

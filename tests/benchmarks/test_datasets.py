@@ -3,14 +3,14 @@
 import gzip
 import hashlib
 import io
-import tarfile
 import urllib.request
 
 import numpy as np
 import pytest
+from archive_files import deb, store, tar
 
 from benchmarks import datasets
-from benchmarks.datasets import archives, images, text
+from benchmarks.datasets import images, text
 
 NAMES = {
     "train-images-idx3-ubyte": (5, 28, 28),
@@ -24,52 +24,6 @@ def idx(shape):
     values = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
     sides = b"".join(side.to_bytes(4, "big") for side in shape)
     return values, bytes([0, 0, 8, len(shape)]) + sides + values.tobytes()
-
-
-def tar(files, mode="w:gz"):
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode=mode) as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return content.getvalue()
-
-
-def deb(content):
-    parts = {
-        "debian-binary": b"2.0\n",
-        "control.tar.xz": b"odd",
-        "data.tar.xz": content,
-    }
-    raw = b"!<arch>\n"
-    for name, data in parts.items():
-        raw += f"{name:16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(data):<10}`\n".encode()
-        raw += data + b"\n" * (len(data) % 2)
-    return raw
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """An empty data directory, an empty cache, and no network."""
-
-    def offline(*args, **kwargs):
-        raise OSError("no network")
-
-    monkeypatch.setenv(datasets.VARIABLE, str(tmp_path / "data"))
-    monkeypatch.setattr(archives, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(urllib.request, "urlopen", offline)
-    (tmp_path / "data").mkdir()
-    return tmp_path
-
-
-def store(monkeypatch, folder, module, which, content):
-    """Puts an archive into a folder and makes its checksum the expected one."""
-    archive = getattr(module, which)
-    folder.mkdir(exist_ok=True)
-    (folder / archive.name).write_bytes(content)
-    digest = hashlib.sha256(content).hexdigest()
-    monkeypatch.setattr(module, which, archive._replace(sha256=digest))
 
 
 @pytest.mark.parametrize("place", ["data", "cache"])
@@ -124,6 +78,70 @@ def test_a_download_is_checked_and_kept(folder, monkeypatch):
     archive = archive._replace(sha256=hashlib.sha256(b"text").hexdigest())
     assert datasets.find(archive).read_bytes() == b"text"
     assert [path.name for path in (folder / "cache").iterdir()] == [archive.name]
+
+
+def test_another_version_is_taken_where_an_archive_allows_it(folder):
+    archive = datasets.Archive("help_7.4.7_all.deb", "", "odd", others="help_*_all.deb")
+    assert datasets.locate(archive) is None
+    for name in ["help_7.4.7-1_all.deb", "help_7.10.2-1_all.deb", "other_9_all.deb"]:
+        (folder / "data" / name).touch()
+    assert datasets.find(archive).name == "help_7.10.2-1_all.deb"
+
+
+def cifar_records(images, labels):
+    """As the binary archive has them: a label, then the red plane, green, blue."""
+    planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    return np.concatenate([labels[:, None], planes], axis=1).astype(np.uint8).tobytes()
+
+
+def cifar_parts(count, seed):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (count, 32, 32, 3)), rng.integers(0, 10, count)
+
+
+def store_cifar10_subset(folder):
+    parts = dict(zip(("images", "labels"), cifar_parts(4, 0), strict=True))
+    np.savez(
+        folder / "data" / datasets.CIFAR10_SUBSET,
+        **{f"train_{kind}": part for kind, part in parts.items()},
+        **{f"test_{kind}": part[:3] for kind, part in parts.items()},
+    )
+    return parts
+
+
+def test_cifar10_joins_the_batches_in_order(folder, monkeypatch):
+    names = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
+    parts = {name: cifar_parts(2, seed) for seed, name in enumerate(names)}
+    files = {
+        f"cifar-10-batches-bin/{name}": cifar_records(*parts[name])
+        for name in reversed(names)
+    }
+    readme = {"cifar-10-batches-bin/readme.html": b"odd"}
+    store(monkeypatch, folder / "data", images, "CIFAR10", tar(files | readme))
+    store_cifar10_subset(folder)  # the whole set comes first
+    found, note = datasets.cifar10()
+    assert note == "CIFAR-10 (10 training and 2 test images)"
+    *train, test = parts.values()
+    train = [np.concatenate(part) for part in zip(*train, strict=True)]
+    for part, expected in zip(found, [*train, *test], strict=True):
+        np.testing.assert_array_equal(part, expected)
+        assert part.dtype == np.uint8
+
+
+def test_a_subset_of_cifar10_is_called_one(folder):
+    parts = store_cifar10_subset(folder)
+    found, note = datasets.cifar10()
+    assert note == "a subset of CIFAR-10 (4 training and 3 test images)"
+    np.testing.assert_array_equal(found.train, parts["images"])
+    np.testing.assert_array_equal(found.test_labels, parts["labels"][:3])
+
+
+def test_cifar10_missing_names_the_archive_and_the_subset(folder):
+    with pytest.raises(FileNotFoundError) as caught:
+        datasets.cifar10()
+    message = str(caught.value)
+    assert "download https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz" in message
+    assert "cifar10_subset.npz, with the arrays train_images" in message
 
 
 def test_curves_are_images_and_repeat():
