@@ -32,6 +32,15 @@ from benchmarks.datasets.images import (
     mnist,
 )
 from benchmarks.datasets.text import SHAKESPEARE, shakespeare
+from benchmarks.datasets.translation import (
+    HELP_EN,
+    HELP_PT,
+    Pairs,
+    help_pairs,
+    split_by_file,
+    ted_pairs,
+    translation_pairs,
+)
 from benchmarks.datasets.weights import (
     MOBILENET_V2,
     mobilenet_v2_weights,
@@ -43,6 +52,8 @@ __all__ = [
     "CIFAR10",
     "CIFAR10_SUBSET",
     "FASHION",
+    "HELP_EN",
+    "HELP_PT",
     "MNIST",
     "MOBILENET_V2",
     "SHAKESPEARE",
@@ -50,11 +61,13 @@ __all__ = [
     "Archive",
     "Found",
     "Images",
+    "Pairs",
     "cifar10",
     "cifar_batch",
     "curves",
     "fashion_mnist",
     "find",
+    "help_pairs",
     "idx",
     "locate",
     "members",
@@ -63,5 +76,8 @@ __all__ = [
     "place",
     "read",
     "shakespeare",
+    "split_by_file",
+    "ted_pairs",
     "torch_arrays",
+    "translation_pairs",
 ]
