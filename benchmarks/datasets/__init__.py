@@ -18,6 +18,13 @@ from benchmarks.datasets.archives import (
     read,
 )
 from benchmarks.datasets.generated import curves
+from benchmarks.datasets.histology import (
+    BREAKHIS,
+    breakhis,
+    breakhis_or_stand_in,
+    breakhis_stand_in,
+    held_out_patients,
+)
 from benchmarks.datasets.images import (
     CIFAR10,
     CIFAR10_SUBSET,
@@ -30,6 +37,14 @@ from benchmarks.datasets.images import (
     fashion_mnist,
     idx,
     mnist,
+)
+from benchmarks.datasets.photographs import (
+    SAMPLES,
+    Labelled,
+    image_folder,
+    imagenet,
+    imagenet_samples,
+    picture,
 )
 from benchmarks.datasets.text import SHAKESPEARE, shakespeare
 from benchmarks.datasets.translation import (
@@ -48,6 +63,7 @@ from benchmarks.datasets.weights import (
 )
 
 __all__ = [
+    "BREAKHIS",
     "CACHE",
     "CIFAR10",
     "CIFAR10_SUBSET",
@@ -56,23 +72,33 @@ __all__ = [
     "HELP_PT",
     "MNIST",
     "MOBILENET_V2",
+    "SAMPLES",
     "SHAKESPEARE",
     "VARIABLE",
     "Archive",
     "Found",
     "Images",
+    "Labelled",
     "Pairs",
+    "breakhis",
+    "breakhis_or_stand_in",
+    "breakhis_stand_in",
     "cifar10",
     "cifar_batch",
     "curves",
     "fashion_mnist",
     "find",
+    "held_out_patients",
     "help_pairs",
     "idx",
+    "image_folder",
+    "imagenet",
+    "imagenet_samples",
     "locate",
     "members",
     "mnist",
     "mobilenet_v2_weights",
+    "picture",
     "place",
     "read",
     "shakespeare",

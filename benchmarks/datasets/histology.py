@@ -1,0 +1,134 @@
+"""Stained tissue under the microscope: BreakHis, and what stands in for it."""
+
+import pathlib
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from benchmarks.datasets.archives import CACHE, VARIABLE, place
+from benchmarks.datasets.images import Found, Images, cifar10
+from benchmarks.datasets.photographs import picture
+
+BREAKHIS = "BreaKHis_v1"
+MAGNIFICATIONS = (40, 100, 200, 400)
+SLIDE = re.compile(r"SOB_([BM])_[A-Z]+-(\d+-\d+)[A-Z]*-(\d+)-\d+\.png")
+CAT, DOG = 3, 5  # labels of CIFAR-10
+
+
+def breakhis(
+    path: pathlib.Path | str | None = None,
+    magnification: int = 200,
+    size: int = 64,
+    test_share: float = 0.3,
+    seed: int = 0,
+) -> Found:
+    """BreakHis: tissue of breast tumours, benign (0) or malignant (1).
+
+    Patients are split, not images: none has images in both parts. The share of the
+    patients that are for testing is the same among the benign and the malignant cases.
+    Numbers that differ in letters only, as 14-22549AB and 14-22549CD, are taken for
+    one patient, to be on the safe side; the authors count them apart and get 82.
+
+    Of the images, 700x460, the square in the centre is kept and resized.
+
+    Args:
+        path: of the folder as it is distributed; ``BreaKHis_v1`` in the data directory
+            or the cache if not given.
+        magnification: 40, 100, 200 or 400, about 2,000 images each.
+        size: width and height of the images that are returned.
+        test_share: of the patients, for testing.
+        seed: of the split.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or no such images in it.
+        ValueError: if there is no such magnification.
+    """
+    if magnification not in MAGNIFICATIONS:
+        raise ValueError(f"magnification={magnification} is none of {MAGNIFICATIONS}.")
+    path = place(BREAKHIS) if path is None else pathlib.Path(path)
+    if path is None:
+        raise FileNotFoundError(
+            f"there is no folder {BREAKHIS} in ${VARIABLE} or {CACHE}: download the "
+            "BreakHis data set (Spanhol et al. 2016; "
+            "https://web.inf.ufpr.br/vri/databases/"
+            "breast-cancer-histopathological-database-breakhis/) and unpack it there."
+        )
+    slides = [
+        (file, parts[2], int(parts[1] == "M"))
+        for file in sorted(path.rglob("*.png"))
+        if (parts := SLIDE.fullmatch(file.name)) and int(parts[3]) == magnification
+    ]
+    if not slides:
+        raise FileNotFoundError(
+            f"{path} holds no images called SOB_*-{magnification}-*.png, as BreakHis "
+            "has them in histology_slides/breast/."
+        )
+    held_out = held_out_patients(
+        {patient: label for _, patient, label in slides}, test_share, seed
+    )
+    train, test = (
+        [slide for slide in slides if (slide[1] in held_out) == is_test]
+        for is_test in (False, True)
+    )
+    note = (
+        f"BreakHis at {magnification}X ({_counts(train)}; for testing {_counts(test)})"
+    )
+    images = (
+        part
+        for slides in (train, test)
+        for part in (
+            np.stack([picture(file, size, short_side=size) for file, *_ in slides]),
+            np.array([label for *_, label in slides]),
+        )
+    )
+    return Found(Images(*images), note)
+
+
+def breakhis_or_stand_in(size: int = 32) -> Found:
+    """BreakHis where its folder is on disk, else `breakhis_stand_in`; see the note.
+
+    Args:
+        size: width and height of the images; those of the stand-in are 32x32.
+    """
+    return breakhis_stand_in() if place(BREAKHIS) is None else breakhis(size=size)
+
+
+def held_out_patients(
+    labels: Mapping[str, int], share: float = 0.3, seed: int = 0
+) -> set[str]:
+    """Draws patients for testing, the same share of every label.
+
+    Example:
+        >>> labels = {"a": 0, "b": 0, "c": 1, "d": 1, "e": 1, "f": 1}
+        >>> sorted(labels[name] for name in held_out_patients(labels, share=0.5))
+        [0, 1, 1]
+    """
+    rng = np.random.default_rng(seed)
+    drawn = set()
+    for kind in sorted(set(labels.values())):
+        patients = sorted(name for name, label in labels.items() if label == kind)
+        count = max(1, round(share * len(patients)))
+        drawn.update(rng.permutation(patients)[:count].tolist())
+    return drawn
+
+
+def breakhis_stand_in() -> Found:
+    """Cats (0) and dogs (1) of CIFAR-10: the shape of the task, not its contents.
+
+    A hard pair of classes, in small colour images, for where BreakHis cannot be had.
+    What is measured on it says nothing about tissue.
+    """
+    images, origin = cifar10()
+    train, test = (
+        (part[chosen], (labels[chosen] == DOG).astype(np.uint8))
+        for part, labels in (images[:2], images[2:])
+        for chosen in [np.isin(labels, (CAT, DOG))]
+    )
+    note = f"stand-in: CIFAR-10 cats and dogs, BreakHis not found ({origin})"
+    return Found(Images(*train, *test), note)
+
+
+def _counts(slides: list[tuple[pathlib.Path, str, int]]) -> str:
+    patients = {patient for _, patient, _ in slides}
+    return f"{len(slides):,} images of {len(patients)} patients"
