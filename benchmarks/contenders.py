@@ -16,27 +16,12 @@ from benchmarks import cost
 from benchmarks.peers.soap import soap
 from benchmarks.scenarios import Scenario
 from benchmarks.scenarios._base import Batch, Params
+from benchmarks.schedules import SCHEDULES
 
 State = Any
 NEWTON_BATCH = 1024  # examples in a mini-batch of hessian_free_minibatch
 POINTS = 32  # a run of mini-batch steps is looked at so many times at least
 KFAC_INTERVAL = 5  # steps from one change of K-FAC's damping to the next, its default
-
-
-def _noam(total: int) -> optax.Schedule:
-    """Linear warm-up over a tenth of the steps, then 1/sqrt (Vaswani et al. 2017)."""
-    warmup = max(total // 10, 1)
-    return lambda count: jnp.minimum(
-        (count + 1) / warmup, jnp.sqrt(warmup / (count + 1.0))
-    )
-
-
-# Shapes of a learning rate over the steps, which begin or peak at one.
-SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
-    "constant": lambda total: optax.constant_schedule(1.0),
-    "cosine": lambda total: optax.cosine_decay_schedule(1.0, total),
-    "noam": _noam,
-}
 
 
 class Setting(NamedTuple):

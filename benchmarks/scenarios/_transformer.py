@@ -1,4 +1,7 @@
-"""A small decoder-only transformer with layer norm before each part."""
+"""A small decoder-only transformer with layer norm before each part.
+
+The parts at the end of this file serve other transformers as well.
+"""
 
 from typing import Any
 
@@ -19,33 +22,25 @@ def init_transformer(
         (8, 24)
     """
     keys = iter(jax.random.split(jax.random.key(seed), 3 + 4 * layers))
-
-    def matrix(fan_in: int, fan_out: int, scale: float = 1.0) -> Params:
-        weights = jax.random.normal(next(keys), (fan_in, fan_out))
-        return {"w": weights * scale * fan_in**-0.5, "b": jnp.zeros(fan_out)}
-
-    def norm() -> Params:
-        return {"scale": jnp.ones(width), "shift": jnp.zeros(width)}
-
     # Residual branches begin small, so that depth does not add up, and so do logits.
     small = (2 * layers) ** -0.5
     blocks = [
         {
-            "norm_attention": norm(),
-            "queries_keys_values": matrix(width, 3 * width),
-            "attention_out": matrix(width, width, small),
-            "norm_mlp": norm(),
-            "mlp_in": matrix(width, 4 * width),
-            "mlp_out": matrix(4 * width, width, small),
+            "norm_attention": init_norm(width),
+            "queries_keys_values": init_affine(next(keys), width, 3 * width),
+            "attention_out": init_affine(next(keys), width, width, small),
+            "norm_mlp": init_norm(width),
+            "mlp_in": init_affine(next(keys), width, 4 * width),
+            "mlp_out": init_affine(next(keys), 4 * width, width, small),
         }
         for _ in range(layers)
     ]
     return {
-        "symbols": 0.02 * jax.random.normal(next(keys), (symbols, width)),
-        "positions": 0.02 * jax.random.normal(next(keys), (context, width)),
+        "symbols": init_embedding(next(keys), symbols, width),
+        "positions": init_embedding(next(keys), context, width),
         "blocks": blocks,
-        "norm_out": norm(),
-        "out": matrix(width, symbols, 0.25),
+        "norm_out": init_norm(width),
+        "out": init_affine(next(keys), width, symbols, 0.25),
     }
 
 
@@ -64,30 +59,74 @@ def transformer(params: Params, x: jax.Array, heads: int) -> jax.Array:
         (3, 4, 7)
     """
     h = params["symbols"][x] + params["positions"][: x.shape[1]]
+    past = causal(x.shape[1])
     for block in params["blocks"]:
-        normed = _norm(block["norm_attention"], h)
-        mixed = _attention(_affine(block["queries_keys_values"], normed), heads)
-        h = h + _affine(block["attention_out"], mixed)
-        hidden = jax.nn.gelu(_affine(block["mlp_in"], _norm(block["norm_mlp"], h)))
-        h = h + _affine(block["mlp_out"], hidden)
-    return _affine(params["out"], _norm(params["norm_out"], h))
+        normed = norm(block["norm_attention"], h)
+        parts = jnp.split(affine(block["queries_keys_values"], normed), 3, axis=-1)
+        h = h + affine(block["attention_out"], attention(*parts, past, heads))
+        h = h + mlp(block, norm(block["norm_mlp"], h))
+    return affine(params["out"], norm(params["norm_out"], h))
 
 
-def _attention(queries_keys_values: jax.Array, heads: int) -> jax.Array:
-    """Causal attention, the heads side by side in the last axis."""
-    count, length, _ = queries_keys_values.shape
-    parts = queries_keys_values.reshape(count, length, 3, heads, -1)
-    queries, keys, values = jnp.moveaxis(parts, 2, 0)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", queries, keys) * queries.shape[-1] ** -0.5
-    past = jnp.tril(jnp.ones((length, length), bool))
-    weights = jax.nn.softmax(jnp.where(past, scores, -1e30), axis=-1)
-    mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, values)
-    return mixed.reshape(count, length, -1)
+def init_affine(
+    key: jax.Array, fan_in: int, fan_out: int, scale: float = 1.0
+) -> Params:
+    weights = jax.random.normal(key, (fan_in, fan_out))
+    return {"w": weights * scale * fan_in**-0.5, "b": jnp.zeros(fan_out)}
 
 
-def _affine(layer: Params, x: jax.Array) -> jax.Array:
+def init_embedding(key: jax.Array, rows: int, width: int) -> jax.Array:
+    return 0.02 * jax.random.normal(key, (rows, width))
+
+
+def init_norm(width: int) -> Params:
+    return {"scale": jnp.ones(width), "shift": jnp.zeros(width)}
+
+
+def affine(layer: Params, x: jax.Array) -> jax.Array:
     return x @ layer["w"] + layer["b"]
 
 
-def _norm(layer: Params, x: jax.Array) -> jax.Array:
+def norm(layer: Params, x: jax.Array) -> jax.Array:
     return jax.nn.standardize(x, axis=-1) * layer["scale"] + layer["shift"]
+
+
+def mlp(block: Params, x: jax.Array) -> jax.Array:
+    return affine(block["mlp_out"], jax.nn.gelu(affine(block["mlp_in"], x)))
+
+
+def causal(length: int) -> jax.Array:
+    """A mask by which every position sees itself and what is before it.
+
+    Example:
+        >>> causal(3).astype(int).tolist()
+        [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    """
+    return jnp.tril(jnp.ones((length, length), bool))
+
+
+def attention(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array, heads: int
+) -> jax.Array:
+    """Attention with several heads, side by side in the last axis.
+
+    Args:
+        queries: what looks, (examples, length, width).
+        keys: what is looked at, of the same or another length.
+        values: what is seen there.
+        mask: which query may look at which key; broadcast to
+            (examples, heads, queries, keys).
+        heads: their number, a divisor of the width.
+
+    Example:
+        >>> x = jnp.arange(6.0).reshape(1, 3, 2)
+        >>> attention(x, x, x, causal(3), heads=1)[0, 0].tolist()  # sees itself alone
+        [0.0, 1.0]
+    """
+    queries, keys, values = (
+        part.reshape(*part.shape[:2], heads, -1) for part in (queries, keys, values)
+    )
+    scores = jnp.einsum("bqhd,bkhd->bhqk", queries, keys) * queries.shape[-1] ** -0.5
+    weights = jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1)
+    mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, values)
+    return mixed.reshape(*mixed.shape[:2], -1)
