@@ -3,6 +3,7 @@
 The parts at the end of this file serve other transformers as well.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -24,17 +25,7 @@ def init_transformer(
     keys = iter(jax.random.split(jax.random.key(seed), 3 + 4 * layers))
     # Residual branches begin small, so that depth does not add up, and so do logits.
     small = (2 * layers) ** -0.5
-    blocks = [
-        {
-            "norm_attention": init_norm(width),
-            "queries_keys_values": init_affine(next(keys), width, 3 * width),
-            "attention_out": init_affine(next(keys), width, width, small),
-            "norm_mlp": init_norm(width),
-            "mlp_in": init_affine(next(keys), width, 4 * width),
-            "mlp_out": init_affine(next(keys), 4 * width, width, small),
-        }
-        for _ in range(layers)
-    ]
+    blocks = [init_block(keys, width, 4 * width, small) for _ in range(layers)]
     return {
         "symbols": init_embedding(next(keys), symbols, width),
         "positions": init_embedding(next(keys), context, width),
@@ -61,11 +52,30 @@ def transformer(params: Params, x: jax.Array, heads: int) -> jax.Array:
     h = params["symbols"][x] + params["positions"][: x.shape[1]]
     past = causal(x.shape[1])
     for block in params["blocks"]:
-        normed = norm(block["norm_attention"], h)
-        parts = jnp.split(affine(block["queries_keys_values"], normed), 3, axis=-1)
-        h = h + affine(block["attention_out"], attention(*parts, past, heads))
-        h = h + mlp(block, norm(block["norm_mlp"], h))
+        h = h + self_attention(block, h, past, heads)
+        h = h + mlp(block, h)
     return affine(params["out"], norm(params["norm_out"], h))
+
+
+def init_block(
+    keys: Iterator[jax.Array], width: int, hidden: int, scale: float
+) -> Params:
+    """What `self_attention` and `mlp` need.
+
+    Args:
+        keys: from which four are taken.
+        width: of the network.
+        hidden: width within the `mlp`.
+        scale: of what the two add to their inputs.
+    """
+    return {
+        "norm_attention": init_norm(width),
+        "queries_keys_values": init_affine(next(keys), width, 3 * width),
+        "attention_out": init_affine(next(keys), width, width, scale),
+        "norm_mlp": init_norm(width),
+        "mlp_in": init_affine(next(keys), width, hidden),
+        "mlp_out": init_affine(next(keys), hidden, width, scale),
+    }
 
 
 def init_affine(
@@ -91,8 +101,17 @@ def norm(layer: Params, x: jax.Array) -> jax.Array:
     return jax.nn.standardize(x, axis=-1) * layer["scale"] + layer["shift"]
 
 
+def self_attention(
+    block: Params, x: jax.Array, mask: jax.Array, heads: int
+) -> jax.Array:
+    normed = norm(block["norm_attention"], x)
+    parts = jnp.split(affine(block["queries_keys_values"], normed), 3, axis=-1)
+    return affine(block["attention_out"], attention(*parts, mask, heads))
+
+
 def mlp(block: Params, x: jax.Array) -> jax.Array:
-    return affine(block["mlp_out"], jax.nn.gelu(affine(block["mlp_in"], x)))
+    hidden = jax.nn.gelu(affine(block["mlp_in"], norm(block["norm_mlp"], x)))
+    return affine(block["mlp_out"], hidden)
 
 
 def causal(length: int) -> jax.Array:
