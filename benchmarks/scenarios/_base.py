@@ -15,10 +15,18 @@ Batch = dict[str, Any]  # {"x": inputs, "y": targets}, examples first; maybe a "
 
 
 class Dataset(NamedTuple):
-    """A fixed split into training and held-out examples."""
+    """A fixed split into training and held-out examples.
+
+    Attributes:
+        train: to train on.
+        held_out: to score on.
+        note: what one should know of the data beyond the scenario's description, such
+            as that they stand in for others.
+    """
 
     train: Batch
     held_out: Batch
+    note: str = ""
 
 
 class PosterSettings(NamedTuple):
@@ -165,7 +173,7 @@ def standardise(data: Dataset, keys: tuple[str, ...] = ("x",)) -> Dataset:
             for key, (mean, deviation) in scales.items()
         }
 
-    return Dataset(apply(data.train), apply(data.held_out))
+    return data._replace(train=apply(data.train), held_out=apply(data.held_out))
 
 
 def _array(values: np.ndarray) -> jax.Array:
