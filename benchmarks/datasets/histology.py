@@ -125,7 +125,7 @@ def breakhis_stand_in() -> Found:
         for part, labels in (images[:2], images[2:])
         for chosen in [np.isin(labels, (CAT, DOG))]
     )
-    note = f"stand-in: CIFAR-10 cats and dogs, BreakHis not found ({origin})"
+    note = f"stand-in: CIFAR-10 cats and dogs, BreakHis not found; of {origin}"
     return Found(Images(*train, *test), note)
 
 

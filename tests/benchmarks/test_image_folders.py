@@ -207,7 +207,7 @@ def test_the_stand_in_is_never_called_breakhis(folder, monkeypatch):
     assert found.train_labels.tolist() == [0, 1, 0, 1]  # cats 0, dogs 1
     assert found.test_labels.tolist() == [1, 0, 1, 0]
     assert note == (
-        "stand-in: CIFAR-10 cats and dogs, BreakHis not found (a subset of CIFAR-10)"
+        "stand-in: CIFAR-10 cats and dogs, BreakHis not found; of a subset of CIFAR-10"
     )
     store_breakhis(folder / "data" / "BreaKHis_v1", patients(2, 2), magnification=200)
     found, note = datasets.breakhis_or_stand_in(size=4)
