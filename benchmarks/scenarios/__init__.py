@@ -10,6 +10,7 @@ from benchmarks.scenarios import (
     mnist,
     mnist_autoencoder,
     shakespeare,
+    translation,
     wisconsin,
 )
 from benchmarks.scenarios._base import Dataset, Scenario
@@ -31,6 +32,9 @@ SCENARIOS: dict[str, Scenario] = {
         mnist.FASHION,
         mnist.CNN,
         shakespeare.SCENARIO,
+        translation.SCENARIO,
+        translation.CONTINUED,
+        translation.TED,
         convection_pinn.SCENARIO,
         boston.SCENARIO.in_float64(),
         life.SCENARIO.in_float64(),

@@ -1,0 +1,273 @@
+"""Portuguese to English: a small transformer, taught with a few thousand sentences."""
+
+import functools
+import io
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks import datasets
+from benchmarks.scenarios._base import (
+    Batch,
+    Dataset,
+    Params,
+    PosterSettings,
+    Scenario,
+    split,
+)
+from benchmarks.scenarios._pretraining import Pretraining, pretrained
+from benchmarks.scenarios._seq2seq import (
+    PAD,
+    dropout,
+    greedy,
+    init_seq2seq,
+    keep,
+    seq2seq,
+)
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
+UNKNOWN, BEGIN, END = 1, 2, 3  # symbols, besides PAD, that stand for no text
+SYMBOLS = 2000
+LENGTH = 20  # symbols of a sentence, with the one that ends it
+WORDS = range(4, 21)  # of a sentence, in both languages
+PAIRS = 6144  # to train on
+WIDTH, HIDDEN, LAYERS, HEADS, DROPOUT = 128, 256, 2, 4, 0.1
+EXAMINED, SHOWN = 200, 5  # held-out sentences that are translated, and written down
+ADAM = Pretraining(learning_rate=10**-2.5, batch=64, epochs=10)
+
+Pair = tuple[str, str]
+
+
+class Corpus(NamedTuple):
+    """Sentences that are short enough, and how they are cut into symbols."""
+
+    train: list[Pair]
+    held_out: list[Pair]
+    tokenizer: "SentencePieceProcessor"
+    note: str
+
+
+@functools.cache
+def corpus(read: Callable[[], datasets.Pairs]) -> Corpus:
+    """Reads pairs, learns a vocabulary from those for training, and picks some."""
+    pairs = read()
+    sentences = [pair for pair in pairs.train if _all(pair, _words_fit)]
+    tokenizer = learn_symbols([text for pair in sentences for text in pair])
+
+    def fits(text: str) -> bool:
+        return _words_fit(text) and len(tokenizer.encode(text)) < LENGTH
+
+    train, held_out = (
+        [pair for pair in part if _all(pair, fits)] for part in (sentences, pairs.test)
+    )
+    order = np.random.default_rng(0).permutation(len(train))[:PAIRS]
+    return Corpus([train[i] for i in order], held_out, tokenizer, pairs.note)
+
+
+def learn_symbols(texts: Sequence[str]) -> "SentencePieceProcessor":
+    """A vocabulary of words and pieces of words, both languages in one."""
+    from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        vocab_size=SYMBOLS,
+        hard_vocab_limit=False,  # a tiny corpus makes do with fewer
+        character_coverage=1.0,
+        normalization_rule_name="identity",  # so that decoding gives the text back
+        pad_id=PAD,
+        unk_id=UNKNOWN,
+        bos_id=BEGIN,
+        eos_id=END,
+        minloglevel=2,
+    )
+    return SentencePieceProcessor(model_proto=model.getvalue())
+
+
+def load(read: Callable[[], datasets.Pairs]) -> Dataset:
+    found = corpus(read)
+    parts = (encode(found.tokenizer, part) for part in (found.train, found.held_out))
+    return split(*(array for part in parts for array in part))._replace(note=found.note)
+
+
+def encode(
+    tokenizer: "SentencePieceProcessor", pairs: Sequence[Pair]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Inputs (sources, and targets one place later) and targets."""
+    source, target = (
+        _rows(tokenizer.encode([pair[language] for pair in pairs]))
+        for language in (0, 1)
+    )
+    begin = np.full((len(target), 1), BEGIN)
+    later = np.concatenate([begin, target[:, :-1]], axis=1)
+    return {"source": source, "target": later}, target
+
+
+def _rows(sentences: Sequence[Sequence[int]]) -> np.ndarray:
+    rows = np.full((len(sentences), LENGTH), PAD)
+    for row, symbols in zip(rows, sentences, strict=True):
+        row[: len(symbols) + 1] = [*symbols, END]
+    return rows
+
+
+def _words_fit(text: str) -> bool:
+    return len(text.split()) in WORDS
+
+
+def _all(pair: Pair, fits: Callable[[str], bool]) -> bool:
+    return all(map(fits, pair))
+
+
+def init(seed: int) -> Params:
+    return init_seq2seq(seed, SYMBOLS, LENGTH, WIDTH, HIDDEN, LAYERS)
+
+
+def model(params: Params, x: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+    return seq2seq(params, x, HEADS, dropout(key, DROPOUT))
+
+
+def predict(params: Params, x: dict[str, jax.Array], context: Batch) -> jax.Array:
+    """The network without dropout."""
+    return seq2seq(params, x, HEADS, keep)
+
+
+def cross_entropy(outputs: jax.Array, y: jax.Array) -> jax.Array:
+    """The mean over the symbols of all targets, without padding.
+
+    Example:
+        >>> logits = jnp.zeros((1, 3, 8))
+        >>> float(jnp.exp(cross_entropy(logits, jnp.array([[5, 3, 0]]))))
+        8.0
+    """
+    losses = optax.softmax_cross_entropy_with_integer_labels(outputs, y)
+    return _mean_of_real(losses, y)
+
+
+def accuracy(outputs: jax.Array, y: jax.Array) -> jax.Array:
+    """The share of symbols that are guessed right from what is before them."""
+    return _mean_of_real(jnp.argmax(outputs, axis=-1) == y, y)
+
+
+def _mean_of_real(values: jax.Array, y: jax.Array) -> jax.Array:
+    real = y != PAD
+    return jnp.sum(values * real) / jnp.sum(real)
+
+
+def translate(
+    params: Params, tokenizer: "SentencePieceProcessor", source: jax.Array
+) -> list[str]:
+    """What the network makes of rows of Portuguese symbols, by greedy decoding."""
+    found = jax.jit(lambda p, rows: greedy(p, rows, BEGIN, LENGTH, HEADS))
+    rows = np.asarray(found(params, source)).tolist()
+    return tokenizer.decode(
+        [row[: row.index(END)] if END in row else row for row in rows]
+    )
+
+
+def bleu(translations: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """BLEU-1 to BLEU-4 of a corpus by sacrebleu, in percent.
+
+    Example:
+        >>> scores = bleu(["open the new file"], ["open the new file"])
+        >>> {name: round(score) for name, score in scores.items()}
+        {'BLEU-1': 100, 'BLEU-2': 100, 'BLEU-3': 100, 'BLEU-4': 100}
+    """
+    from sacrebleu.metrics import BLEU
+
+    def score(order: int) -> float:
+        metric = BLEU(max_ngram_order=order)
+        return metric.corpus_score(list(translations), [list(references)]).score
+
+    return {f"BLEU-{order}": score(order) for order in (1, 2, 3, 4)}
+
+
+def examine(
+    read: Callable[[], datasets.Pairs],
+    params: Params,
+    data: Dataset,
+    stem: pathlib.Path,
+) -> dict[str, float]:
+    """Translates held-out sentences, scores them, and writes down a few."""
+    found = corpus(read)
+    pairs = found.held_out[:EXAMINED]
+    source = data.held_out["x"]["source"][:EXAMINED]
+    translations = translate(params, found.tokenizer, source)
+    rows = [
+        (pt, en, translation.strip())
+        for (pt, en), translation in zip(pairs, translations, strict=True)
+    ]
+    header = [("Portuguese", "English", "translation"), ("---",) * 3]
+    table = [" | ".join(cells) for cells in (*header, *rows[:SHOWN])]
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    path = stem.with_name(f"{stem.name}_translations.md")
+    path.write_text("\n".join([found.note, "", *table]) + "\n", encoding="utf8")
+    return bleu([row[2] for row in rows], [en for _, en in pairs])
+
+
+def read_help() -> datasets.Pairs:
+    return datasets.translation_pairs()
+
+
+def read_ted() -> datasets.Pairs:
+    return datasets.ted_pairs()
+
+
+@functools.cache
+def checkpoint() -> Params:
+    """What `ADAM` makes of the scenario's first seed."""
+    # The first call may come from within a function that JAX is tracing.
+    with jax.ensure_compile_time_eval():
+        return pretrained(SCENARIO, load(read_help).train, ADAM)
+
+
+def load_continued() -> Dataset:
+    checkpoint()  # trained now if need be, while nothing is timed
+    return load(read_help)
+
+
+def init_continued(seed: int) -> Params:
+    """The same for every seed: runs differ by the order of the batches and dropout."""
+    return jax.tree.map(jnp.asarray, checkpoint())
+
+
+SCENARIO = Scenario(
+    name="translation",
+    description="LibreOffice's help, Portuguese to English, transformer of width 128 "
+    "with 2 + 2 layers, dropout",
+    load=functools.partial(load, read_help),
+    init=init,
+    model=model,
+    loss=cross_entropy,
+    metric=accuracy,
+    metric_name="token accuracy",
+    budget=10.0,
+    seeds=2,
+    batch_sizes=(64,),
+    full_batch=False,
+    curve_examples=512,
+    random=True,
+    predict=predict,
+    examine=functools.partial(examine, read_help),
+    schedules=("noam", "cosine"),
+    poster=PosterSettings(learning_rate=1e-2, damping=10.0, batch=64),
+)
+TED = SCENARIO._replace(
+    name="translation_ted",
+    description="TED talks, Portuguese to English, the transformer of `translation`",
+    load=functools.partial(load, read_ted),
+    examine=functools.partial(examine, read_ted),
+)
+CONTINUED = SCENARIO._replace(
+    name="translation_continued",
+    description=f"`translation`, continued after {ADAM.epochs} epochs of Adam",
+    load=load_continued,
+    init=init_continued,
+)
