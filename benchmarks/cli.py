@@ -1,7 +1,7 @@
-"""The command line: list, run, plot, table, overhead, preconditioners, and scaling."""
+"""The command line; the commands of the poster and of scaling have their own files."""
 
 import pathlib
-import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import jax
@@ -17,11 +17,20 @@ from rich.progress import (
 )
 
 from benchmarks import overhead as overheads
-from benchmarks import plots, records, report, scaling_cli, tuning
+from benchmarks import (
+    plots,
+    poster_cli,
+    poster_report,
+    records,
+    report,
+    scaling_cli,
+    tuning,
+)
 from benchmarks import preconditioners as preconditioning
+from benchmarks.competition import Entry, TuneOn, compete, open_journal
 from benchmarks.contenders import CONTENDERS, Contender, Problem
+from benchmarks.resume import Journal
 from benchmarks.scenarios import SCENARIOS, Scenario
-from benchmarks.training import compile_method, train
 
 COMMITTED = pathlib.Path(__file__).parent / "results"
 QUICK_BUDGET = 100.0
@@ -36,6 +45,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 scaling_cli.register(app)  # scaling, memory, precision
+poster_cli.register(app)  # poster
 
 
 def _one_of(name: str, known: dict[str, object], what: str) -> str:
@@ -47,6 +57,11 @@ def _one_of(name: str, known: dict[str, object], what: str) -> str:
 def _scenarios(name: str) -> list[Scenario]:
     if name == "all":
         return list(SCENARIOS.values())
+    if name == "poster":
+        from benchmarks import poster
+
+        names = dict.fromkeys(s for row in poster.ROWS for s in row.scenarios)
+        return [SCENARIOS[_one_of(s, SCENARIOS, "scenario")] for s in names]
     return [SCENARIOS[_one_of(name, SCENARIOS, "scenario")]]
 
 
@@ -61,23 +76,21 @@ def _positive(budget: float | None) -> float | None:
     return budget
 
 
-def _console() -> Console:
-    # A table squeezed into the 80 columns of a log file cannot be read.
-    console = Console(file=sys.stdout)
-    return console if console.is_terminal else Console(file=sys.stdout, width=160)
-
-
 @app.command("list")
 def list_() -> None:
     """Show the scenarios and the optimizers."""
     for table in report.listing():
-        _console().print(table)
+        report.console().print(table)
 
 
 @app.command()
 def run(
     scenario: Annotated[
-        str, typer.Argument(help="A scenario of `list`, or `all`.", show_default=False)
+        str,
+        typer.Argument(
+            help="A scenario of `list`, or `all`, or `poster` for those of the poster.",
+            show_default=False,
+        ),
     ],
     optimizers: Annotated[
         str, typer.Option(help="Which optimizers, separated by commas.")
@@ -109,19 +122,36 @@ def run(
             help=f"A look in seconds: {QUICK_BUDGET:g} units, a coarse tuning grid.",
         ),
     ] = False,
+    tune_on: Annotated[
+        TuneOn,
+        typer.Option(
+            help="Which loss the tuning goes by. `validation` sets a tenth of the "
+            "training examples aside meanwhile."
+        ),
+    ] = TuneOn.TRAINING,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh", help="Begin anew, whatever is left of an interrupted command."
+        ),
+    ] = False,
 ) -> None:
     """Train, and compare what the same number of gradients buys.
 
     First-order methods are tuned, on seed 0 and at the full budget: learning rate and
     schedule. The others run as they come. Writes one JSON file per optimizer
     and a PNG per scenario.
+
+    It can be stopped at any time, and the same command goes on from there: what is done
+    lies in a folder OPTIMIZER.partial beside the results, until the command is through.
     """
     chosen, competing = _scenarios(scenario), _contenders(optimizers)
     command = f"python -m benchmarks run {scenario} --optimizers {optimizers}"
     command += f" --seeds {seeds}" if seeds else ""
     command += f" --budget {budget:g}" if budget else ""
     command += " --quick" if quick else ""
-    console = _console()
+    command += f" --tune-on {tune_on}" if tune_on != TuneOn.TRAINING else ""
+    console, journals = report.console(), []
     for item in chosen:
         units = budget or (min(QUICK_BUDGET, item.budget) if quick else item.budget)
         fitting = [contender for contender in competing if contender.fits(item)]
@@ -133,31 +163,48 @@ def run(
         with jax.enable_x64(item.x64):
             try:
                 data = item.load()
+                problem = Problem(item, data.train, data.held_out, units)
+                if tune_on == TuneOn.VALIDATION and any(c.exponents for c in fitting):
+                    tuning.set_aside(problem)  # says at once if that is impossible
             except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
-                _skip(error, console, skip=scenario == "all")
+                _skip(error, console, skip=len(chosen) > 1)
                 continue
-            problem = Problem(item, data.train, data.held_out, units)
-            stored = []
-            with _progress(console) as progress:
-                for contender in fitting:
-                    try:
-                        record = _compete(
-                            contender, problem, seeds or item.seeds, quick, progress
-                        )
-                    except ModuleNotFoundError as error:
-                        _skip(error, console, skip=len(competing) > 1)
-                        continue
-                    record["command"] = command
-                    records.save(record, output)
+            entries = [
+                Entry(
+                    contender,
+                    problem,
+                    data.note,
+                    seeds or item.seeds,
+                    quick,
+                    tune_on,
+                    output / item.name / contender.name,
+                )
+                for contender in fitting
+            ]
+            try:
+                stored = []
+                for record, journal in _results(
+                    entries, console, fresh, skip=len(competing) > 1
+                ):
+                    records.save(record | {"command": command}, output)
                     stored.append(record)
+                    journals.append(journal)
+            except KeyboardInterrupt:
+                console.print("Stopped: the same command goes on from here.")
+                raise typer.Exit(130) from None
         if not stored:
             continue
         for record in stored:
             if record["grid"]:
                 console.print(report.grid_table(record))
         console.print(report.result_table(stored))
+        if data.note:
+            console.print(f"Data: {data.note}")
         path = _plot(records.load_all(output, item.name), output / item.name)
         console.print(f"Results and plot: {path.parent}")
+    # Not before: a command that is interrupted finds all that it did.
+    for journal in journals:
+        journal.remove()
 
 
 @app.command()
@@ -218,22 +265,33 @@ def table(
             metavar="FILE",
             exists=True,
             dir_okay=False,
-            help="Write the table into this file, between its two marks "
-            f"{report.BEGIN} and {report.END}.",
+            help="Write the tables into this file, each between its two marks: "
+            f"{report.BEGIN} and {report.END}, {poster_report.BEGIN} and "
+            f"{poster_report.END}.",
         ),
     ] = None,
 ) -> None:
-    """Build a Markdown table of final losses from stored results."""
+    """Build Markdown tables from stored results: final losses, the poster's rows.
+
+    The second one is built from DIRECTORY/poster, if that is there.
+    """
     try:
         stored = records.load_all(directory)
-        if not stored:
+        poster = poster_cli.text(directory / poster_cli.FOLDER, directory)
+        if not stored and poster is None:
             raise ValueError(f"no results in {directory}: `run` something first.")
-        text = report.markdown(stored)
-        if readme is None:
-            typer.echo(text)
-        else:
-            report.write_into(readme, text)
-            typer.echo(f"Wrote the table into {readme}")
+        tables = [
+            (report.markdown(stored) if stored else None, report.BEGIN, report.END),
+            (poster, poster_report.BEGIN, poster_report.END),
+        ]
+        for text, begin, end in tables:
+            if text is None:
+                continue
+            if readme is None:
+                typer.echo(f"{text}\n")
+            else:
+                report.write_into(readme, text, begin, end)
+                typer.echo(f"Wrote the table into {readme}")
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 
@@ -275,7 +333,7 @@ def preconditioners(
     names = list(dict.fromkeys(scenarios or ["digits_autoencoder"]))
     chosen = [SCENARIOS[_one_of(name, SCENARIOS, "scenario")] for name in names]
     command = f"python -m benchmarks preconditioners {' '.join(names)}"
-    console = _console()
+    console = report.console()
     found = {}
     for item in chosen:
         with jax.enable_x64(item.x64):
@@ -318,6 +376,32 @@ def _skip(error: Exception, console: Console, skip: bool) -> None:
     console.print(f"Left out: {error}")
 
 
+def _results(
+    entries: list[Entry], console: Console, fresh: bool, skip: bool
+) -> Iterator[tuple[records.Record, Journal]]:
+    """Lets everybody compete: their records, and where what they did is kept."""
+    with _progress(console) as progress:
+        for entry in entries:
+
+            def say(text: str, title: str = entry.title) -> None:
+                console.print(f"{title}: {text}", markup=False)
+
+            journal = open_journal(entry, fresh, say)
+            # Where a bar moves, a line for every step of the way is too much.
+            log = _silent if console.is_terminal else say
+            try:
+                record = compete(entry, journal, progress, say, log)
+            except ModuleNotFoundError as error:
+                journal.remove()
+                _skip(error, console, skip)
+                continue
+            yield record, journal
+
+
+def _silent(text: str) -> None:
+    """Says nothing."""
+
+
 def _progress(console: Console) -> Progress:
     return Progress(
         SpinnerColumn(),
@@ -328,64 +412,6 @@ def _progress(console: Console) -> Progress:
         console=console,
         transient=True,
     )
-
-
-def _compete(
-    contender: Contender,
-    problem: Problem,
-    seeds: int,
-    quick: bool,
-    progress: Progress,
-) -> records.Record:
-    """Tunes a contender if it has something to tune, then runs it on every seed."""
-    title = f"{problem.scenario.name} · {contender.name}"
-    tuned, setting = None, "none needed"
-    task = progress.add_task(f"{title} · compiling", total=None)
-    if contender.exponents:
-        progress.update(task, description=f"{title} · tuning")
-        tuned = tuning.tune(
-            contender,
-            problem,
-            quick,
-            lambda done, total: progress.update(task, completed=done, total=total),
-        )
-        compiled, setting = tuned.compiled, str(tuned.best.setting)
-    else:
-        compiled = compile_method(contender.build(problem, None), problem)
-    rate = tuned.best.setting.learning_rate if tuned else 0.0
-    progress.update(task, description=f"{title} · training", completed=0)
-    progress.update(task, total=problem.budget * seeds)
-    runs = []
-    for seed in range(seeds):
-        done = seed * problem.budget
-        runs.append(
-            train(
-                compiled,
-                problem,
-                seed,
-                rate,
-                progress=lambda units, done=done: progress.update(
-                    task, completed=done + units
-                ),
-            )
-        )
-    prices = compiled.method.prices
-    return {
-        "scenario": problem.scenario.name,
-        "description": problem.scenario.description,
-        "optimizer": contender.name,
-        "setting": setting,
-        "budget": problem.budget,
-        "quick": quick,
-        "x64": problem.scenario.x64,
-        "metric": problem.scenario.metric_name,
-        "compile_seconds": compiled.seconds,
-        "prices": prices._asdict() if prices else None,
-        "versions": records.versions(),
-        "machine": records.machine(),
-        "grid": records.grid(tuned),
-        "runs": [records.as_record(run) for run in runs],
-    }
 
 
 def _plot(stored: list[records.Record], folder: pathlib.Path) -> pathlib.Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from benchmarks.resume import write_atomically
 from benchmarks.training import Run
 from benchmarks.tuning import Tuned
 
@@ -26,6 +27,8 @@ PACKAGES = (
     "scikit-learn",
     "mlxtend",
     "kfac-jax",
+    "flax",
+    "pillow",
 )
 
 
@@ -71,6 +74,7 @@ def grid(tuned: Tuned | None) -> list[Record]:
             "schedule": trial.setting.schedule,
             "learning_rate": trial.setting.learning_rate,
             "loss": trial.loss,
+            "validation_loss": trial.validation_loss,
             "winner": trial is tuned.best,
         }
         for trial in (tuned.trials if tuned else [])
@@ -104,11 +108,10 @@ def save(record: Record, directory: pathlib.Path) -> pathlib.Path:
 
 def write(record: Record, path: pathlib.Path) -> pathlib.Path:
     """Writes a file, and the folders above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_clean(record), indent=1, allow_nan=False, ensure_ascii=False)
     # A number per line would make files of thousands of lines: one list, one line.
     text = re.sub(r"\[[^\[\]{}]*\]", lambda m: " ".join(m[0].split()), text)
-    path.write_text(text + "\n", encoding="utf8")
+    write_atomically(path, text + "\n")
     return path
 
 

@@ -2,8 +2,10 @@
 
 import math
 import pathlib
+import sys
 from collections.abc import Sequence
 
+from rich.console import Console
 from rich.table import Table
 
 from benchmarks.contenders import CONTENDERS, Contender
@@ -13,6 +15,13 @@ from benchmarks.scenarios import SCENARIOS
 BEGIN, END = "<!-- benchmark-table:begin -->", "<!-- benchmark-table:end -->"
 FLOOR = 1e-7  # a mean of float32 terms below this is rounding: such losses are equal
 FLOOR_X64 = 1e-15
+
+
+def console() -> Console:
+    """Where tables are printed."""
+    # A table squeezed into the 80 columns of a log file cannot be read.
+    found = Console(file=sys.stdout)
+    return found if found.is_terminal else Console(file=sys.stdout, width=160)
 
 
 def floor(record: Record) -> float:
@@ -46,10 +55,14 @@ def listing() -> tuple[Table, Table]:
 
 
 def grid_table(record: Record) -> Table:
-    """The tuning grid of a first-order method: final training losses, winner marked."""
+    """The tuning grid of a first-order method: the losses it goes by, winner marked."""
     cells = {(c["batch"], c["schedule"], c["learning_rate"]): c for c in record["grid"]}
     rates = sorted({rate for *_, rate in cells})
-    title = f"{record['optimizer']} on {record['scenario']}: loss by learning rate"
+    tuned_on = record.get("tuned_on", "training")
+    title = (
+        f"{record['optimizer']} on {record['scenario']}: "
+        f"{tuned_on} loss by learning rate"
+    )
     table = Table("batch", "schedule", title=title, caption="★ the winner, on seed 0")
     for rate in rates:
         table.add_column(f"{rate:.1e}", justify="right")
@@ -63,7 +76,8 @@ def grid_table(record: Record) -> Table:
 def _cell(cell: Record | None, floor: float) -> str:
     if cell is None:
         return "·"
-    text = number(cell["loss"], floor)
+    judged = cell.get("validation_loss")
+    text = number(cell["loss"] if judged is None else judged, floor)
     return f"[bold green]★ {text}[/]" if cell["winner"] else text
 
 
@@ -105,10 +119,15 @@ def result_table(records: Sequence[Record]) -> Table:
 
 
 def _losses(record: Record) -> tuple[float, float, float]:
-    """Median, smallest and largest final loss, those below the floor all the same."""
+    """Median, smallest and largest final loss, those below the floor all the same.
+
+    A loss that is less than zero is one: a log-density has no floor.
+    """
+    lowest = floor(record)
 
     def loss(run: Record) -> float | None:
-        return None if run["loss"] is None else max(run["loss"], floor(record) / 2)
+        value = run["loss"]
+        return value if value is None or abs(value) >= lowest else lowest / 2
 
     return spread(record, loss)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.contenders import Method, Problem
+from benchmarks.resume import Checkpoint
 from benchmarks.scenarios._base import Batch, Params
 
 POINTS = 128  # at most so many points of a curve are kept, evenly spaced in units
@@ -40,6 +41,15 @@ class Curve(NamedTuple):
     loss: list[float]
 
 
+class Spent(NamedTuple):
+    """What a run has taken so far: the columns of a `Curve` but for the loss."""
+
+    steps: int = 0
+    units: float = 0.0
+    wall_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+
 class Run(NamedTuple):
     """One training run: its curve and how well it does on held-out examples."""
 
@@ -47,12 +57,17 @@ class Run(NamedTuple):
     curve: Curve
     held_out_loss: float
     held_out_metric: float
+    params: Params
 
     @property
     def loss(self) -> float:
         """The final training loss; infinite after a divergence."""
-        final = self.curve.loss[-1]
-        return final if math.isfinite(final) else math.inf
+        return finite(self.curve.loss[-1])
+
+
+def finite(loss: float) -> float:
+    """A loss that can be compared: infinite if it is not a number."""
+    return loss if math.isfinite(loss) else math.inf
 
 
 def compile_method(method: Method, problem: Problem) -> Compiled:
@@ -84,6 +99,7 @@ def train(
     learning_rate: float = 0.0,
     points: int = POINTS,
     progress: Callable[[float], None] = lambda units: None,
+    checkpoint: Checkpoint = Checkpoint(None),
 ) -> Run:
     """Trains from the seed's initial parameters until the budget is spent.
 
@@ -97,39 +113,49 @@ def train(
         learning_rate: for the methods that take one.
         points: how many points of the curve to keep, at most.
         progress: called with the units spent so far.
+        checkpoint: where the run is kept, and goes on from if it was interrupted: to
+            the same curve but for the seconds. Methods that compile by themselves begin
+            anew instead.
     """
+    if compiled.method.compiles:
+        checkpoint = Checkpoint(None)
+    data = _sample(problem)
     params = problem.scenario.init(seed)
     state = compiled.init(params, jnp.int32(seed), jnp.float32(learning_rate))
-    data = _sample(problem)
-    context = _context(problem, data)
-    rows = [(0, 0.0, 0.0, 0.0, float(compiled.value(params, data)))]
-    steps, units, wall, cpu = 0, 0.0, 0.0, 0.0
-    due = problem.budget / points
+    spent, due = Spent(), problem.budget / points
+    rows = [(*spent, float(compiled.value(params, data)))]
+    (params, state), numbers = checkpoint.restore((params, state), (spent, due, rows))
+    spent, due, rows = Spent(*numbers[0]), *numbers[1:]
+    progress(spent.units)
 
     while math.isfinite(rows[-1][-1]):
-        wall_start, cpu_start = time.perf_counter(), time.process_time()
+        wall, cpu = time.perf_counter(), time.process_time()
         following, state = jax.block_until_ready(
             compiled.advance(params, state, problem.train)
         )
-        elapsed = time.perf_counter() - wall_start, time.process_time() - cpu_start
-        spent = compiled.method.spent(state)
-        if units + spent > problem.budget * (1 + 1e-9):
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        units = spent.units + compiled.method.spent(state)
+        if units > problem.budget * (1 + 1e-9):
             break
         params = following
-        steps, units = steps + compiled.method.steps, units + spent
-        wall, cpu = wall + elapsed[0], cpu + elapsed[1]
+        spent = Spent(
+            spent.steps + compiled.method.steps,
+            units,
+            spent.wall_seconds + wall,
+            spent.cpu_seconds + cpu,
+        )
         if units >= due:
-            loss = float(compiled.value(params, data))
-            rows.append((steps, units, wall, cpu, loss))
+            rows.append((*spent, float(compiled.value(params, data))))
             due = units + problem.budget / points
             progress(units)
+        checkpoint.offer((params, state), (spent, due, rows))
 
-    if rows[-1][0] != steps:
-        loss = float(compiled.value(params, data))
-        rows.append((steps, units, wall, cpu, loss))
+    if rows[-1][0] != spent.steps:
+        rows.append((*spent, float(compiled.value(params, data))))
     progress(problem.budget)
-    held_out = compiled.score(params, problem.held_out, context)
-    return Run(seed, Curve(*map(list, zip(*rows, strict=True))), *map(float, held_out))
+    held_out = compiled.score(params, problem.held_out, _context(problem, data))
+    curve = Curve(*map(list, zip(*rows, strict=True)))
+    return Run(seed, curve, *map(float, held_out), params)
 
 
 def _sample(problem: Problem) -> Batch:

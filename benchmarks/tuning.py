@@ -1,28 +1,54 @@
-"""Tunes a first-order method on one seed, by its final training loss."""
+"""Tunes a first-order method on one seed, by its final loss."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import jax
+import numpy as np
+
 from benchmarks.contenders import Contender, Problem, Setting
-from benchmarks.training import Compiled, compile_method, train
+from benchmarks.resume import Checkpoint, Journal
+from benchmarks.training import Compiled, compile_method, finite, train
 
 EXTENSIONS = 8  # half decades a row may grow by on each side
+SET_ASIDE = 0.1  # of the training examples, where these judge the tuning
 
 
 class Trial(NamedTuple):
-    """A cell of the grid: a setting and the final training loss it led to."""
+    """A cell of the grid: a setting and what it led to.
+
+    Attributes:
+        setting: what was tried.
+        loss: the final training loss, infinite after a divergence.
+        validation_loss: the loss of the examples that were set aside, ``None`` if none
+            were.
+    """
 
     setting: Setting
     loss: float
+    validation_loss: float | None = None
+
+    @property
+    def score(self) -> float:
+        """What is tuned: the smaller, the better.
+
+        Example:
+            >>> setting = Setting(None, "constant", -4)
+            >>> Trial(setting, 0.25).score, Trial(setting, 0.25, 0.5).score
+            (0.25, 0.5)
+        """
+        if self.validation_loss is None or math.isinf(self.loss):
+            return self.loss
+        return self.validation_loss
 
 
 class Tuned(NamedTuple):
-    """The grid, the winner, and the winner's executables."""
+    """The grid and its winner."""
 
     trials: list[Trial]
     best: Trial
-    compiled: Compiled
 
 
 def rows(
@@ -36,11 +62,37 @@ def rows(
     return grid[:1] if quick else grid
 
 
+def set_aside(problem: Problem) -> Problem:
+    """The training examples alone: most to train on, the others to be judged by.
+
+    Raises:
+        ValueError: if the examples cannot be divided.
+    """
+    name, examples = problem.scenario.name, problem.examples
+    count = max(round(SET_ASIDE * examples), 1)
+    if not problem.scenario.batch_sizes or count == examples:
+        raise ValueError(
+            f"the examples of {name} cannot be divided, so that its optimizers can "
+            "only be tuned on the training loss: --tune-on training."
+        )
+    order = np.random.default_rng(0).permutation(examples)
+    # In their old order: it may mean something, and drawing takes care of the rest.
+    aside, rest = (np.sort(part) for part in np.split(order, [count]))
+
+    def take(rows: np.ndarray) -> dict:
+        return jax.tree.map(lambda leaf: leaf[rows], problem.train)
+
+    return problem._replace(train=take(rest), held_out=take(aside))
+
+
 def tune(
     contender: Contender,
     problem: Problem,
+    journal: Journal,
     quick: bool = False,
+    validate: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    row_done: Callable[[Trial], None] = lambda best: None,
 ) -> Tuned:
     """Tries every learning rate, batch size and schedule at the full budget on seed 0.
 
@@ -50,35 +102,67 @@ def tune(
     Args:
         contender: the method to tune.
         problem: data, model, budget.
+        journal: remembers the cells that are done.
         quick: every other learning rate, a single row, and no growth.
+        validate: judges by a tenth of the training examples, which are set aside; the
+            budget buys as many passes through the others.
         progress: called with the numbers of cells done and known.
+        row_done: called with the best cell of every row.
     """
     trials: list[Trial] = []
-    best: Trial | None = None
     exponents = list(contender.exponents)[:: 2 if quick else 1]
     plan = rows(contender, problem, quick)
+    known = set_aside(problem) if validate else problem
 
     for index, (batch, schedule) in enumerate(plan):
-        method = contender.build(problem, Setting(batch, schedule, 0))
-        compiled = compile_method(method, problem)
-
-        def loss(exponent: int, compiled: Compiled = compiled) -> float:
-            rate = 10.0 ** (exponent / 2)
-            return train(compiled, problem, 0, rate, points=8).loss
-
-        for exponent, value in search(loss, exponents, 0 if quick else EXTENSIONS):
-            trial = Trial(Setting(batch, schedule, exponent), value)
-            trials.append(trial)
-            # Executables are large; only the best row's are kept.
-            if best is None or trial.loss < best.loss:
-                best, winner = trial, compiled
-            pending = (len(plan) - index - 1) * len(exponents)
+        first, pending = len(trials), (len(plan) - index - 1) * len(exponents)
+        trial = _trainer(contender, known, batch, schedule, journal, validate)
+        for exponent, _ in search(
+            lambda e, trial=trial: trial(e).score, exponents, 0 if quick else EXTENSIONS
+        ):
+            trials.append(trial(exponent))
             progress(
                 len(trials), max(len(trials) + pending, len(plan) * len(exponents))
             )
+        row_done(_best(trials[first:]))
 
-    assert best is not None
-    return Tuned(trials, best, winner)
+    return Tuned(trials, _best(trials))
+
+
+def _best(trials: list[Trial]) -> Trial:
+    return min(trials, key=lambda trial: trial.score)
+
+
+def _trainer(
+    contender: Contender,
+    problem: Problem,
+    batch: int | None,
+    schedule: str,
+    journal: Journal,
+    validate: bool,
+) -> Callable[[int], Trial]:
+    """Trains with the learning rates of a row, each once, all by the same executables.
+
+    These are large, and compiled only if there is something left to do.
+    """
+
+    @functools.cache
+    def compiled() -> Compiled:
+        method = contender.build(problem, Setting(batch, schedule, 0))
+        return compile_method(method, problem)
+
+    @functools.cache
+    def trial(exponent: int) -> Trial:
+        setting = Setting(batch, schedule, exponent)
+
+        def losses(checkpoint: Checkpoint) -> tuple[float, float | None]:
+            rate = setting.learning_rate
+            run = train(compiled(), problem, 0, rate, points=8, checkpoint=checkpoint)
+            return run.loss, finite(run.held_out_loss) if validate else None
+
+        return Trial(setting, *journal.once(str(setting), losses))
+
+    return trial
 
 
 def search(

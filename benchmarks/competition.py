@@ -1,0 +1,177 @@
+"""One contender on one scenario: tuned, run on every seed, looked at, put on record."""
+
+import functools
+import pathlib
+from enum import StrEnum
+from typing import NamedTuple
+
+from rich.progress import Progress
+
+from benchmarks import records, tuning
+from benchmarks.contenders import Contender, Problem
+from benchmarks.report import number
+from benchmarks.resume import Checkpoint, Journal, Say
+from benchmarks.scenarios import Dataset
+from benchmarks.training import Compiled, Run, compile_method, train
+
+
+class TuneOn(StrEnum):
+    """Which loss the tuning goes by."""
+
+    TRAINING = "training"
+    VALIDATION = "validation"
+
+
+class Entry(NamedTuple):
+    """Who competes, on what, and how.
+
+    Attributes:
+        contender: the optimizer.
+        problem: the scenario and its budget.
+        note: of its data, see `Dataset`.
+        seeds: how many runs.
+        quick: whether the grid is coarse.
+        tune_on: which loss the tuning goes by.
+        stem: where the files of the results lie, as far as their names are the same.
+    """
+
+    contender: Contender
+    problem: Problem
+    note: str
+    seeds: int
+    quick: bool
+    tune_on: TuneOn
+    stem: pathlib.Path
+
+    @property
+    def title(self) -> str:
+        return f"{self.problem.scenario.name} · {self.contender.name}"
+
+
+def open_journal(entry: Entry, fresh: bool, say: Say) -> Journal:
+    """What there is already of the entry's results, in a folder ``STEM.partial``."""
+    folder = entry.stem.with_name(f"{entry.stem.name}.partial")
+    machine = {"versions": records.versions(), "machine": records.machine()}
+    identity = _identity(entry) | {"examples": entry.problem.examples} | machine
+    return Journal(folder, identity, fresh, say)
+
+
+def compete(
+    entry: Entry, journal: Journal, progress: Progress, say: Say, log: Say
+) -> records.Record:
+    """Tunes a contender if it has something to tune, then runs it on every seed.
+
+    Args:
+        entry: who competes on what.
+        journal: what is done already, and where the rest is kept.
+        progress: shows how far it is.
+        say: told what has to be known.
+        log: told about every row of the tuning and every seed.
+    """
+    contender, problem = entry.contender, entry.problem
+    task = progress.add_task(entry.title, total=None)
+
+    def show(what: str) -> None:
+        progress.update(task, description=f"{entry.title} · {what}")
+
+    tuned, setting, rate = None, None, 0.0
+    if contender.exponents:
+        show("tuning")
+        tuned = tuning.tune(
+            contender,
+            problem,
+            journal,
+            entry.quick,
+            validate=entry.tune_on == TuneOn.VALIDATION,
+            progress=lambda done, total: progress.update(
+                task, completed=done, total=total
+            ),
+            row_done=lambda best: log(
+                f"of its row, {best.setting} is the best: loss {number(best.score)}"
+            ),
+        )
+        setting = tuned.best.setting
+        rate = setting.learning_rate
+
+    @functools.cache  # once, and only if there is something left to run
+    def compiled() -> Compiled:
+        show("compiling")
+        return compile_method(contender.build(problem, setting), problem)
+
+    def cost(_: Checkpoint) -> records.Record:
+        prices = compiled().method.prices
+        return {
+            "compile_seconds": compiled().seconds,
+            "prices": prices._asdict() if prices else None,
+        }
+
+    costs = journal.once("compiling", cost)
+    progress.update(task, completed=0, total=problem.budget * entry.seeds)
+
+    def run(seed: int, checkpoint: Checkpoint) -> records.Record:
+        executables = compiled()
+        show("training")
+        run = train(
+            executables,
+            problem,
+            seed,
+            rate,
+            progress=lambda units: progress.update(
+                task, completed=seed * problem.budget + units
+            ),
+            checkpoint=checkpoint,
+        )
+        log(f"seed {seed} has a loss of {number(run.loss)}")
+        examined = _examined(entry, run, say) if seed == 0 else {}
+        return records.as_record(run) | examined
+
+    runs = [
+        journal.once(f"seed {seed}", functools.partial(run, seed))
+        for seed in range(entry.seeds)
+    ]
+    return (
+        _identity(entry)
+        | {
+            "setting": str(setting or "none needed"),
+            "x64": problem.scenario.x64,
+            "metric": problem.scenario.metric_name,
+        }
+        | costs
+        | {
+            "versions": records.versions(),
+            "machine": records.machine(),
+            "grid": records.grid(tuned),
+            "runs": runs,
+        }
+    )
+
+
+def _identity(entry: Entry) -> records.Record:
+    """What was run, as far as its results depend on it."""
+    scenario = entry.problem.scenario
+    return {
+        "scenario": scenario.name,
+        "description": scenario.description,
+        "data": entry.note,
+        "optimizer": entry.contender.name,
+        "budget": entry.problem.budget,
+        "quick": entry.quick,
+        "tuned_on": str(entry.tune_on) if entry.contender.exponents else None,
+    }
+
+
+def _examined(entry: Entry, run: Run, say: Say) -> records.Record:
+    """What the scenario sees in trained parameters, or why it does not."""
+    problem = entry.problem
+    examine = problem.scenario.examine
+    if examine is None:
+        return {}
+    data = Dataset(problem.train, problem.held_out, entry.note)
+    try:
+        scores = examine(run.params, data, entry.stem)
+        return {"examined": {name: float(value) for name, value in scores.items()}}
+    # The run was dear, so it is kept whatever may be wrong with the pictures.
+    except Exception as error:
+        say(f"could not be examined: {error!r}")
+        # What the error says may be a path of this machine, so it is not stored.
+        return {"examined": {}, "examine_error": type(error).__name__}
