@@ -36,6 +36,7 @@ STYLES: dict[str, tuple[str, Any]] = {
     "muon_minibatch": ("#E69F00", (0, (1, 1))),
     "soap_minibatch": ("#8C564B", (0, (1, 1))),
 }
+CEILING = 1e30  # where a run that diverged is drawn
 TUNED = ("adam", "sgd", "adamw", "muon", "soap")
 LABELS = {
     label: name
@@ -61,18 +62,19 @@ def plot(records: Sequence[Record], path: pathlib.Path) -> pathlib.Path:
     """
     order = list(STYLES)
     ranked = sorted(records, key=lambda r: order.index(r["optimizer"]))
+    logarithmic = all(map(positive, ranked))
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), sharey=True)
     for axis, (column, label, scale) in zip(axes, PANELS, strict=True):
         for record in ranked:
-            _draw(axis, record, column, positive=scale == "log")
-        axis.set(xlabel=label, xscale=scale, yscale="log")
+            name = record["optimizer"]
+            colour, dashes = STYLES[name]
+            style = {"color": colour, "ls": dashes, "label": LABELS.get(name, name)}
+            draw(axis, record, column, logarithmic, scale == "linear", **style)
+        axis.set(xlabel=label, xscale=scale)
         axis.grid(which="major", color="#e4e4e4", linewidth=0.8)
         axis.spines[["top", "right"]].set_visible(False)
-    _limit(axes[0], ranked)
+    loss_axis(axes[0], ranked, logarithmic)
     axes[0].set_ylabel("training loss")
-    # Plain numbers: a loss between 14 and 45 reads badly in powers of ten.
-    axes[0].yaxis.set_major_formatter("{x:g}")
-    axes[0].yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.4)))
     axes[0].set_xlim(left=0)
     seeds = max(len(record["runs"]) for record in ranked)
     note = "1 seed" if seeds == 1 else f"median, best and worst of {seeds} seeds"
@@ -91,47 +93,89 @@ def plot(records: Sequence[Record], path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _draw(axis: Axes, record: Record, column: str, positive: bool) -> None:
-    name = record["optimizer"]
-    x, losses = _common_grid(record, column, positive)
-    colour, dashes = STYLES[name]
-    label = LABELS.get(name, name)
-    middle = np.median(losses, 0)
-    axis.plot(x, middle, ls=dashes, color=colour, label=label, lw=1.8, zorder=3)
+def draw(
+    axis: Axes,
+    record: Record,
+    column: str,
+    logarithmic: bool,
+    from_zero: bool,
+    color: str,
+    **style: Any,
+) -> None:
+    """Draws the median over the seeds, and a band from the best to the worst.
+
+    Args:
+        axis: to draw on.
+        record: of one contender.
+        column: of its curves: what the loss is a function of.
+        logarithmic: whether the axis of the loss is.
+        from_zero: whether the other one begins at zero, so it is not logarithmic.
+        color: of the line and the band.
+        **style: of the line.
+    """
+    x, losses = _common_grid(record, column, logarithmic, from_zero)
+    axis.plot(x, np.median(losses, 0), color=color, lw=1.8, zorder=3, **style)
     if len(losses) > 1:
         low, high = losses.min(0), losses.max(0)
-        axis.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+        axis.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
+
+
+def loss_axis(axis: Axes, records: Sequence[Record], logarithmic: bool) -> None:
+    """Limits the axis, so that an early excursion does not squeeze the rest."""
+    low, high = _range(records)
+    if not logarithmic:
+        room = 0.05 * (high - low) or 1.0
+        axis.set_ylim(low - room, high + room)
+        return
+    low, high = (max(value, floor(records[0])) for value in (low, high))
+    room = max((high / low) ** 0.08, 1.05)
+    axis.set_yscale("log")
+    axis.set_ylim(low / room, high * room)
+    # Plain numbers: a loss between 14 and 45 reads badly in powers of ten.
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.4)))
+
+
+def positive(record: Record) -> bool:
+    """Whether all losses of a record have a logarithm, but for rounding."""
+    losses = (loss for run in record["runs"] for loss in run["curve"]["loss"])
+    return all(loss >= -floor(record) for loss in losses if loss is not None)
 
 
 def _common_grid(
-    record: Record, column: str, positive: bool
+    record: Record, column: str, logarithmic: bool, from_zero: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The curves of all seeds at the same abscissae, interpolated in the logarithm."""
+    """The curves of all seeds at the same abscissae, interpolated as they are drawn."""
     curves = [run["curve"] for run in record["runs"]]
     # Start where every seed has a point (the first one is at zero, which a logarithmic
-    # axis lacks) and stop where the shortest run ends.
+    # axis lacks) and stop where the shortest run ends. Those that diverged never come
+    # back.
     first = max(curve[column][min(1, len(curve[column]) - 1)] for curve in curves)
-    start = first if positive else 0.0
-    stop = min(curve[column][-1] for curve in curves)
-    space = np.geomspace if positive and start > 0 else np.linspace
+    start = 0.0 if from_zero else first
+    ends = [curve[column][-1] for curve in curves if curve["loss"][-1] is not None]
+    stop = min(ends, default=max(curve[column][-1] for curve in curves))
+    space = np.geomspace if start > 0 else np.linspace
     x = space(start, max(stop, start), 400)
-    losses = [
-        np.exp(np.interp(x, curve[column], np.log(_positive(curve["loss"], record))))
-        for curve in curves
-    ]
-    return x, np.array(losses)
+    losses = np.array(
+        [np.interp(x, c[column], _scaled(c, record, logarithmic)) for c in curves]
+    )
+    if logarithmic:
+        return x, np.exp(losses)
+    low, high = _range([record])
+    return x, np.minimum(losses, high + (high - low) + 1)
 
 
-def _positive(losses: Sequence[float | None], record: Record) -> np.ndarray:
-    """Losses for a logarithmic axis: zero leaves it below, divergence above."""
-    values = np.array([np.inf if loss is None else loss for loss in losses], float)
-    return np.clip(values, floor(record) / 10, 1e30)
+def _scaled(curve: dict[str, Any], record: Record, logarithmic: bool) -> np.ndarray:
+    """Losses as the axis has them: zero leaves it below, divergence above."""
+    losses = np.array([np.inf if loss is None else loss for loss in curve["loss"]])
+    losses = np.minimum(losses, CEILING)
+    return np.log(np.maximum(losses, floor(record) / 10)) if logarithmic else losses
 
 
-def _limit(axis: Axes, records: Sequence[Record]) -> None:
-    """Limits the loss axis, so that an early excursion does not squeeze the rest."""
-    starts = [run["curve"]["loss"][0] for r in records for run in r["runs"]]
-    finals = [run["loss"] for r in records for run in r["runs"] if run["loss"]]
-    lowest = floor(records[0])
-    low = max(min(finals, default=lowest), lowest)
-    axis.set_ylim(low / 1.5, max(starts) * 1.5)
+def _range(records: Sequence[Record]) -> tuple[float, float]:
+    """The lowest loss at an end or a start, and the highest at a start."""
+    runs = [run for record in records for run in record["runs"]]
+    starts = [run["curve"]["loss"][0] for run in runs]
+    starts = [loss for loss in starts if loss is not None] or [1.0]
+    ends = [run["loss"] for run in runs if run["loss"] is not None]
+    return min(starts + ends), max(starts)
