@@ -260,9 +260,9 @@ class Line(NamedTuple):
 
     @property
     def data(self) -> str:
-        """What it was run on; the description, if the records have no note."""
+        """What it was run on, and what one should know of the data, if anything."""
         record = self.records[0]
-        return record.get("data") or record["description"]
+        return "; ".join(filter(None, (record["description"], record.get("data"))))
 
 
 def representative(records: Sequence[Record], column: str) -> Record | None:

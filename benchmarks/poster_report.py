@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import median
 
 from rich.markup import escape
 from rich.table import Table
@@ -36,6 +37,15 @@ def loss_text(cell: Cell) -> str:
 
 def held_out_text(cell: Cell) -> str:
     return f"{cell.record['metric']} {number(cell.held_out_metric)}"
+
+
+def examined_text(cell: Cell) -> str:
+    """Medians of what the scenario says of trained parameters besides, such as BLEU."""
+    found: dict[str, list[float]] = {}
+    for run in cell.record["runs"]:
+        for name, value in run.get("examined", {}).items():
+            found.setdefault(name, []).append(math.inf if value is None else value)
+    return ", ".join(f"{name} {number(median(v))}" for name, v in found.items())
 
 
 def cost_text(cell: Cell) -> str:
@@ -73,15 +83,15 @@ def rich_table(lines: Sequence[Line]) -> Table:
         if column not in line.cells:
             return f"[dim]{NOT_RUN}[/]\n{poster}"
         cell = line.cells[column]
-        return "\n".join(
-            [
-                f"[bold]{cell.mark or 'no mark'}[/]  {poster}",
-                loss_text(cell),
-                held_out_text(cell),
-                cost_text(cell),
-                f"[dim]{cell.record['optimizer']}[/]",
-            ]
-        )
+        parts = [
+            f"[bold]{cell.mark or 'no mark'}[/]  {poster}",
+            loss_text(cell),
+            held_out_text(cell),
+            escape(examined_text(cell)),
+            cost_text(cell),
+            f"[dim]{cell.record['optimizer']}[/]",
+        ]
+        return "\n".join(filter(None, parts))
 
     for line in lines:
         what = f"{line.row.number} {line.row.title}\n[dim]{line.scenario}[/]"
