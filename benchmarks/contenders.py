@@ -102,6 +102,7 @@ class Contender(NamedTuple):
         exact: whether it solves for the last digits, which takes float64.
         deterministic: whether it needs the same loss at every step.
         needs_poster: whether it takes its settings from the poster's code.
+        batch: examples in a mini-batch, at most, if the scenario has no say in it.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Contender(NamedTuple):
     exact: bool = False
     deterministic: bool = False
     needs_poster: bool = False
+    batch: int | None = None
 
     def fits(self, scenario: Scenario) -> bool:
         """Whether it can enter the comparison on a scenario at all."""
@@ -359,13 +361,25 @@ class _Averaged(NamedTuple):
     count: jax.Array
 
 
+def _for_minibatches() -> optax.GradientTransformationExtraArgs:
+    return ncg.hessian_free(
+        damping=ncg.levenberg_marquardt(calibration=0.1, maximum=1.0)
+    )
+
+
+def _running_mean(mean: Params, iterate: Params, count: jax.Array) -> Params:
+    """The mean after one more iterate; the first one replaces it."""
+    share = jnp.maximum(3 / (count + 3), 1 / 20)
+    return optax.incremental_update(iterate, mean, share)
+
+
 def _newton_minibatch(problem: Problem, _: Setting | None) -> Method:
     """`hessian_free` as its documentation has it for mini-batches.
 
     Large batches, a damping of about the curvature's own scale, and a running mean of
     the iterates over about a third of the steps so far and at most the last twenty.
     """
-    tx = ncg.hessian_free(damping=ncg.levenberg_marquardt(calibration=0.1, maximum=1.0))
+    tx = _for_minibatches()
     size = min(NEWTON_BATCH, problem.examples // 4)
     plan = _plan(problem, Setting(size, "constant", 0))
     advance = newton_step(problem.scenario, tx)
@@ -375,10 +389,40 @@ def _newton_minibatch(problem: Problem, _: Setting | None) -> Method:
 
     def step(params: Params, state: _Averaged, batch: Batch) -> tuple[Any, Any, Any]:
         iterate, inner = advance(state.iterate, state.inner, batch)
-        share = jnp.maximum(3 / (state.count + 3), 1 / 20)
-        mean = optax.incremental_update(iterate, params, share)
+        mean = _running_mean(params, iterate, state.count)
         cost = ncg.get_info(inner).gradient_equivalents
         return mean, _Averaged(inner, iterate, state.count + 1), cost
+
+    return _walk(problem, plan, init, step)
+
+
+def _sgd_then_newton(problem: Problem, setting: Setting | None) -> Method:
+    """SGD for half of the budget, then `hessian_free` and the mean of its iterates.
+
+    Both see the same batches, which are as large as the second one needs them.
+    """
+    assert setting is not None, "the learning rate of SGD is tuned"
+    size = min(NEWTON_BATCH, problem.examples // 4)
+    plan = _plan(problem, setting._replace(batch=size))
+    switch = max(plan.total // 2, 1)
+    shape = SCHEDULES[setting.schedule](switch)
+
+    def transform(rate: jax.Array) -> optax.GradientTransformationExtraArgs:
+        sgd = _sgd(lambda count: rate * shape(count))
+        return ncg.switch_after(switch, sgd, _for_minibatches())
+
+    def init(params: Params, rate: jax.Array) -> tuple[_Averaged, jax.Array]:
+        inner = transform(rate).init(params)
+        return _Averaged(inner, params, jnp.zeros((), jnp.int32)), rate
+
+    def step(params: Params, state: Any, batch: Batch) -> tuple[Any, Any, Any]:
+        (inner, iterate, count), rate = state
+        advance = newton_step(problem.scenario, transform(rate))
+        iterate, inner = advance(iterate, inner, batch)
+        mean = _running_mean(params, iterate, jnp.maximum(count - switch, 0))
+        price = ncg.get_info(inner.then).gradient_equivalents
+        cost = jnp.where(count < switch, 1.0, price)
+        return mean, (_Averaged(inner, iterate, count + 1), rate), cost
 
     return _walk(problem, plan, init, step)
 
@@ -580,6 +624,15 @@ CONTENDERS: dict[str, Contender] = {
             "ncg_optax.hessian_free(), mini-batches of 1024, its settings for them",
             _newton_minibatch,
             minibatch=True,
+        ),
+        Contender(
+            "sgd_then_hessian_free",
+            "SGD (learning rate tuned) for half of the budget, then "
+            "hessian_free_minibatch",
+            _sgd_then_newton,
+            range(-5, 1),
+            minibatch=True,
+            batch=NEWTON_BATCH,
         ),
         Contender(
             "poster",

@@ -29,6 +29,7 @@ STYLES: dict[str, tuple[str, Any]] = {
     "soap": ("#8C564B", "--"),
     "kfac": ("#000000", "-"),
     "hessian_free_minibatch": ("#0072B2", (0, (1, 1))),
+    "sgd_then_hessian_free": ("#0072B2", "-."),
     "poster": ("#D55E00", ":"),
     "adam_minibatch": ("#009E73", (0, (1, 1))),
     "sgd_minibatch": ("#CC79A7", (0, (1, 1))),
@@ -45,7 +46,7 @@ LABELS = {
     for label in STYLES
     for name, batches, _ in [label.partition("_minibatch")]
     if batches or name in TUNED
-}
+} | {"sgd_then_hessian_free": "sgd (tuned), then hessian_free, mini-batches"}
 PANELS = (
     ("units", "gradient-equivalents", "linear"),
     ("steps", "steps", "log"),

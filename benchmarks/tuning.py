@@ -55,7 +55,9 @@ def rows(
     contender: Contender, problem: Problem, quick: bool
 ) -> list[tuple[int | None, str]]:
     """Batch sizes and schedules to try; a quick run makes do with one of each."""
-    sizes = problem.scenario.batch_sizes if contender.minibatch else (None,)
+    sizes = (contender.batch,)
+    if contender.minibatch and contender.batch is None:
+        sizes = problem.scenario.batch_sizes
     grid = [
         (size, schedule) for size in sizes for schedule in problem.scenario.schedules
     ]

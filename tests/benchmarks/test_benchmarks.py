@@ -31,7 +31,7 @@ from benchmarks.scenarios._networks import (
     r_squared,
 )
 from benchmarks.training import compile_method, train
-from benchmarks.tuning import search
+from benchmarks.tuning import rows, search
 
 RUNNER = CliRunner()
 WIDE = {"COLUMNS": "300", "TERM": "dumb", "NO_COLOR": "1"}
@@ -482,6 +482,34 @@ def test_contenders_that_need_the_same_loss_leave_random_models_out(noisy):
     fitting = {name for name, c in CONTENDERS.items() if c.fits(noisy.scenario)}
     assert not fitting & {"lbfgs", "kfac", "residual_space"}
     assert {"hessian_free", "adam", "adam_minibatch"} <= fitting
+
+
+def test_sgd_hands_over_to_hessian_free_in_the_middle(toy):
+    """Steps of SGD cost one gradient; the first of the others starts where it ended."""
+    known = toy._replace(budget=8.0)
+    contender = CONTENDERS["sgd_then_hessian_free"]
+    assert rows(contender, known, quick=False) == [
+        (contender.batch, "constant"),
+        (contender.batch, "cosine"),
+    ]
+    method = contender.build(known, Setting(contender.batch, "constant", 0))
+    params = known.scenario.init(0)
+    state = method.init(params, 0, 0.1)
+    advance = jax.jit(method.advance)
+    means, costs = [], []
+    while sum(costs) <= known.budget:
+        params, state = advance(params, state, known.train)
+        means.append(params)
+        costs.append(method.spent(state))
+        # The mean of SGD's iterates is the last one; it begins with the other method.
+        averaged = state.inner[0]
+        if averaged.count <= 16:
+            np.testing.assert_array_equal(params[0]["w"], averaged.iterate[0]["w"])
+    size = 128 // 4
+    sgd = 16  # of the 32 batches that a budget of 8 epochs has
+    assert costs[:sgd] == pytest.approx([size / 128] * sgd)
+    assert min(costs[sgd:]) > 3 * size / 128
+    assert (params[0]["w"] != averaged.iterate[0]["w"]).any()
 
 
 def test_noam_rises_to_one_and_falls_like_an_inverse_root():

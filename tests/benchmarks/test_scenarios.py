@@ -134,9 +134,9 @@ def test_float64_variants_keep_the_rest():
         ("boston_x64", set()),
         (
             "convection_pinn",
-            {"kfac", "poster"} | {n for n in CONTENDERS if "minibatch" in n},
+            {"kfac", "poster"} | {n for n, c in CONTENDERS.items() if c.minibatch},
         ),
-        ("shakespeare", {n for n in CONTENDERS if "minibatch" not in n}),
+        ("shakespeare", {n for n, c in CONTENDERS.items() if not c.minibatch}),
     ],
 )
 def test_contenders_that_do_not_fit_are_known(scenario, left_out):

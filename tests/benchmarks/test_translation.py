@@ -282,7 +282,7 @@ def test_continued_runs_begin_at_the_checkpoint(folder, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_mini_batch_methods_and_the_posters_take_part(name):
     fitting = {n for n, c in CONTENDERS.items() if c.fits(SCENARIOS[name])}
-    expected = {n for n in CONTENDERS if n.endswith("_minibatch")} | {"poster"}
+    expected = {n for n, c in CONTENDERS.items() if c.minibatch} | {"poster"}
     assert fitting == expected
 
 
