@@ -254,14 +254,19 @@ def test_the_summary_counts_lines():
         record("life", "sgd", falling(1.0)),
         record("life", "hessian_free", falling(0.5)),
     )
+    later = line(
+        record("life", "adam", falling(0.1)),
+        record("life", "sgd", falling(2.0)),
+        record("life", "hessian_free", falling(1.0, end=1e-3)),
+    )
     lost = line(
         record("life", "sgd", [10.0, DIVERGED]),
         record("life", "hessian_free", [10.0, DIVERGED]),
     )
-    missing = line()
-    found = poster.summary([ahead, behind, lost, missing])
-    assert found == poster.Summary(compared=3, loss=1, seconds=1, held_out=1)
-    assert "on 1 of 3 problems" in poster_report.headline([ahead, behind, lost])
+    found = poster.summary([ahead, behind, later, lost, line()])
+    assert found == poster.Summary(compared=4, loss=2, seconds=1, held_out=1)
+    assert "on 2 of 4 problems" in poster_report.headline([ahead, behind, later, lost])
+    assert math.isfinite(later.cells["Newton-CG"].seconds)
 
 
 # What is printed
