@@ -8,23 +8,22 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import ncg_optax as ncg
 from benchmarks.scenarios import mnist
 from benchmarks.scenarios._base import Params
+from benchmarks.scenarios._batch_norm import Network
 from benchmarks.scenarios._networks import (
     autoencoder,
     initialiser,
     pixel_cross_entropy,
     softmax_cross_entropy,
 )
+from benchmarks.scenarios._resnet import ResNet50, group_norm
 from benchmarks.scenarios._transformer import init_transformer, transformer
 
 SYMBOLS, CONTEXT, WIDTH, HEADS, LAYERS = 64, 64, 128, 4, 2
-BLOCKS = (3, 4, 6, 3)  # of the four stages of ResNet-50
-GROUPS = 32
 
 
 class Model(NamedTuple):
@@ -82,92 +81,9 @@ def _text(rows: int) -> dict[str, np.ndarray]:
     return {"x": symbols[:, :-1], "y": symbols[:, 1:]}
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        "SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
-def _group_norm(norm: Params, x: jax.Array) -> jax.Array:
-    grouped = x.reshape(*x.shape[:-1], GROUPS, -1)
-    normed = jax.nn.standardize(grouped, axis=(1, 2, 4), epsilon=1e-5)
-    return normed.reshape(x.shape) * norm["scale"] + norm["shift"]
-
-
-def init_resnet50(seed: int, classes: int = 1000) -> Params:
-    """Weights of ResNet-50, normalised over groups of channels instead of batches.
-
-    Batch statistics would couple the examples of a batch; the number of weights is the
-    same.
-
-    Example:
-        >>> shapes = jax.eval_shape(init_resnet50, 0)
-        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes))
-        25557032
-    """
-    keys = iter(jax.random.split(jax.random.key(seed), 64))
-
-    def convolution(size: int, fan_in: int, fan_out: int) -> Params:
-        deviation = (2 / (size * size * fan_in)) ** 0.5
-        shape = (size, size, fan_in, fan_out)
-        return {
-            "kernel": jax.random.normal(next(keys), shape) * deviation,
-            "norm": {"scale": jnp.ones(fan_out), "shift": jnp.zeros(fan_out)},
-        }
-
-    stages, fan_in = [], 64
-    for stage, count in enumerate(BLOCKS):
-        narrow = 64 * 2**stage
-        blocks = []
-        for index in range(count):
-            block = {
-                "reduce": convolution(1, fan_in, narrow),
-                "middle": convolution(3, narrow, narrow),
-                "expand": convolution(1, narrow, 4 * narrow),
-            }
-            if index == 0:
-                block["shortcut"] = convolution(1, fan_in, 4 * narrow)
-            blocks.append(block)
-            fan_in = 4 * narrow
-        stages.append(blocks)
-    weights = jax.random.normal(next(keys), (fan_in, classes)) * fan_in**-0.5
-    return {
-        "stem": convolution(7, 3, 64),
-        "stages": stages,
-        "out": {"w": weights, "b": jnp.zeros(classes)},
-    }
-
-
-def resnet50(params: Params, x: jax.Array) -> jax.Array:
-    """Logits for images of shape (rows, height, width, 3); version 1.5.
-
-    Example:
-        >>> images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
-        >>> jax.eval_shape(resnet50, jax.eval_shape(init_resnet50, 0), images).shape
-        (2, 1000)
-    """
-
-    def layer(weights: Params, x: jax.Array, stride: int = 1) -> jax.Array:
-        return _group_norm(weights["norm"], _convolve(x, weights["kernel"], stride))
-
-    x = jax.nn.relu(layer(params["stem"], x, 2))
-    x = jax.lax.reduce_window(
-        x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME"
-    )
-    for stage, blocks in enumerate(params["stages"]):
-        for index, block in enumerate(blocks):
-            stride = 2 if stage > 0 and index == 0 else 1
-            h = jax.nn.relu(layer(block["reduce"], x))
-            h = jax.nn.relu(layer(block["middle"], h, stride))
-            h = layer(block["expand"], h)
-            if "shortcut" in block:
-                x = layer(block["shortcut"], x, stride)
-            x = jax.nn.relu(x + h)
-    return jnp.mean(x, axis=(1, 2)) @ params["out"]["w"] + params["out"]["b"]
+# Batch statistics would couple the examples of a batch; the number of weights is the
+# same.
+RESNET50 = Network(ResNet50(norm=group_norm), (224, 224, 3))
 
 
 MODELS: dict[str, Model] = {
@@ -205,8 +121,8 @@ MODELS: dict[str, Model] = {
     ),
     "resnet50": Model(
         "ResNet-50 with group normalisation on 224x224 images",
-        init_resnet50,
-        resnet50,
+        RESNET50.init,
+        RESNET50.outputs,
         softmax_cross_entropy,
         _classified(1000, 224, 224, 3),
         512,

@@ -47,9 +47,9 @@ def resnet50_sides() -> tuple[tuple[int, int], ...]:
         >>> sum(m * n for m, n in resnet50_sides())
         25557032
     """
-    from benchmarks.scaling_models import init_resnet50
+    from benchmarks.scaling_models import RESNET50
 
-    shapes = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(init_resnet50, 0))]
+    shapes = [leaf.shape for leaf in jax.tree.leaves(RESNET50.parameters())]
     return tuple(
         (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else (math.prod(shape), 1)
         for shape in shapes

@@ -1,0 +1,107 @@
+"""The last layer alone, on what MobileNetV2 sees in CIFAR-10: the poster's way.
+
+MobileNetV2 was trained on ImageNet. What it makes of an image before its classifier,
+1280 numbers, is computed once and kept in the cache; a new classifier is trained on it.
+"""
+
+import hashlib
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.progress import track
+
+from benchmarks import datasets
+from benchmarks.datasets import archives
+from benchmarks.scenarios import mobilenet
+from benchmarks.scenarios._base import Dataset, Scenario, split
+from benchmarks.scenarios._images import normalise
+from benchmarks.scenarios._mobilenet import HEAD, MobileNetV2, from_torch
+from benchmarks.scenarios._networks import (
+    accuracy,
+    dense,
+    initialiser,
+    softmax_cross_entropy,
+)
+
+SIZE, CHUNK = 96, 100  # pixels that images are enlarged to, images at a time
+CLASSES = 10
+
+
+def load() -> Dataset:
+    images, origin = datasets.cifar10()
+    train, test = (features(part, SIZE) for part in (images.train, images.test))
+    data = split(train, images.train_labels, test, images.test_labels)
+    return data._replace(
+        note=f"features of {origin}, enlarged to {SIZE}x{SIZE}, by MobileNetV2 as "
+        "trained on ImageNet"
+    )
+
+
+def features(images: np.ndarray, size: int) -> np.ndarray:
+    """What the trained network makes of images, computed or read from the cache.
+
+    Args:
+        images: bytes, shape=(examples, height, width, 3).
+        size: that they are enlarged to, bilinearly.
+    """
+    # Its name stands for all that it depends on.
+    digest = hashlib.sha256(np.ascontiguousarray(images).tobytes())
+    digest.update(f"{images.shape} {size} {datasets.MOBILENET_V2.sha256}".encode())
+    folder = archives.CACHE.expanduser()
+    path = folder / f"mobilenet_v2_features-{digest.hexdigest()[:16]}.npy"
+    if not path.exists():
+        found = _computed(images, size)
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.stem}.{os.getpid()}.npy")
+        np.save(part, found)
+        part.replace(path)
+    return np.load(path)
+
+
+def recognised(images: np.ndarray, labels: np.ndarray) -> float:
+    """The share of images of ImageNet that the trained network classifies right.
+
+    Args:
+        images: bytes, shape=(examples, 224, 224, 3).
+        labels: torchvision's.
+    """
+    variables = from_torch(datasets.mobilenet_v2_weights())
+    apply = jax.jit(lambda x: MobileNetV2().apply(variables, x, train=False))
+    return float(accuracy(apply(normalise(jnp.asarray(images))), labels))
+
+
+def _computed(images: np.ndarray, size: int) -> np.ndarray:
+    variables = from_torch(datasets.mobilenet_v2_weights())
+
+    @jax.jit
+    def apply(chunk: jax.Array) -> jax.Array:
+        shape = (len(chunk), size, size, 3)
+        enlarged = jax.image.resize(chunk.astype(jnp.float32), shape, "bilinear")
+        network = MobileNetV2(classes=None)
+        return network.apply(variables, normalise(enlarged), train=False)
+
+    starts = range(0, len(images), CHUNK)
+    steps = track(starts, f"MobileNetV2 looks at {len(images):,} images")
+    return np.concatenate(
+        [np.asarray(apply(images[start : start + CHUNK])) for start in steps]
+    )
+
+
+SCENARIO = Scenario(
+    name="mobilenet_last_layer",
+    description="CIFAR-10, a new last layer for MobileNetV2 as trained on ImageNet, "
+    "cross-entropy",
+    load=load,
+    init=initialiser(HEAD, CLASSES),
+    model=dense,
+    loss=softmax_cross_entropy,
+    metric=accuracy,
+    metric_name="accuracy",
+    budget=100.0,
+    seeds=5,
+    batch_sizes=(64, 256),
+    registration=("softmax_cross_entropy", 1.0),
+    poster=mobilenet.POSTER,
+)
