@@ -266,8 +266,8 @@ def table(
             exists=True,
             dir_okay=False,
             help="Write the tables into this file, each between its two marks: "
-            f"{report.BEGIN} and {report.END}, {poster_report.BEGIN} and "
-            f"{poster_report.END}.",
+            f"`{report.BEGIN}` and `{report.END}`, `{poster_report.BEGIN}` and "
+            f"`{poster_report.END}`.",
         ),
     ] = None,
 ) -> None:
@@ -277,12 +277,12 @@ def table(
     """
     try:
         stored = records.load_all(directory)
-        poster = poster_cli.text(directory / poster_cli.FOLDER, directory)
-        if not stored and poster is None:
+        rows = poster_cli.text(directory / poster_cli.FOLDER, directory)
+        if not stored and rows is None:
             raise ValueError(f"no results in {directory}: `run` something first.")
         tables = [
             (report.markdown(stored) if stored else None, report.BEGIN, report.END),
-            (poster, poster_report.BEGIN, poster_report.END),
+            (rows, poster_report.BEGIN, poster_report.END),
         ]
         for text, begin, end in tables:
             if text is None:

@@ -48,7 +48,7 @@ def poster(
             exists=True,
             dir_okay=False,
             help="Write the table into this file, between its two marks "
-            f"{poster_report.BEGIN} and {poster_report.END}.",
+            f"`{poster_report.BEGIN}` and `{poster_report.END}`.",
         ),
     ] = None,
     figures: Annotated[
