@@ -19,6 +19,7 @@ from rich.progress import (
 from benchmarks import overhead as overheads
 from benchmarks import (
     plots,
+    poster,
     poster_cli,
     poster_report,
     records,
@@ -58,8 +59,6 @@ def _scenarios(name: str) -> list[Scenario]:
     if name == "all":
         return list(SCENARIOS.values())
     if name == "poster":
-        from benchmarks import poster
-
         names = dict.fromkeys(s for row in poster.ROWS for s in row.scenarios)
         return [SCENARIOS[_one_of(s, SCENARIOS, "scenario")] for s in names]
     return [SCENARIOS[_one_of(name, SCENARIOS, "scenario")]]
