@@ -47,12 +47,29 @@ def convolve(
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=feature_group_count,
         )
-    copies = _shifted(x, kernel.shape[:2], strides, padding)
+    size = kernel.shape[:2]
     if feature_group_count == 1:
-        columns = jnp.concatenate(copies, axis=-1)
-        return columns @ kernel.reshape(-1, kernel.shape[-1])
+        matrix = kernel.reshape(-1, kernel.shape[-1])
+        return patches(x, size, strides, padding) @ matrix
+    copies = _shifted(x, size, strides, padding)
     filters = kernel.reshape(-1, kernel.shape[-1])
     return sum(copy * taps for copy, taps in zip(copies, filters, strict=True))
+
+
+def patches(
+    x: jax.Array,
+    size: Sequence[int],
+    strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+) -> jax.Array:
+    """What a kernel lies over at each position, as one vector.
+
+    Example:
+        >>> x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+        >>> patches(x, (2, 2), (2, 2), "VALID")[0, 0, 1]
+        Array([2., 3., 6., 7.], dtype=float32)
+    """
+    return jnp.concatenate(_shifted(x, size, strides, padding), axis=-1)
 
 
 def _shifted(
