@@ -17,10 +17,6 @@ from ncg_optax._loss import Objective
 
 PyTree = Any
 
-# The noise of a curvature depends on how many examples it sees: below this number a
-# fraction of the batch costs more steps than it saves products.
-MIN_EXAMPLES = 512
-
 
 def _length(x: Any) -> int:
     """Of the first axis; 0 for scalars and for what is not an array."""
@@ -45,19 +41,23 @@ class Sampling(NamedTuple):
     Attributes:
       curvature_fraction: share of the examples in the curvature, in (0, 1].
       microbatch_size: examples at a time in products and trial values, or None.
+      min_examples: how many examples the curvature sees at least.
 
     Examples:
       >>> import ncg_optax as ncg
       >>> ncg.sampling(microbatch_size=64)
-      Sampling(curvature_fraction=1.0, microbatch_size=64)
+      Sampling(curvature_fraction=1.0, microbatch_size=64, min_examples=512)
     """
 
     curvature_fraction: float = 1.0
     microbatch_size: int | None = None
+    min_examples: int = 512
 
 
 def sampling(
-    curvature_fraction: float = 1.0, microbatch_size: int | None = None
+    curvature_fraction: float = 1.0,
+    microbatch_size: int | None = None,
+    min_examples: int = 512,
 ) -> Sampling:
     r"""Which examples the curvature sees, and how many go through memory at a time.
 
@@ -65,10 +65,13 @@ def sampling(
     a sample is enough: it only shapes the step (Byrd, Chin, Neveitt and Nocedal 2011).
     A product on a quarter of the examples costs a quarter. The sample is every fourth
     example (for 1/4), beginning with another one at each step, and never fewer than
-    512. It needs to see the data: arguments of ``update`` or of ``CompositeLoss.bind``,
-    of which the arrays with the longest first axis run over the examples. The whole
-    batch is taken where that does not split it: if it is hidden in a closure, or if
-    there are several kinds of examples (the points of a physics-informed network).
+    ``min_examples``: the noise of a curvature depends on how many examples it sees, and
+    below some number a fraction costs more steps than it saves products, unless the
+    gradient is as noisy (mini-batches). It needs to see the data: arguments of
+    ``update`` or of ``CompositeLoss.bind``, of which the arrays with the longest first
+    axis run over the examples. The whole batch is taken where that does not split it:
+    if it is hidden in a closure, or if there are several kinds of examples (the points
+    of a physics-informed network).
     Pass ``curvature_batch=dict(x=..., y=...)`` to ``update`` to choose the examples
     yourself.
 
@@ -84,12 +87,15 @@ def sampling(
       curvature_fraction: share of the examples in the curvature, in (0, 1], rounded to
         one over a whole number.
       microbatch_size: examples at a time, a divisor of their number; None for all.
+      min_examples: so many examples in the curvature at least, or the whole batch if
+        it has fewer; those of all devices count.
 
     Returns:
       A :class:`Sampling`.
 
     Raises:
-      TypeError: if a setting is not a number, or ``microbatch_size`` not an integer.
+      TypeError: if a setting is not a number, or ``microbatch_size`` or
+        ``min_examples`` not an integer.
       ValueError: if a setting is out of range; in ``update``, if ``microbatch_size``
         does not divide the number of examples or no data can be seen.
 
@@ -106,7 +112,8 @@ def sampling(
     )
     if microbatch_size is not None:
         _validate.integer(who + "microbatch_size", microbatch_size, low=1)
-    return Sampling(curvature_fraction, microbatch_size)
+    _validate.integer(who + "min_examples", min_examples, low=1)
+    return Sampling(curvature_fraction, microbatch_size, min_examples)
 
 
 class Sample(NamedTuple):
@@ -187,7 +194,7 @@ def curvature_sample(
     objective: Objective,
     params: PyTree,
     batch: Mapping[str, PyTree] | None,
-    fraction: float,
+    sampling: Sampling,
     count: jax.Array,
 ) -> Sample:
     """What the curvature of step number ``count`` is taken of.
@@ -196,7 +203,7 @@ def curvature_sample(
       objective: the loss on the whole batch.
       params: the parameters.
       batch: data to take instead, by name; None for a part of the whole batch.
-      fraction: of the batch, but not less than ``MIN_EXAMPLES``.
+      sampling: which share of the batch, and how many examples at least.
       count: rotates the sample, so that every example has its turn.
 
     Raises:
@@ -205,7 +212,8 @@ def curvature_sample(
         structure or example shape than the data.
     """
     if batch is None:
-        return every_kth(objective, params, fraction, MIN_EXAMPLES, count)
+        fraction, at_least = sampling.curvature_fraction, sampling.min_examples
+        return every_kth(objective, params, fraction, at_least, count)
     if not isinstance(batch, Mapping):
         raise TypeError(
             "curvature_batch must be a dict of data arguments of the loss, such as "

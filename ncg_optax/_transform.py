@@ -233,7 +233,7 @@ def scale_by_newton_cg(
             "preconditioner", preconditioner, Preconditioner, "kronecker(), or None"
         )
     _validate.component("sampling", sampling, Sampling, "sampling()")
-    fraction, microbatch_size = sampling
+    microbatch_size = sampling.microbatch_size
     curvature = _batches.curvature_in_microbatches(curvature, microbatch_size)
     damping = as_damping(damping)
     preconditioner = preconditioner or identity()
@@ -296,7 +296,7 @@ def scale_by_newton_cg(
             )
 
         sample = _batches.curvature_sample(
-            objective, varying, curvature_batch, fraction, state.count
+            objective, varying, curvature_batch, sampling, state.count
         )
         sample_loss, matvec = linearized(sample)
 

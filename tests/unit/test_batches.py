@@ -110,9 +110,11 @@ def test_curvature_batch_replaces_the_data_of_the_curvature_alone():
     np.testing.assert_allclose(updates, expected, rtol=1e-4)
 
 
-def test_a_fraction_costs_its_share_and_keeps_the_loss_of_the_batch():
-    loss = composite(2048)
-    tx = ncg.newton_cg(curvature=ncg.gauss_newton(), sampling=ncg.sampling(0.25))
+@pytest.mark.parametrize(("examples", "at_least"), [(2048, 512), (64, 16)])
+def test_a_fraction_costs_its_share_and_keeps_the_loss_of_the_batch(examples, at_least):
+    loss = composite(examples)
+    sampling = ncg.sampling(0.25, min_examples=at_least)
+    tx = ncg.newton_cg(curvature=ncg.gauss_newton(), sampling=sampling)
     _, state = updates_of(tx, loss)
     info = ncg.get_info(state)
     np.testing.assert_allclose(info.loss, loss(W), rtol=1e-6)
@@ -205,3 +207,16 @@ def test_bad_sizes():
         updates_of(three, lambda w: loss(w))
     with pytest.raises(ValueError, match="curvature_fraction"):
         ncg.sampling(curvature_fraction=0.0)
+    with pytest.raises(ValueError, match="min_examples"):
+        ncg.sampling(min_examples=0)
+
+
+def test_min_examples_keeps_the_batch_whole():
+    """A quarter of 64 examples is fewer than 48, and so is a half."""
+    loss, costs = composite(64), {}
+    for at_least in (16, 48):
+        sampling = ncg.sampling(0.25, min_examples=at_least)
+        tx = ncg.newton_cg(curvature=ncg.gauss_newton(), sampling=sampling)
+        info = ncg.get_info(updates_of(tx, loss)[1])
+        costs[at_least] = info.batch_products / info.products
+    assert costs == {16: pytest.approx(0.25), 48: pytest.approx(1.0)}
