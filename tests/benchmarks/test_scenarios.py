@@ -38,7 +38,7 @@ def data(monkeypatch):
 )
 def test_networks_fit_their_data(data, name, parameters):
     scenario = SCENARIOS[name]
-    train, held_out = scenario.load()
+    train, held_out, _ = scenario.load()
     assert len(train["x"]) == len(train["y"]) > len(held_out["y"])
     assert size(scenario) == parameters
     # Shapes alone: running it would take seconds.
@@ -54,7 +54,7 @@ def size(scenario):
 def test_curves_autoencoder_has_dead_pixels(monkeypatch):
     monkeypatch.setattr("benchmarks.scenarios.curves_autoencoder.IMAGES", 40)
     scenario = SCENARIOS["curves_autoencoder"]
-    train, held_out = scenario.load()
+    train, held_out, _ = scenario.load()
     assert train["x"].shape == held_out["y"].shape == (40, 196)
     assert (train["x"].max(axis=0) < 0.01).sum() > 20
     assert size(scenario) == 52_552
@@ -68,7 +68,7 @@ def test_convection_counts_every_condition_once(monkeypatch):
     monkeypatch.setattr(convection_pinn, "POINTS", counts)
     scenario = SCENARIOS["convection_pinn"]
     with jax.enable_x64(scenario.x64):
-        train, held_out = scenario.load()
+        train, held_out, _ = scenario.load()
         params = jax.jit(scenario.init)(0)
         assert size(scenario) == 7_851
         leaves = jax.tree.leaves((params, train))
