@@ -1,0 +1,182 @@
+"""Wisconsin breast cancer by a Bayesian network: how sure is it of each tumour?"""
+
+import pathlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+
+matplotlib.use("Agg")  # a file is all we draw; no display is needed
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks.scenarios import wisconsin
+from benchmarks.scenarios._base import Dataset, PosterSettings, Scenario
+from benchmarks.scenarios._bayesian import (
+    Layers,
+    average,
+    classes_right,
+    classifier,
+    init_mean_field,
+    log_probabilities,
+    negative_elbo,
+    predictor,
+)
+
+EXAMPLES = 455  # of training, which share the divergence from the prior
+MALIGNANT, BENIGN = 0, 1
+COLOURS = {MALIGNANT: "#D55E00", BENIGN: "#0072B2"}
+NAMES = {MALIGNANT: "malignant", BENIGN: "benign"}
+EXAMINED_DRAWS = 200
+BINS = 10
+
+
+def entropy(probabilities: np.ndarray) -> np.ndarray:
+    """Of each distribution over the classes, the last axis, in nats.
+
+    Example:
+        >>> entropy(np.array([[0.5, 0.5], [0.25, 0.75]])).round(3).tolist()
+        [0.693, 0.562]
+    """
+    return -np.sum(probabilities * np.log(np.maximum(probabilities, 1e-30)), axis=-1)
+
+
+def calibration_bins(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Share of the examples, mean confidence, accuracy: a row for each bin in use.
+
+    Example:
+        >>> calibration_bins(np.array([0.91, 0.99, 0.5]), np.array([1, 0, 1])).tolist()
+        [[0.333..., 0.5, 1.0], [0.666..., 0.95, 0.5]]
+    """
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    members = [bins == index for index in np.unique(bins)]
+    return np.array(
+        [[m.mean(), confidence[m].mean(), right[m].mean()] for m in members]
+    )
+
+
+def expected_calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
+    """Mean distance of confidence and accuracy over the bins (Guo et al. 2017).
+
+    Example:
+        >>> expected_calibration_error(np.full(4, 0.75), np.array([1, 1, 1, 0]))
+        0.0
+    """
+    share, confidence, accuracy = calibration_bins(confidence, right).T
+    return float(np.sum(share * np.abs(confidence - accuracy)))
+
+
+def examine(params: Layers, data: Dataset, stem: pathlib.Path) -> dict[str, float]:
+    """Draws what is predicted for each held-out tumour, and whether doubt is apt."""
+    x, y = data.held_out["x"], np.asarray(data.held_out["y"])
+    drawn = jax.jit(log_probabilities, static_argnames=("activation", "draws"))(
+        params, x, jax.random.key(0), activation=jnp.tanh, draws=EXAMINED_DRAWS
+    )
+    log_mean = np.asarray(average(drawn))
+    mean = np.exp(log_mean)
+    right = mean.argmax(axis=-1) == y
+    doubt = entropy(mean)
+    draw_tumours(np.exp(np.asarray(drawn))[..., MALIGNANT], y, f"{stem}_tumours.png")
+    draw_doubt(mean.max(axis=-1), doubt, right, f"{stem}_uncertainty.png")
+    scores = {
+        "predictive log-likelihood": log_mean[np.arange(len(y)), y].mean(),
+        "expected calibration error": expected_calibration_error(
+            mean.max(axis=-1), right
+        ),
+    }
+    # Where nobody errs there is no entropy of errors.
+    for name, chosen in {"right": right, "wrong": ~right}.items():
+        if chosen.any():
+            scores[f"mean predictive entropy where {name}"] = doubt[chosen].mean()
+    return {name: float(value) for name, value in scores.items()}
+
+
+def draw_tumours(malignant: np.ndarray, y: np.ndarray, path: str) -> None:
+    """The probability of cancer, tumours in its order, with its spread over draws."""
+    order = malignant.mean(axis=0).argsort()
+    malignant, y, places = malignant[:, order], y[order], np.arange(len(order))
+    low, high = np.quantile(malignant, (0.05, 0.95), axis=0)
+    figure, axes = plt.subplots(figsize=(9, 4.5), layout="tight")
+    for kind in (MALIGNANT, BENIGN):
+        chosen = y == kind
+        axes.vlines(
+            places[chosen], low[chosen], high[chosen], color=COLOURS[kind], alpha=0.35
+        )
+        axes.scatter(
+            places[chosen],
+            malignant.mean(axis=0)[chosen],
+            s=14,
+            color=COLOURS[kind],
+            label=f"{NAMES[kind]} in truth",
+            zorder=2,
+        )
+    axes.axhline(0.5, color="#888888", linewidth=0.8, linestyle=":")
+    axes.set(
+        title="How likely each held-out tumour is malignant",
+        xlabel="held-out tumours, from the least to the most suspect",
+        ylabel="predictive probability; lines: 5 to 95 % of draws",
+        xlim=(-1, len(y)),
+        ylim=(-0.02, 1.02),
+    )
+    axes.legend(frameon=False, loc="upper left")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_doubt(
+    confidence: np.ndarray, doubt: np.ndarray, right: np.ndarray, path: str
+) -> None:
+    """Accuracy against confidence, and errors left once the doubtful are set aside."""
+    figure, (left, other) = plt.subplots(1, 2, figsize=(9, 4.3), layout="tight")
+    share, mean, accuracy = calibration_bins(confidence, right).T
+    left.plot([0.5, 1], [0.5, 1], color="#888888", linewidth=0.8, linestyle=":")
+    left.scatter(mean, accuracy, s=20 + 400 * share, color="#0072B2", alpha=0.7)
+    for row in zip(mean, accuracy, share, strict=True):
+        left.annotate(
+            f"{round(row[2] * len(right))}",
+            row[:2],
+            xytext=(0, -14 if row[1] > 0.9 else 10),
+            textcoords="offset points",
+            ha="center",
+            size=8,
+        )
+    left.set(
+        title="Reliability (numbers of tumours)",
+        xlabel="confidence: probability of the predicted class",
+        ylabel="share that is right",
+        xlim=(0.47, 1.03),
+        ylim=(-0.05, 1.08),
+    )
+    errors = np.cumsum(~right[doubt.argsort()]) / np.arange(1, len(right) + 1)
+    other.plot(np.arange(1, len(right) + 1) / len(right), errors, color="#D55E00")
+    other.set(
+        title="Errors among those it is surest of",
+        xlabel="share of the tumours, by predictive entropy",
+        ylabel="share that is wrong",
+        xlim=(0, 1),
+        ylim=(0, max(1.1 * errors.max(), 0.01)),
+    )
+    for axes in (left, other):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+SCENARIO = Scenario(
+    name="wisconsin_bayesian",
+    description="Wisconsin breast cancer, Bayesian 30-32-2 network, negative ELBO",
+    load=wisconsin.load,
+    init=partial(init_mean_field, (30, 32, 2)),
+    model=classifier(jnp.tanh),
+    loss=negative_elbo(EXAMPLES),
+    metric=classes_right,
+    metric_name="accuracy",
+    budget=1000.0,
+    batch_sizes=(128, 32),
+    random=True,
+    predict=predictor(jnp.tanh),
+    examine=examine,
+    poster=PosterSettings(learning_rate=0.03, damping=1e5, batch=128),
+)
