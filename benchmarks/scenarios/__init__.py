@@ -2,6 +2,7 @@
 
 from benchmarks.scenarios import (
     boston,
+    breakhis,
     convection_pinn,
     curves_autoencoder,
     digits,
@@ -9,12 +10,15 @@ from benchmarks.scenarios import (
     life,
     mnist,
     mnist_autoencoder,
+    mnist_bayesian,
     mobilenet,
     mobilenet_last_layer,
     resnet50,
     shakespeare,
     translation,
+    vae,
     wisconsin,
+    wisconsin_bayesian,
 )
 from benchmarks.scenarios._base import Dataset, Scenario
 
@@ -34,7 +38,11 @@ SCENARIOS: dict[str, Scenario] = {
         mnist.CLASSIFIER,
         mnist.FASHION,
         mnist.CNN,
+        vae.SCENARIO,
+        mnist_bayesian.SCENARIO,
+        wisconsin_bayesian.SCENARIO,
         shakespeare.SCENARIO,
+        breakhis.SCENARIO,
         resnet50.SCENARIO,
         resnet50.NARROW,
         resnet50.IMAGENET,
