@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 UNKNOWN, BEGIN, END = 1, 2, 3  # symbols, besides PAD, that stand for no text
 SYMBOLS = 2000
-LENGTH = 20  # symbols of a sentence, with the one that ends it
+LENGTH = 16  # symbols of a sentence, with the one that ends it
 WORDS = range(4, 21)  # of a sentence, in both languages
 PAIRS = 6144  # to train on
 WIDTH, HIDDEN, LAYERS, HEADS, DROPOUT = 128, 256, 2, 4, 0.1
