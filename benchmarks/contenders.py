@@ -19,7 +19,7 @@ from benchmarks.scenarios._base import Batch, Params
 from benchmarks.schedules import SCHEDULES
 
 State = Any
-NEWTON_BATCH = 1024  # examples in a mini-batch of hessian_free_minibatch
+NEWTON_BATCH = 1024  # examples in a mini-batch of stochastic_hessian_free
 POINTS = 32  # a run of mini-batch steps is looked at so many times at least
 KFAC_INTERVAL = 5  # steps from one change of K-FAC's damping to the next, its default
 
@@ -361,12 +361,6 @@ class _Averaged(NamedTuple):
     count: jax.Array
 
 
-def _for_minibatches() -> optax.GradientTransformationExtraArgs:
-    return ncg.hessian_free(
-        damping=ncg.levenberg_marquardt(calibration=0.1, maximum=1.0)
-    )
-
-
 def _running_mean(mean: Params, iterate: Params, count: jax.Array) -> Params:
     """The mean after one more iterate; the first one replaces it."""
     share = jnp.maximum(3 / (count + 3), 1 / 20)
@@ -374,12 +368,12 @@ def _running_mean(mean: Params, iterate: Params, count: jax.Array) -> Params:
 
 
 def _newton_minibatch(problem: Problem, _: Setting | None) -> Method:
-    """`hessian_free` as its documentation has it for mini-batches.
+    """`stochastic_hessian_free` as its documentation has it.
 
-    Large batches, a damping of about the curvature's own scale, and a running mean of
-    the iterates over about a third of the steps so far and at most the last twenty.
+    Large batches, and a running mean of the iterates over about a third of the steps
+    so far and at most the last twenty.
     """
-    tx = _for_minibatches()
+    tx = ncg.stochastic_hessian_free()
     size = min(NEWTON_BATCH, problem.examples // 4)
     plan = _plan(problem, Setting(size, "constant", 0))
     advance = newton_step(problem.scenario, tx)
@@ -397,7 +391,7 @@ def _newton_minibatch(problem: Problem, _: Setting | None) -> Method:
 
 
 def _sgd_then_newton(problem: Problem, setting: Setting | None) -> Method:
-    """SGD for half of the budget, then `hessian_free` and the mean of its iterates.
+    """SGD for half of the budget, then `stochastic_hessian_free`, averaged.
 
     Both see the same batches, which are as large as the second one needs them.
     """
@@ -409,7 +403,7 @@ def _sgd_then_newton(problem: Problem, setting: Setting | None) -> Method:
 
     def transform(rate: jax.Array) -> optax.GradientTransformationExtraArgs:
         sgd = _sgd(lambda count: rate * shape(count))
-        return ncg.switch_after(switch, sgd, _for_minibatches())
+        return ncg.switch_after(switch, sgd, ncg.stochastic_hessian_free())
 
     def init(params: Params, rate: jax.Array) -> tuple[_Averaged, jax.Array]:
         inner = transform(rate).init(params)
@@ -620,15 +614,15 @@ CONTENDERS: dict[str, Contender] = {
             deterministic=True,
         ),
         Contender(
-            "hessian_free_minibatch",
-            "ncg_optax.hessian_free(), mini-batches of 1024, its settings for them",
+            "stochastic_hessian_free",
+            "ncg_optax.stochastic_hessian_free(), mini-batches of 1024, no settings",
             _newton_minibatch,
             minibatch=True,
         ),
         Contender(
             "sgd_then_hessian_free",
             "SGD (learning rate tuned) for half of the budget, then "
-            "hessian_free_minibatch",
+            "stochastic_hessian_free",
             _sgd_then_newton,
             range(-5, 1),
             minibatch=True,

@@ -28,7 +28,7 @@ STYLES: dict[str, tuple[str, Any]] = {
     "muon": ("#E69F00", "--"),
     "soap": ("#8C564B", "--"),
     "kfac": ("#000000", "-"),
-    "hessian_free_minibatch": ("#0072B2", (0, (1, 1))),
+    "stochastic_hessian_free": ("#0072B2", (0, (1, 1))),
     "sgd_then_hessian_free": ("#0072B2", "-."),
     "poster": ("#D55E00", ":"),
     "adam_minibatch": ("#009E73", (0, (1, 1))),

@@ -35,7 +35,7 @@ EQUAL = 1e-3  # of the descent: losses that differ by less are the same
 COLUMNS = {
     "Adam": ("adam", "adam_minibatch"),
     "SGD": ("sgd", "sgd_minibatch"),
-    "Newton-CG": ("hessian_free", "hessian_free_minibatch"),
+    "Newton-CG": ("hessian_free", "stochastic_hessian_free"),
     "the poster's method": ("poster",),
 }
 BASELINES = ("Adam", "SGD")

@@ -1,11 +1,13 @@
 """Newton-CG (Hessian-free, truncated Newton) optimisation for JAX.
 
 A pure optax transformation: :func:`newton_cg` for deterministic problems,
-:func:`hessian_free` for networks, :func:`minimize` for a whole solve.
+:func:`hessian_free` for networks, :func:`stochastic_hessian_free` for mini-batches,
+:func:`minimize` for a whole solve.
 """
 
 from ncg_optax._alias import hessian_free as hessian_free
 from ncg_optax._alias import newton_cg as newton_cg
+from ncg_optax._alias import stochastic_hessian_free as stochastic_hessian_free
 from ncg_optax._batches import Sampling as Sampling
 from ncg_optax._batches import sampling as sampling
 from ncg_optax._cg import CGState as CGState

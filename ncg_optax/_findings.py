@@ -366,8 +366,8 @@ def _noise(run: Run) -> Finding | None:
         f"from {number(np.min(info.reduction_ratio))} to "
         f"{number(np.max(info.reduction_ratio))}",
         "The steps fit the noise of their mini-batches: take larger ones (a thousand "
-        "examples or more), more damping (levenberg_marquardt(calibration=0.1, "
-        "maximum=1.0)), and average the iterates (optax.incremental_update). Without "
+        "examples or more), use stochastic_hessian_free(), which listens to a single "
+        "batch less, and average the iterates (optax.incremental_update). Without "
         "mini-batches: leave the learning rate at 1.",
     )
 

@@ -111,7 +111,7 @@ def interrupted(compiled, known, folder, say=lambda text: None):
     [
         ("adam_minibatch", True, BUDGET),  # as wide as before
         ("lbfgs", False, 20.0),
-        pytest.param("hessian_free_minibatch", False, 200.0, marks=pytest.mark.slow),
+        pytest.param("stochastic_hessian_free", False, 200.0, marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupted_run_continues_bit_for_bit(name, x64, budget, always, tmp_path):

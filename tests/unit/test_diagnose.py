@@ -306,7 +306,7 @@ def test_no_false_alarm_at_any_time_of_a_healthy_run(name):
 
 def test_no_false_alarm_on_large_mini_batches():
     params, loss, x, y = regression(2048)
-    tx = ncg.hessian_free(damping=ncg.levenberg_marquardt(calibration=0.1, maximum=1.0))
+    tx = ncg.stochastic_hessian_free()
     infos = run(tx, loss, params, 60, **minibatches(x, y, 512, 60))
     for end in range(1, 61):
         assert names(until(infos, end)) == [], end

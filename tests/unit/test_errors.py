@@ -22,7 +22,13 @@ def update(tx, params=W, grads=None, **extra):
 
 
 @pytest.mark.parametrize(
-    "transform", [ncg.newton_cg, ncg.hessian_free, ncg.scale_by_newton_cg]
+    "transform",
+    [
+        ncg.newton_cg,
+        ncg.hessian_free,
+        ncg.stochastic_hessian_free,
+        ncg.scale_by_newton_cg,
+    ],
 )
 @pytest.mark.parametrize(
     ("name", "wrong"),
