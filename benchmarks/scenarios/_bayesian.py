@@ -8,7 +8,7 @@ example::
 
     E[-log p(y | x, weights)] + KL(posterior || prior) / examples
 
-with one draw of the noise for each step, which the key fixes.
+with one draw of the noise for each step, or a few, which the key fixes.
 
 It begins close to the prior. With small deviations instead most of the loss would be
 the divergence of weights that the data say nothing of: a sum of many small slopes, to
@@ -114,15 +114,20 @@ def divergence(gaussians: Sequence[Gaussian]) -> jax.Array:
 
 
 def classifier(
-    activation: Callable[[jax.Array], jax.Array],
+    activation: Callable[[jax.Array], jax.Array], draws: int = 1
 ) -> Callable[[Layers, jax.Array, jax.Array], Outputs]:
-    """The model: logits of one draw, and the posterior for the divergence."""
+    """The model: logits, and the posterior for the divergence.
+
+    The second axis of the logits is that of the draws.
+    """
+
+    def draw(layers: Layers, x: jax.Array, key: jax.Array) -> jax.Array:
+        return logits(layers, x, key, activation)
 
     def model(layers: Layers, x: jax.Array, key: jax.Array) -> Outputs:
-        return {
-            "logits": logits(layers, x, key, activation),
-            "posterior": posterior(layers),
-        }
+        keys = jax.random.split(key, draws)
+        drawn = jax.vmap(draw, in_axes=(None, None, 0), out_axes=1)(layers, x, keys)
+        return {"logits": drawn, "posterior": posterior(layers)}
 
     return model
 
@@ -131,7 +136,10 @@ def negative_elbo(examples: int) -> Callable[[Outputs, jax.Array], jax.Array]:
     """The loss, for a training set of so many examples."""
 
     def loss(outputs: Outputs, y: jax.Array) -> jax.Array:
-        fit = softmax_cross_entropy(outputs["logits"], y)
+        logits = outputs["logits"]
+        fit = softmax_cross_entropy(
+            logits, jnp.broadcast_to(y[:, None], logits.shape[:2])
+        )
         return fit + divergence(outputs["posterior"]) / examples
 
     return loss
@@ -165,7 +173,7 @@ def average(log_probabilities: jax.Array) -> jax.Array:
 def predictor(
     activation: Callable[[jax.Array], jax.Array],
 ) -> Callable[[Layers, jax.Array, Batch], Outputs]:
-    """Class probabilities averaged over draws, as logits.
+    """Class probabilities averaged over draws, as the logits of a single one.
 
     There is no posterior among these outputs, so their loss has no divergence: it is
     the negative logarithm of the predictive probability of the true class.
@@ -173,10 +181,10 @@ def predictor(
 
     def predict(layers: Layers, x: jax.Array, context: Batch) -> Outputs:
         drawn = log_probabilities(layers, x, context["key"], activation)
-        return {"logits": average(drawn), "posterior": []}
+        return {"logits": average(drawn)[:, None], "posterior": []}
 
     return predict
 
 
 def classes_right(outputs: Outputs, y: jax.Array) -> jax.Array:
-    return accuracy(outputs["logits"], y)
+    return accuracy(outputs["logits"].mean(axis=1), y)

@@ -28,6 +28,9 @@ EXAMPLES = 455  # of training, which share the divergence from the prior
 MALIGNANT, BENIGN = 0, 1
 COLOURS = {MALIGNANT: "#D55E00", BENIGN: "#0072B2"}
 NAMES = {MALIGNANT: "malignant", BENIGN: "benign"}
+# In a step. All examples are in every step, so nothing else averages the noise, and a
+# Newton step fits what is left of it: with one draw the loss stalls at 0.4 nats.
+TRAINING_DRAWS = 32
 EXAMINED_DRAWS = 200
 BINS = 10
 
@@ -169,7 +172,7 @@ SCENARIO = Scenario(
     description="Wisconsin breast cancer, Bayesian 30-32-2 network, negative ELBO",
     load=wisconsin.load,
     init=partial(init_mean_field, (30, 32, 2)),
-    model=classifier(jnp.tanh),
+    model=classifier(jnp.tanh, TRAINING_DRAWS),
     loss=negative_elbo(EXAMPLES),
     metric=classes_right,
     metric_name="accuracy",
