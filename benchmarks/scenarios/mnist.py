@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from benchmarks import datasets
 from benchmarks.scenarios._base import Dataset, Params, PosterSettings, Scenario, split
+from benchmarks.scenarios._convolution import convolve
 from benchmarks.scenarios._networks import (
     Layers,
     accuracy,
@@ -50,13 +51,7 @@ def init_cnn(seed: int) -> Params:
 
 def cnn(params: Params, x: jax.Array) -> jax.Array:
     for layer in params["convolutions"]:
-        x = jax.lax.conv_general_dilated(
-            x,
-            layer["w"],
-            (STRIDE, STRIDE),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        x = convolve(x, layer["w"], (STRIDE, STRIDE), "SAME")
         x = jax.nn.relu(x + layer["b"])
     return dense(params["dense"], x.reshape(len(x), -1))
 
