@@ -278,6 +278,13 @@ def test_the_divergence_is_shared_by_the_training_examples(tissue, layers):
     assert run(following)[1] < loss
 
 
+def test_tissue_is_scored_by_the_larger_logit():
+    outputs = {"logits": jnp.array([[2.0, 1.0], [0.0, 3.0], [5.0, 1.0]])}
+    labels = jnp.array([0, 1, 1])
+    score = float(breakhis.SCENARIO.metric(outputs, labels))
+    assert score == pytest.approx(2 / 3)
+
+
 def certain(layer):
     return layer | {"log_deviation": jnp.full_like(layer["mean"], -20.0)}
 
