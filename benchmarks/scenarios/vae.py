@@ -143,8 +143,9 @@ def draw_images(params: Params, x: jax.Array, path: pathlib.Path) -> None:
     originals = x[:: len(x) // count][:count]
     decoded = jax.nn.sigmoid(decode(params, encode(params, originals)[0]))
     # Quantiles of the prior: each image stands for the same share of it.
-    quantiles = jax.scipy.stats.norm.ppf((jnp.arange(side) + 0.5) / side)
-    plane = jnp.stack(jnp.meshgrid(quantiles, -quantiles), axis=-1)
+    quantiles = np.array(jax.scipy.stats.norm.ppf((jnp.arange(side) + 0.5) / side))
+    quantiles[side // 2] = 0.0  # which rounding makes negative
+    plane = jnp.stack(jnp.meshgrid(quantiles, quantiles[::-1]), axis=-1)
     samples = jax.nn.sigmoid(decode(params, plane.reshape(-1, LATENT)))
 
     figure, axes = plt.subplots(
@@ -159,7 +160,7 @@ def draw_images(params: Params, x: jax.Array, path: pathlib.Path) -> None:
     middles = (np.arange(side) + 0.5) * 28 - 0.5
     shown = slice(0, side, side // 2)
     axes[1].set_xticks(middles[shown], [f"{q:.1f}" for q in quantiles[shown]])
-    axes[1].set_yticks(middles[shown], [f"{-q:.1f}" for q in quantiles[shown]])
+    axes[1].set_yticks(middles[shown], [f"{q:.1f}" for q in quantiles[::-1][shown]])
     axes[1].set(xlabel="first latent variable", ylabel="second latent variable")
     figure.savefig(path, dpi=150)
     plt.close(figure)

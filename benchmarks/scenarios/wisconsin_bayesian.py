@@ -140,13 +140,13 @@ def draw_doubt(
         left.annotate(
             f"{round(row[2] * len(right))}",
             row[:2],
-            xytext=(0, -14 if row[1] > 0.9 else 10),
+            xytext=(0, -22 if row[1] > 0.9 else 10),
             textcoords="offset points",
             ha="center",
             size=8,
         )
     left.set(
-        title="Reliability (numbers of tumours)",
+        title="Reliability, with numbers of tumours",
         xlabel="confidence: probability of the predicted class",
         ylabel="share that is right",
         xlim=(0.47, 1.03),
@@ -155,7 +155,7 @@ def draw_doubt(
     errors = np.cumsum(~right[doubt.argsort()]) / np.arange(1, len(right) + 1)
     other.plot(np.arange(1, len(right) + 1) / len(right), errors, color="#D55E00")
     other.set(
-        title="Errors among those it is surest of",
+        title="Errors among the tumours it is surest of",
         xlabel="share of the tumours, by predictive entropy",
         ylabel="share that is wrong",
         xlim=(0, 1),
@@ -176,7 +176,7 @@ SCENARIO = Scenario(
     loss=negative_elbo(EXAMPLES),
     metric=classes_right,
     metric_name="accuracy",
-    budget=1000.0,
+    budget=500.0,
     batch_sizes=(128, 32),
     random=True,
     predict=predictor(jnp.tanh),
