@@ -78,7 +78,7 @@ ROWS = (
     Row(5, "Bayesian network, Wisconsin", ("++", "+", "o"), ("wisconsin_bayesian",)),
     Row(6, "Bayesian network, BreakHis", ("-", "-", "++"), ("breakhis",)),
     Row(7, "Simple CNN, MNIST", ("o", "o", "+"), ("mnist_cnn",)),
-    Row(8, "ResNet-50, ImageNet", ("o", "o", "o"), ("resnet50",)),
+    Row(8, "ResNet-50, ImageNet", ("o", "o", "o"), ("resnet50", "resnet50_narrow")),
     Row(
         9,
         "MobileNet, ImageNet",

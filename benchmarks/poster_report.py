@@ -15,7 +15,7 @@ from benchmarks.scaling_prediction import POSTER_DEVICES
 BEGIN, END = "<!-- poster-table:begin -->", "<!-- poster-table:end -->"
 NOT_RUN = "not run"
 HEADINGS = {
-    "Newton-CG": "Newton-CG: hessian_free",
+    "Newton-CG": "Newton-CG, our presets",
     "the poster's method": "the poster's own method",
 }
 NOTE = (
@@ -123,13 +123,13 @@ def headline(lines: Sequence[Line]) -> str:
     """On how many problems Newton-CG is as good as tuned Adam and SGD."""
     found = summary(lines)
     if not found.compared:
-        return "Nothing to compare: no problem has been run with hessian_free and Adam."
+        return "Nothing to compare: no problem has been run with Newton-CG and Adam."
     n = found.compared
     clocks = {line.clock for line in lines if line.cells}
     seconds = "processor seconds" if clocks == {"cpu_seconds"} else "seconds"
     return (
         "Against the better of tuned Adam and SGD, at the same number of gradients, "
-        f"hessian_free without tuning ends at least as low in training loss on "
+        f"Newton-CG without tuning ends at least as low in training loss on "
         f"{found.loss} of {n} problems; it takes fewer {seconds} to where they end on "
         f"{found.seconds} of {n}; its held-out loss is not higher on "
         f"{found.held_out} of {n}."
@@ -178,7 +178,8 @@ def markdown(lines: Sequence[Line], scaling: Sequence[Scaling]) -> str:
         cell = line.cells[column]
         mark = f"**`{cell.mark}`**" if cell.mark else "no mark"
         parts = [f"{mark} (poster {poster})", loss_text(cell), held_out_text(cell)]
-        return "<br>".join([*parts, cost_text(cell)])
+        name = f"`{cell.record['optimizer']}`"
+        return "<br>".join([*parts, cost_text(cell), name])
 
     def row(line: Line) -> list[str]:
         how = NOT_RUN

@@ -108,11 +108,16 @@ def readme_introduction(_):
     return text.partition("\n")[2].partition("\n## ")[0].strip()
 
 
+def figure_title(path):
+    """What a figure shows, from the folders it lies in: the data, mostly."""
+    *folders, name = Path(path).relative_to(RESULTS).with_suffix("").parts
+    return " · ".join(folders + ([] if name == "curves" else [name])).replace("_", " ")
+
+
 def figure_gallery(_):
     """All figures, one below the other, each under the name of its data."""
     return "\n\n".join(
-        f"### {Path(path).parent.name if path.count('/') > 2 else Path(path).stem}\n\n"
-        f"![Loss of every optimizer on these data]({path})"
+        f"### {figure_title(path)}\n\n![{figure_title(path)}]({path})"
         for path in figures()
         if not Path(path).name.startswith("scaling_")
     )
