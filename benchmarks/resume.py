@@ -86,11 +86,12 @@ class Checkpoint:
             stored = manager.restore(
                 manager.latest_step(),
                 args=orbax.args.Composite(
-                    arrays=orbax.args.StandardRestore(list(map(_plain, leaves))),
+                    arrays=orbax.args.StandardRestore(_storable(leaves)),
                     numbers=orbax.args.JsonRestore(),
                 ),
             )
-        leaves = map(_like, leaves, stored.arrays)
+        found = iter(stored.arrays)
+        leaves = [_like(leaf, next(found)) if leaf.size else leaf for leaf in leaves]
         return jax.tree.unflatten(structure, leaves), stored.numbers
 
     def _write(self, arrays: Any, numbers: Any) -> None:
@@ -100,9 +101,7 @@ class Checkpoint:
             manager.save(
                 (manager.latest_step() or 0) + 1,
                 args=orbax.args.Composite(
-                    arrays=orbax.args.StandardSave(
-                        list(map(_plain, jax.tree.leaves(arrays)))
-                    ),
+                    arrays=orbax.args.StandardSave(_storable(jax.tree.leaves(arrays))),
                     numbers=orbax.args.JsonSave(numbers),
                 ),
             )
@@ -125,6 +124,11 @@ def _is_key(leaf: Any) -> bool:
 def _plain(leaf: jax.Array) -> np.ndarray:
     """An array as NumPy has it, which keeps float64 in threads without x64 as well."""
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _storable(leaves: list[jax.Array]) -> list[np.ndarray]:
+    """Those with something in them: orbax refuses arrays of size zero."""
+    return [_plain(leaf) for leaf in leaves if leaf.size]
 
 
 def _like(leaf: jax.Array, stored: np.ndarray) -> jax.Array:

@@ -14,8 +14,8 @@ SCENARIO = classification(
     Network(ResNet50(10), (32, 32, 3)),
     cifar10,
 )._replace(budget=3.0, poster=POSTER)
-# On two CPU cores a step of `hessian_free` on the full network was still compiling after
-# two processor minutes; this one takes about four, and then six seconds a step.
+# A step of `hessian_free` on the full network was still compiling after two minutes of
+# a CPU; on this one that takes about four, and then six seconds a step.
 NARROW = classification(
     "resnet50_narrow",
     "CIFAR-10 (1,000 images), ResNet-50 of a quarter of the width, batch "
