@@ -1,7 +1,9 @@
 """Runs that are interrupted go on; tuning by validation; what becomes of examine."""
 
+import itertools
 import json
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -144,8 +146,10 @@ def test_a_short_run_writes_nothing(sgd, tmp_path):
 
 
 def test_a_checkpoint_is_kept_every_so_often(sgd, tmp_path, monkeypatch):
-    clock = iter(range(0, 1000, 25))  # another 25 seconds whenever it is looked at
-    monkeypatch.setattr(resume.time, "monotonic", lambda: next(clock))
+    clock = itertools.count(0, 25)  # another 25 seconds whenever it is looked at
+    # Of this module alone: others look at the clock as well.
+    times = types.SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr(resume, "time", times)
     written = []
     monkeypatch.setattr(Checkpoint, "_write", lambda self, a, n: written.append(n[0]))
     train(sgd[1], sgd[0], 0, 0.01, checkpoint=Checkpoint(tmp_path / "run"))
