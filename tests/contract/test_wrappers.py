@@ -144,9 +144,10 @@ class TestInjectHyperparams:
         )
         assert_same(params, expected)
 
-    def test_hessian_free_as_it_comes(self):
+    @pytest.mark.parametrize("preset", [ncg.hessian_free, ncg.stochastic_hessian_free])
+    def test_a_preset_as_it_comes(self, preset):
         # Traced, not run: what could fail is what the wrapper makes of the settings.
-        injected = optax.inject_hyperparams(ncg.hessian_free)()
+        injected = optax.inject_hyperparams(preset)()
         composite = ncg.CompositeLoss(
             lambda p, x: jnp.tanh(x @ p["w"]) + p["b"],
             lambda outputs, y: jnp.mean((outputs - y) ** 2),

@@ -442,6 +442,7 @@ CONFIGURATIONS = {
     ),
     "poster": lambda: ncg.newton_cg(0.1, damping=0.1, linesearch=None),
     "hessian_free": lambda: ncg.hessian_free(),
+    "stochastic_hessian_free": lambda: ncg.stochastic_hessian_free(),
     "unpreconditioned": lambda: ncg.hessian_free(preconditioner=None),
     "steihaug": lambda: ncg.newton_cg(
         solver=ncg.steihaug(), damping=0.0, linesearch=None
