@@ -46,7 +46,10 @@ LABELS = {
     for label in STYLES
     for name, batches, _ in [label.partition("_minibatch")]
     if batches or name in TUNED
-} | {"sgd_then_hessian_free": "sgd (tuned), then hessian_free, mini-batches"}
+} | {
+    "stochastic_hessian_free": "stochastic_hessian_free, mini-batches",
+    "sgd_then_hessian_free": "sgd (tuned), then hessian_free, mini-batches",
+}
 PANELS = (
     ("units", "gradient-equivalents", "linear"),
     ("steps", "steps", "log"),

@@ -30,3 +30,20 @@ hypothesis.settings.load_profile("reproducible")
 def x64():
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty data directory of the benchmarks, an empty cache, and no network."""
+    import urllib.request
+
+    from benchmarks.datasets import VARIABLE, archives
+
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "data"))
+    monkeypatch.setattr(archives, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    (tmp_path / "data").mkdir()
+    return tmp_path
