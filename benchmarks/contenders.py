@@ -301,6 +301,32 @@ def newton_step(
     return step
 
 
+def _untuned(
+    problem: Problem,
+    batch: int | None,
+    tx: optax.GradientTransformationExtraArgs,
+    price: Callable[[ncg.NewtonCGInfo], jax.Array],
+) -> Method:
+    """A transform of ours as it comes, on batches or on all examples.
+
+    Args:
+        problem: what to train on.
+        batch: examples per step, ``None`` for all of them.
+        tx: the transform.
+        price: what a step cost in gradients of its batch, from what it measured.
+    """
+    advance = newton_step(problem.scenario, tx)
+
+    def init(params: Params, learning_rate: jax.Array) -> optax.OptState:
+        return tx.init(params)
+
+    def step(params: Params, state: Any, batch: Batch) -> tuple[Any, Any, Any]:
+        params, state = advance(params, state, batch)
+        return params, state, price(ncg.get_info(state))
+
+    return _walk(problem, _plan(problem, Setting(batch, "constant", 0)), init, step)
+
+
 def _newton(
     preset: str, curvature: cost.Curvature
 ) -> Callable[[Problem, Setting | None], Method]:
@@ -309,19 +335,11 @@ def _newton(
     def build(problem: Problem, _: Setting | None) -> Method:
         tx = getattr(ncg, preset)()
         prices = cost.measure(problem.scenario, problem.train, curvature)
-        advance = newton_step(problem.scenario, tx)
 
-        def init(params: Params, learning_rate: jax.Array) -> optax.OptState:
-            return tx.init(params)
+        def price(info: ncg.NewtonCGInfo) -> jax.Array:
+            return prices.price(info.batch_products, info.batch_evaluations)
 
-        def step(params: Params, state: Any, batch: Batch) -> tuple[Any, Any, Any]:
-            params, state = advance(params, state, batch)
-            info = ncg.get_info(state)
-            price = prices.price(info.batch_products, info.batch_evaluations)
-            return params, state, price
-
-        method = _walk(problem, _plan(problem, None), init, step)
-        return method._replace(prices=prices)
+        return _untuned(problem, None, tx, price)._replace(prices=prices)
 
     return build
 
@@ -444,17 +462,7 @@ def _poster(problem: Problem, _: Setting | None) -> Method:
             descent_threshold=tau,
         ),
     )
-    plan = _plan(problem, Setting(settings.batch, "constant", 0))
-    advance = newton_step(problem.scenario, tx)
-
-    def init(params: Params, learning_rate: jax.Array) -> optax.OptState:
-        return tx.init(params)
-
-    def step(params: Params, state: Any, batch: Batch) -> tuple[Any, Any, Any]:
-        params, state = advance(params, state, batch)
-        return params, state, ncg.get_info(state).gradient_equivalents
-
-    return _walk(problem, plan, init, step)
+    return _untuned(problem, settings.batch, tx, lambda i: i.gradient_equivalents)
 
 
 def _kfac_jax() -> Any:

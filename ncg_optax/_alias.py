@@ -243,10 +243,10 @@ def stochastic_hessian_free(
     averages out. Halve the learning rate for smaller batches, or let a schedule lower
     it to the end.
 
-    It is made for classifiers and the like, whose noise soon limits what a step can
-    gain. In the first epochs of a deep autoencoder on MNIST the full steps of
-    ``hessian_free(damping=levenberg_marquardt(calibration=0.1, maximum=1.0))`` were
-    ahead (loss 115 against 137 after two epochs' cost).
+    It is made for losses whose noise soon limits what a step can gain, as those of
+    classifiers. Where the gradient is large beside its noise, as it is in the first
+    epochs of a deep autoencoder, try the full steps of
+    ``hessian_free(damping=levenberg_marquardt(calibration=0.1, maximum=1.0))``.
 
     Args:
       learning_rate: factor on the step, as for :func:`newton_cg`, like all the others.

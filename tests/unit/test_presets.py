@@ -1,0 +1,79 @@
+"""What the preset for mini-batches promises in its docstring."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ncg_optax as ncg
+
+EXAMPLES = 1024
+LOSS = ncg.CompositeLoss(
+    lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"],
+    lambda outputs, y: jnp.mean((outputs - y) ** 2),
+)
+PARAMS = {
+    "w": jax.random.normal(jax.random.key(0), (6, 8)) / 2,
+    "v": jax.random.normal(jax.random.key(1), (8,)) / 3,
+}
+
+
+def batch(seed):
+    x = jax.random.normal(jax.random.key(seed), (EXAMPLES, 6))
+    noise = jax.random.normal(jax.random.key(1000 + seed), (EXAMPLES,))
+    return {"x": x, "y": jnp.sin(x[:, 0]) + x[:, 1] ** 2 / 4 + 0.3 * noise}
+
+
+def steps(tx, batches=(0, 1)):
+    """Updates and infos of consecutive steps, all at the same parameters."""
+
+    @jax.jit
+    def step(state, data):
+        value, grads = jax.value_and_grad(LOSS)(PARAMS, **data)
+        return tx.update(grads, state, PARAMS, value=value, value_fn=LOSS, **data)
+
+    state, found = tx.init(PARAMS), []
+    for seed in batches:
+        updates, state = step(state, batch(seed))
+        found.append((updates, ncg.get_info(state)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def default():
+    return steps(ncg.stochastic_hessian_free())
+
+
+def test_a_step_costs_about_three_gradients(default):
+    info = default[1][1]
+    assert info.cg_iterations <= 2
+    assert info.evaluations == 1  # at the end of the step: there is no line search
+    assert info.gradient_equivalents < 3.2
+
+
+def test_the_curvature_sees_a_quarter_of_the_batch(default):
+    whole = steps(ncg.stochastic_hessian_free(sampling=ncg.sampling()))
+    products = [float(run[1][1].batch_products) for run in (default, whole)]
+    assert products[0] < 0.5 * products[1]
+
+
+def test_steps_are_cut_to_the_learning_rate(default):
+    full = steps(ncg.stochastic_hessian_free(1.0), batches=(0,))[0][0]
+    for ours, theirs in zip(*map(jax.tree.leaves, (default[0][0], full)), strict=True):
+        np.testing.assert_allclose(ours, 0.3 * theirs, rtol=1e-5)
+    assert default[0][1].step_size == 1
+
+
+def test_a_solve_begins_at_the_last_solution():
+    """On the same batch again it takes less to get as far as before."""
+    fixed = {"sampling": ncg.sampling(), "preconditioner": None, "damping": 0.01}
+    forgets = ncg.cg(maxiter=2, rtol=0.2, forcing=None)
+    remembers, anew = (
+        [int(info.cg_iterations) for _, info in steps(tx, batches=(0, 0))]
+        for tx in (
+            ncg.stochastic_hessian_free(**fixed),
+            ncg.stochastic_hessian_free(**fixed, solver=forgets),
+        )
+    )
+    assert remembers[1] < remembers[0]
+    assert anew[1] == anew[0] == remembers[0]
