@@ -1,5 +1,6 @@
 """Loss against steps, seconds and gradient-equivalents, as one PNG per scenario."""
 
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ matplotlib.use("Agg")  # a file is all we draw; no display is needed
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, NullFormatter
 
 from benchmarks.records import Record
 from benchmarks.report import floor
@@ -48,8 +49,9 @@ LABELS = {
     if batches or name in TUNED
 } | {
     "stochastic_hessian_free": "stochastic_hessian_free, mini-batches",
-    "sgd_then_hessian_free": "sgd (tuned), then hessian_free, mini-batches",
+    "sgd_then_hessian_free": "sgd (tuned), then hessian_free",
 }
+ABREAST = 4  # names of optimizers that fit side by side
 PANELS = (
     ("units", "gradient-equivalents", "linear"),
     ("steps", "steps", "log"),
@@ -75,6 +77,9 @@ def plot(records: Sequence[Record], path: pathlib.Path) -> pathlib.Path:
             style = {"color": colour, "ls": dashes, "label": LABELS.get(name, name)}
             draw(axis, record, column, logarithmic, scale == "linear", **style)
         axis.set(xlabel=label, xscale=scale)
+        if scale == "log":
+            # Names of minor ticks lie upon each other where there are few decades.
+            axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(which="major", color="#e4e4e4", linewidth=0.8)
         axis.spines[["top", "right"]].set_visible(False)
     loss_axis(axes[0], ranked, logarithmic)
@@ -86,10 +91,11 @@ def plot(records: Sequence[Record], path: pathlib.Path) -> pathlib.Path:
     figure.legend(
         *axes[0].get_legend_handles_labels(),
         loc="lower center",
-        ncols=min(len(ranked), 5),
+        ncols=min(len(ranked), ABREAST),
         frameon=False,
     )
-    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    rows = math.ceil(len(ranked) / ABREAST)
+    figure.tight_layout(rect=(0, 0.02 + 0.05 * rows, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without the software tag the same data give the same bytes.
     figure.savefig(path, dpi=120, metadata={"Software": None})
