@@ -216,12 +216,12 @@ def stochastic_hessian_free(
     learning_rate: optax.ScalarOrSchedule | None = 0.3,
     *,
     curvature: Curvature = gauss_newton(),
-    damping: float | optax.Schedule | Damping = levenberg_marquardt(
-        calibration=0.01, maximum=1.0
-    ),
+    damping: float | optax.Schedule | Damping = levenberg_marquardt(calibration=0.01),
     solver: Solver = cg(maxiter=2, rtol=0.2, forcing=None, warm_start=0.8),
-    preconditioner: Preconditioner | None = kronecker(),
-    linesearch: LineSearch | None = None,
+    preconditioner: Preconditioner | None = kronecker(
+        probes=1, damping=1.0, damping_halving=None
+    ),
+    linesearch: LineSearch | None = armijo(),
     mask: PyTree | Callable[[PyTree], PyTree] | None = None,
     sampling: Sampling = sampling(curvature_fraction=1 / 4, min_examples=256),
     axis_name: str | tuple[str, ...] | None = None,
@@ -233,20 +233,22 @@ def stochastic_hessian_free(
     a momentum that are fitted to it (:func:`hessian_free`). So this preset listens to a
     single batch as little as it can: two iterations of conjugate gradients, which begin
     at 0.8 times the last solution (that is a momentum, with which directions average
-    over the batches); a fixed learning rate; no line search; a damping that begins at
-    a hundredth of the curvature's own scale and never rises above it. A step costs
-    about three gradients.
+    over the batches); a fixed learning rate; and a preconditioner whose own damping
+    stays at the mean eigenvalue of each leaf, a hundred times that of
+    :func:`hessian_free`. That is what counts most: where the curvature is below its
+    mean the gradient is mostly noise, and dividing by the curvature would blow it up.
+    A step costs about two and a half gradients.
 
-    A step that would raise the loss of its own batch is not taken. Give it batches of
-    several hundred examples or more, and look at a running mean of the iterates
-    (`optax.incremental_update`, with a step size of about 1/20): the noise that is left
-    averages out. Halve the learning rate for smaller batches, or let a schedule lower
-    it to the end.
+    The line search shortens a step only where the full one would raise the loss of its
+    own batch, as the first ones of deep networks do; the damping of the operator rises
+    after such steps and all but vanishes otherwise.
 
-    It is made for losses whose noise soon limits what a step can gain, as those of
-    classifiers. Where the gradient is large beside its noise, as it is in the first
-    epochs of a deep autoencoder, try the full steps of
-    ``hessian_free(damping=levenberg_marquardt(calibration=0.1, maximum=1.0))``.
+    Give it batches of about a thousand examples, or of several hundred where the layers
+    are narrow, and look at a running mean of the iterates (`optax.incremental_update`,
+    with a step size of about 1/20): the noise that is left averages out. Lower the
+    learning rate for smaller batches, or let a schedule lower it to the end. Where
+    noise is no concern, as with a last layer on many features, more iterations pay
+    (``solver=cg(maxiter=3, rtol=0.2, forcing=None, warm_start=0.8)``).
 
     Args:
       learning_rate: factor on the step, as for :func:`newton_cg`, like all the others.
@@ -254,7 +256,7 @@ def stochastic_hessian_free(
       damping: :math:`\lambda`.
       solver: of the damped system.
       preconditioner: ``M`` near the inverse of ``B``.
-      linesearch: None or :func:`armijo`.
+      linesearch: :func:`armijo` or None.
       mask: which leaves to train.
       sampling: which examples the curvature sees: a quarter, at least 256.
       axis_name: mapped axis name(s) the batch is spread over.
