@@ -110,12 +110,13 @@ def conjugate_gradient(
         bv = matvec(v)
         return bv, _tree.add_scaled(bv, damping, v)
 
-    def preconditioned(r):
-        """``z = M r``, ``r.z`` and ``r.r``."""
+    def preconditioned(r, k):
+        """``z = M r``, ``r.z`` and ``r.r``; where nothing comes after, ``z = r``."""
         rr = _tree.vdot(r, r)
         if precondition is None:
             return r, rr, rr
-        z = precondition(r)
+        last = (k >= maxiter) | (rr <= tolerance2)
+        z = jax.lax.cond(last, lambda: r, lambda: precondition(r))
         return z, _tree.vdot(r, z), rr
 
     def residual_status(rz, rr):
@@ -130,7 +131,7 @@ def conjugate_gradient(
         else:
             x, r = x0, _tree.add_scaled(rhs, -1.0, damped(x0)[1])
             decrease = 0.5 * (_tree.vdot(x, rhs) + _tree.vdot(x, r))
-        z, rz, rr = preconditioned(r)
+        z, rz, rr = preconditioned(r, 0)
         return _Loop(
             x=x,
             r=r,
@@ -176,9 +177,9 @@ def conjugate_gradient(
 
         r = _tree.where(finite, _tree.add_scaled(loop.r, -alpha, ap), loop.r)
         gain = jnp.where(finite, alpha * (loop.rz - 0.5 * alpha * pap), 0)
-        z, rz, rr = preconditioned(r)
-        beta = rz / loop.rz
         k = loop.k + 1
+        z, rz, rr = preconditioned(r, k)
+        beta = rz / loop.rz
         decrease = loop.decrease + gain
         history = loop.history.at[k].set(decrease)
 
@@ -198,7 +199,9 @@ def conjugate_gradient(
             x=_tree.add_scaled(loop.x, alpha, loop.p),
             r=r,
             p=_tree.where(
-                status == Status.RUNNING, _tree.add_scaled(z, beta, loop.p), loop.p
+                (status == Status.RUNNING) & (k < maxiter),
+                _tree.add_scaled(z, beta, loop.p),
+                loop.p,
             ),
             rz=rz,
             rr=rr,

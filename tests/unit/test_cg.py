@@ -518,3 +518,24 @@ def test_the_trust_radius_follows_the_reduction_ratio():
 
 def test_the_trust_radius_survives_a_direction_of_length_zero():
     assert radius_after(0.0, length=0.0, accepted=False) > 0
+
+
+@pytest.mark.parametrize("maxiter, iterations", [(3, 3), (20, 6)])
+def test_no_preconditioner_is_applied_to_the_last_residual(maxiter, iterations):
+    """One application an iteration: nothing comes after the last residual."""
+    applied = []
+
+    def precondition(r):
+        jax.debug.callback(lambda: applied.append(1))
+        return r / 2
+
+    diagonal = jnp.arange(1.0, 7.0)
+    result = ncg.conjugate_gradient(
+        lambda v: diagonal * v,
+        jnp.ones(6),
+        maxiter=maxiter,
+        tolerance=1e-4,
+        precondition=precondition,
+    )
+    jax.effects_barrier()
+    assert result.iterations == iterations == len(applied)
