@@ -19,7 +19,7 @@ from benchmarks.scenarios._base import Batch, Params
 from benchmarks.schedules import SCHEDULES
 
 State = Any
-NEWTON_BATCH = 1024  # examples in a mini-batch of stochastic_hessian_free
+NEWTON_BATCH = 1024  # terms of the loss in a mini-batch of stochastic_hessian_free
 POINTS = 32  # a run of mini-batch steps is looked at so many times at least
 KFAC_INTERVAL = 5  # steps from one change of K-FAC's damping to the next, its default
 
@@ -385,14 +385,28 @@ def _running_mean(mean: Params, iterate: Params, count: jax.Array) -> Params:
     return optax.incremental_update(iterate, mean, share)
 
 
-def _newton_minibatch(problem: Problem, _: Setting | None) -> Method:
-    """`stochastic_hessian_free` as its documentation has it.
+def _stochastic(
+    problem: Problem,
+) -> tuple[int, optax.GradientTransformationExtraArgs]:
+    """`stochastic_hessian_free` as its documentation has it, and its batch size.
 
-    Large batches, and a running mean of the iterates over about a third of the steps
-    so far and at most the last twenty.
+    An example with many terms of the loss, as a sequence is, counts as so many, but
+    batches are not smaller than the smallest of the first-order methods.
     """
-    tx = ncg.stochastic_hessian_free()
-    size = min(NEWTON_BATCH, problem.examples // 4)
+    scenario, terms = problem.scenario, problem.scenario.terms
+    size = max(NEWTON_BATCH // terms, min(scenario.batch_sizes))
+    sampling = ncg.sampling(1 / 4, min_examples=max(256 // terms, 1))
+    tx = ncg.stochastic_hessian_free(sampling=sampling)
+    return min(size, problem.examples // 4), tx
+
+
+def _newton_minibatch(problem: Problem, _: Setting | None) -> Method:
+    """`stochastic_hessian_free` on large batches, averaged.
+
+    The running mean of the iterates is over about a third of the steps so far and at
+    most the last twenty.
+    """
+    size, tx = _stochastic(problem)
     plan = _plan(problem, Setting(size, "constant", 0))
     advance = newton_step(problem.scenario, tx)
 
@@ -414,14 +428,14 @@ def _sgd_then_newton(problem: Problem, setting: Setting | None) -> Method:
     Both see the same batches, which are as large as the second one needs them.
     """
     assert setting is not None, "the learning rate of SGD is tuned"
-    size = min(NEWTON_BATCH, problem.examples // 4)
+    size, then = _stochastic(problem)
     plan = _plan(problem, setting._replace(batch=size))
     switch = max(plan.total // 2, 1)
     shape = SCHEDULES[setting.schedule](switch)
 
     def transform(rate: jax.Array) -> optax.GradientTransformationExtraArgs:
         sgd = _sgd(lambda count: rate * shape(count))
-        return ncg.switch_after(switch, sgd, ncg.stochastic_hessian_free())
+        return ncg.switch_after(switch, sgd, then)
 
     def init(params: Params, rate: jax.Array) -> tuple[_Averaged, jax.Array]:
         inner = transform(rate).init(params)
@@ -623,7 +637,7 @@ CONTENDERS: dict[str, Contender] = {
         ),
         Contender(
             "stochastic_hessian_free",
-            "ncg_optax.stochastic_hessian_free(), mini-batches of 1024, no settings",
+            "ncg_optax.stochastic_hessian_free(), mini-batches of 1024 (tokens, of sequences)",
             _newton_minibatch,
             minibatch=True,
         ),

@@ -62,6 +62,7 @@ class Scenario(NamedTuple):
         seeds: default number of runs of each optimizer.
         batch_sizes: that the mini-batch methods are tuned over; empty if the examples
             cannot be drawn one by one.
+        terms: of the loss in an example: the characters of a text that are predicted.
         full_batch: whether the full-batch methods take part: some data sets are too
             large for them.
         curve_examples: the training loss that is reported is that of so many examples,
@@ -94,6 +95,7 @@ class Scenario(NamedTuple):
     budget: float = 500.0
     seeds: int = 5
     batch_sizes: tuple[int, ...] = (64,)
+    terms: int = 1
     full_batch: bool = True
     curve_examples: int | None = None
     registration: tuple[LossKind, float] | None = None

@@ -54,6 +54,7 @@ SCENARIO = Scenario(
     budget=3.0,
     seeds=1,
     batch_sizes=(32,),
+    terms=CONTEXT,
     full_batch=False,
     curve_examples=512,
 )

@@ -252,6 +252,7 @@ SCENARIO = Scenario(
     budget=10.0,
     seeds=2,
     batch_sizes=(64,),
+    terms=LENGTH,
     full_batch=False,
     curve_examples=512,
     random=True,
