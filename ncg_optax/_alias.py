@@ -243,12 +243,13 @@ def stochastic_hessian_free(
     own batch, as the first ones of deep networks do; the damping of the operator rises
     after such steps and all but vanishes otherwise.
 
-    Give it batches of about a thousand examples, or of several hundred where the layers
-    are narrow, and look at a running mean of the iterates (`optax.incremental_update`,
-    with a step size of about 1/20): the noise that is left averages out. Lower the
-    learning rate for smaller batches, or let a schedule lower it to the end. Where
-    noise is no concern, as with a last layer on many features, more iterations pay
-    (``solver=cg(maxiter=3, rtol=0.2, forcing=None, warm_start=0.8)``).
+    Give it batches of about a thousand terms of the loss (a sequence has as many as
+    tokens), or of several hundred where the layers are narrow, and look at a running
+    mean of the iterates (`optax.incremental_update`, with a step size of about 1/20):
+    the noise that is left averages out. Lower the learning rate for smaller batches, or
+    let a schedule lower it to the end. On sequences lower ``min_examples`` as well:
+    ``sampling(1/4, min_examples=8)`` for 32 of 64 tokens. Where the gradient is large
+    beside its noise, as in deep autoencoders, a third iteration pays.
 
     Args:
       learning_rate: factor on the step, as for :func:`newton_cg`, like all the others.
