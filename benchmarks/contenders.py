@@ -637,7 +637,7 @@ CONTENDERS: dict[str, Contender] = {
         ),
         Contender(
             "stochastic_hessian_free",
-            "ncg_optax.stochastic_hessian_free(), mini-batches of 1024 examples or tokens",
+            "ncg_optax.stochastic_hessian_free(), batches of 1024 examples or tokens",
             _newton_minibatch,
             minibatch=True,
         ),
