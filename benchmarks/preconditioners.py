@@ -1,7 +1,7 @@
 """What a preconditioner takes of a step of `hessian_free`: seconds, products, memory.
 
-Its own work is its `update` (products, means, decompositions) and its `apply`, once
-before the first iteration and once in each. Seconds are measured in one process over a
+Its own work is its `update` (products, means, decompositions) and its `apply`, once in
+each iteration. Seconds are measured in one process over a
 cycle from one decomposition to the next: every step is repeated, the step and its parts
 taking turns, and the medians count.
 """
@@ -228,8 +228,7 @@ def _cycle(
         following, new_state = program.step(params, state, data)
         info = ncg.get_info(new_state)
         own = optax.tree.get(new_state, "preconditioner")
-        # Conjugate gradients ask once before the first iteration and once in each.
-        args = own, grads, info.damping, info.cg_iterations + 1
+        args = own, grads, info.damping, info.cg_iterations
         seconds = _medians(
             (
                 lambda p=params, s=state: program.step(p, s, data),

@@ -62,7 +62,7 @@ class Scenario(NamedTuple):
         seeds: default number of runs of each optimizer.
         batch_sizes: that the mini-batch methods are tuned over; empty if the examples
             cannot be drawn one by one.
-        terms: of the loss in an example: the characters of a text that are predicted.
+        terms: of the loss in an example, at most: the tokens of a sequence, say.
         full_batch: whether the full-batch methods take part: some data sets are too
             large for them.
         curve_examples: the training loss that is reported is that of so many examples,

@@ -272,5 +272,4 @@ CONTINUED = SCENARIO._replace(
     description=f"`translation`, continued after {ADAM.epochs} epochs of Adam",
     load=load_continued,
     init=init_continued,
-    terms=1,  # sentences count as one: where Adam ended noise is all, and they are short
 )

@@ -164,11 +164,9 @@ def kronecker(
     operator lets dead inputs stall it. It falls, as the early steps of autoencoders
     need more of it than the long runs of physics-informed networks bear: a constant 0.1
     keeps those on their plateau for good, and 0.001 from the first step slows these.
-    On mini-batches it should be as large as 1 and stay there: where the curvature is
-    small the gradient is mostly noise (:func:`stochastic_hessian_free`).
-    Vectors are one-column matrices, kernels of
-    more than two axes are folded to (all but the last, last), a side longer than
-    ``max_size`` gets a diagonal factor.
+    For mini-batches :func:`stochastic_hessian_free` keeps it at 1. Vectors are
+    one-column matrices, kernels of more than two axes are folded to (all but the last,
+    last), a side longer than ``max_size`` gets a diagonal factor.
 
     Many products on few examples tell more than few on many, so they are made on a
     ``fraction`` of the batch. Where the data cannot be split there are fewer of them,

@@ -39,6 +39,18 @@ def steps(tx, batches=(0, 1)):
     return found
 
 
+def first_step(loss, w, **settings):
+    """Updates and info of the first step of the preset on another loss."""
+    tx = ncg.stochastic_hessian_free(**settings)
+
+    @jax.jit
+    def step(w):
+        return tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)
+
+    updates, state = step(w)
+    return updates, ncg.get_info(state)
+
+
 @pytest.fixture(scope="module")
 def default():
     return steps(ncg.stochastic_hessian_free())
@@ -48,7 +60,7 @@ def test_a_step_costs_about_two_and_a_half_gradients(default):
     info = default[1][1]
     assert info.cg_iterations <= 2
     assert info.evaluations == 1  # at the end of the step: it was not too long
-    assert info.gradient_equivalents < 2.7
+    assert info.gradient_equivalents < 2.6
 
 
 def test_directions_of_little_curvature_are_not_blown_up():
@@ -59,16 +71,9 @@ def test_directions_of_little_curvature_are_not_blown_up():
         lambda w, x: x @ w, lambda outputs, y: jnp.mean((outputs - y) ** 2)
     ).bind(x=x, y=x @ jnp.ones(6))
 
-    def change(**settings):
-        tx, w = ncg.stochastic_hessian_free(**settings), jnp.zeros(6)
-
-        @jax.jit
-        def update(w):
-            return tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)[0]
-
-        return update(w)
-
-    ours, newton = change(), change(preconditioner=ncg.kronecker(damping=0.0))
+    w = jnp.zeros(6)
+    ours, _ = first_step(loss, w)
+    newton, _ = first_step(loss, w, preconditioner=ncg.kronecker(damping=0.0))
     assert ours[0] > 0.2 and newton[0] > 0.2
     assert ours[1] < 0.03 < 0.1 < newton[1]
 
@@ -76,14 +81,8 @@ def test_directions_of_little_curvature_are_not_blown_up():
 def test_a_step_that_is_too_long_is_shortened():
     """Near a saddle the outputs bend so much that their slope says nothing."""
     loss = ncg.CompositeLoss(lambda w: w**3, lambda z: jnp.mean((z - 1) ** 2))
-    tx, w = ncg.stochastic_hessian_free(), jnp.full(3, 0.1)
-
-    @jax.jit
-    def update(w):
-        return tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)
-
-    updates, state = update(w)
-    info = ncg.get_info(state)
+    w = jnp.full(3, 0.1)
+    updates, info = first_step(loss, w)
     assert 0 < info.step_size < 1 and info.actual_reduction > 0
     assert loss(w + updates) < loss(w)
 
