@@ -315,7 +315,7 @@ def line(row: Row, scenario: str, records: Sequence[Record]) -> Line:
             f"budgets differ ({', '.join(f'{b:g}' for b in sorted(budgets))}): "
             f"compared at {budget:g} gradients"
         )
-    if any(record.get("quick") for record in chosen.values()):
+    if any(record.get("quick") and record["grid"] for record in chosen.values()):
         remarks.append("a quick run, with a coarse tuning grid")
     return Line(row, scenario, cells, budget, clock, equal, "; ".join(remarks))
 

@@ -237,12 +237,22 @@ def test_without_a_baseline_there_is_no_cost():
 def test_different_budgets_are_compared_at_the_smaller_one():
     found = line(
         record("life", "adam", falling(1.0), budget=BUDGET / 2),
-        record("life", "hessian_free", falling(1.0), quick=True),
+        record("life", "hessian_free", falling(1.0)),
     )
     assert found.budget == BUDGET / 2
     assert found.cells["Newton-CG"].loss == pytest.approx((5.0, 5.0, 5.0))
     assert "budgets differ (5, 10)" in found.remark
-    assert "a quick run" in found.remark
+
+
+@pytest.mark.parametrize("quick, coarse", [("adam", True), ("hessian_free", False)])
+def test_a_grid_is_coarse_if_what_was_tuned_was_tuned_quickly(quick, coarse):
+    found = line(
+        *(
+            record("life", optimizer, falling(1.0), quick=optimizer == quick)
+            for optimizer in ("adam", "hessian_free")
+        )
+    )
+    assert ("coarse tuning grid" in found.remark) == coarse
 
 
 def test_the_summary_counts_lines():
