@@ -60,4 +60,4 @@ from ncg_optax._transform import ScaleByNewtonCGState as ScaleByNewtonCGState
 from ncg_optax._transform import scale_by_newton_cg as scale_by_newton_cg
 from ncg_optax.parallel import make_train_step as make_train_step
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

@@ -42,22 +42,25 @@ class Sampling(NamedTuple):
       curvature_fraction: share of the examples in the curvature, in (0, 1].
       microbatch_size: examples at a time in products and trial values, or None.
       min_examples: how many examples the curvature sees at least.
+      grow_below: agreement of model and loss below which it sees all, or None.
 
     Examples:
       >>> import ncg_optax as ncg
-      >>> ncg.sampling(microbatch_size=64)
-      Sampling(curvature_fraction=1.0, microbatch_size=64, min_examples=512)
+      >>> ncg.sampling(microbatch_size=64).microbatch_size
+      64
     """
 
     curvature_fraction: float = 1.0
     microbatch_size: int | None = None
     min_examples: int = 512
+    grow_below: float | None = None
 
 
 def sampling(
     curvature_fraction: float = 1.0,
     microbatch_size: int | None = None,
     min_examples: int = 512,
+    grow_below: float | None = None,
 ) -> Sampling:
     r"""Which examples the curvature sees, and how many go through memory at a time.
 
@@ -75,6 +78,22 @@ def sampling(
     Pass ``curvature_batch=dict(x=..., y=...)`` to ``update`` to choose the examples
     yourself.
 
+    Far from the minimum any sample shows the way; near it the curvature must be that of
+    the loss, or the model promises what the loss does not keep (Byrd, Chin, Nocedal and
+    Wu 2012 let samples grow for the same reason). With ``grow_below`` the curvature is
+    that of the whole batch as soon as the two agree too little: once the running mean
+    (over about five steps) of
+
+    .. math::
+      \min(\rho, s), \qquad
+      \rho = \frac{\text{actual reduction}}{\text{predicted reduction}},
+
+    with :math:`s` the factor that the line search puts on the step, falls below it. For
+    losses that are the same at every step: on mini-batches the ratio is low for other
+    reasons. Outside of `jax.jit`, and where the gradient is not taken in the same
+    function, the linearisation of the whole batch costs a forward pass a step; under
+    `jax.vmap` both products are computed.
+
     With ``microbatch_size`` products and trial values go over so many examples after
     the other, for a loss that is the mean over the examples:
 
@@ -89,6 +108,8 @@ def sampling(
       microbatch_size: examples at a time, a divisor of their number; None for all.
       min_examples: so many examples in the curvature at least, or the whole batch if
         it has fewer; those of all devices count.
+      grow_below: agreement of model and loss, in [0, 1], below which the curvature is
+        that of the whole batch from then on; None keeps the sample for good.
 
     Returns:
       A :class:`Sampling`.
@@ -113,7 +134,9 @@ def sampling(
     if microbatch_size is not None:
         _validate.integer(who + "microbatch_size", microbatch_size, low=1)
     _validate.integer(who + "min_examples", min_examples, low=1)
-    return Sampling(curvature_fraction, microbatch_size, min_examples)
+    if grow_below is not None:
+        _validate.number(who + "grow_below", grow_below, low=0.0, high=1.0)
+    return Sampling(curvature_fraction, microbatch_size, min_examples, grow_below)
 
 
 class Sample(NamedTuple):

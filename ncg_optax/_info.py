@@ -38,6 +38,8 @@ class NewtonCGInfo(NamedTuple):
         negative curvature.
       curvature: ``d.Bd / d.d`` along the direction; negative if the solver found
         negative curvature.
+      curvature_share: of the examples in the curvature of this step, see
+        :func:`sampling`.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -68,6 +70,7 @@ class NewtonCGInfo(NamedTuple):
     reduction_ratio: jax.Array
     step_size: jax.Array
     curvature: jax.Array
+    curvature_share: jax.Array
 
 
 def first_info(dtype: Any) -> NewtonCGInfo:

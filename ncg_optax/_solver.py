@@ -19,7 +19,7 @@ class SampledProduct(NamedTuple):
     """
 
     product: Operator
-    share: float = 1.0
+    share: float | jax.Array = 1.0
 
     def __call__(self, v: PyTree) -> PyTree:
         return self.product(v)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ncg_optax import _batches, _collectives, _mask, _tree, _validate
+from ncg_optax import _batches, _collectives, _growth, _mask, _tree, _validate
 from ncg_optax._batches import Sampling, sampling
 from ncg_optax._cg import cg
 from ncg_optax._curvature import Curvature, hessian
@@ -50,6 +50,7 @@ class ScaleByNewtonCGState(NamedTuple):
       damping: state of the damping rule.
       solver: state of the solver (warm start, trust radius).
       preconditioner: state of the preconditioner.
+      sample: state of the curvature's sample, () if it does not grow.
       info: a :class:`NewtonCGInfo` of the last update.
 
     Examples:
@@ -64,6 +65,7 @@ class ScaleByNewtonCGState(NamedTuple):
     damping: Any
     solver: Any
     preconditioner: Any
+    sample: Any
     info: NewtonCGInfo
 
 
@@ -145,6 +147,7 @@ def _measurements(
     search: SearchResult,
     outcome: Outcome,
     work: _Work,
+    curvature_share: float | jax.Array,
     product_cost: float,
 ) -> NewtonCGInfo:
     length2 = _tree.vdot(direction.d, direction.d)
@@ -167,6 +170,7 @@ def _measurements(
         reduction_ratio=actual / jnp.where(predicted > 0, predicted, 1),
         step_size=outcome.step_size,
         curvature=direction.bend / jnp.where(length2 > 0, length2, 1),
+        curvature_share=jnp.asarray(curvature_share, loss.dtype),
     )
 
 
@@ -233,13 +237,20 @@ def scale_by_newton_cg(
             "preconditioner", preconditioner, Preconditioner, "kronecker(), or None"
         )
     _validate.component("sampling", sampling, Sampling, "sampling()")
+    may_grow = sampling.grow_below is not None
+    if may_grow and solver.needs_objective:
+        raise ValueError(
+            "sampling: grow_below is for solvers that work on products alone, such as "
+            "cg(); pass grow_below=None with one that has needs_objective=True, as "
+            "residual_space() has."
+        )
     microbatch_size = sampling.microbatch_size
     curvature = _batches.curvature_in_microbatches(curvature, microbatch_size)
     damping = as_damping(damping)
     preconditioner = preconditioner or identity()
     if linesearch is None:
         # Whoever steers by the outcome of a step needs the loss at its end.
-        steered = damping.needs_outcome or solver.needs_outcome
+        steered = damping.needs_outcome or solver.needs_outcome or may_grow
         linesearch = single_trial() if steered else full_step()
 
     def init(params):
@@ -254,6 +265,7 @@ def scale_by_newton_cg(
             damping=damping.init(dtype),
             solver=solver.init(trained),
             preconditioner=preconditioner.init(trained),
+            sample=_growth.first(sampling.grow_below, dtype),
             info=first_info(dtype),
         )
         # No two leaves may share memory: a jitted step could not donate the state.
@@ -286,19 +298,24 @@ def scale_by_newton_cg(
         # Curvature: one linearisation a step, one all-reduce a product.
         varying = _collectives.to_varying(trained, axes)
 
-        def linearized(sample):
-            loss, local_product = curvature.linearize(sample.objective, varying)
+        def operator(loss, local_product, share):
             product = _collectives.reduced_operator(
                 loss, local_product, axes, objective.product_dtype
             )
-            return loss, SampledProduct(
-                _tree.in_dtypes_of(trained, product), sample.share
-            )
+            return SampledProduct(_tree.in_dtypes_of(trained, product), share)
 
         sample = _batches.curvature_sample(
             objective, varying, curvature_batch, sampling, state.count
         )
-        sample_loss, matvec = linearized(sample)
+        sample_loss, of_sample = curvature.linearize(sample.objective, varying)
+        sampled = operator(sample_loss, of_sample, sample.share)
+        matvec = sampled
+        if may_grow and curvature_batch is None and sample.share < 1:
+            # In a jitted step this linearisation is what the gradient has made anyway.
+            _, of_batch = curvature.linearize(objective, varying)
+            share = jnp.where(state.sample.grown, 1, sample.share)
+            either = _growth.either(state.sample, of_batch, of_sample)
+            matvec = operator(sample_loss, either, share)
 
         # The loss itself, always on the whole batch.
         value_at = _batches.in_microbatches(objective, microbatch_size).value
@@ -322,7 +339,10 @@ def scale_by_newton_cg(
             objective, varying, preconditioner.fraction, MIN_PROBED, state.count
         )
         fewer = few.share < sample.share
-        probed = linearized(few)[1] if fewer else matvec
+        probed = sampled
+        if fewer:
+            few_loss, of_few = curvature.linearize(few.objective, varying)
+            probed = operator(few_loss, of_few, few.share)
         key = jax.random.fold_in(jax.random.key(seed), state.count)
         preconditioner_state, probes = preconditioner.update(
             state.preconditioner, probed, grads, lam, key, state.count
@@ -360,7 +380,7 @@ def scale_by_newton_cg(
         evaluations = search.evaluations + result.evaluations
         work = _Work(
             products=result.products + damping_products + probes,
-            batch_products=sample.share * (result.products + damping_products)
+            batch_products=matvec.share * (result.products + damping_products)
             + probed.share * probes,
             evaluations=evaluations,
             batch_evaluations=evaluations
@@ -376,6 +396,7 @@ def scale_by_newton_cg(
             search,
             outcome,
             work,
+            matvec.share,
             curvature.cost,
         )
         new_state = ScaleByNewtonCGState(
@@ -383,6 +404,7 @@ def scale_by_newton_cg(
             damping=damping.update(damping_state, outcome),
             solver=solver.update(solver_state, outcome),
             preconditioner=preconditioner_state,
+            sample=_growth.after_step(state.sample, outcome, sampling.grow_below),
             info=info._replace(
                 status=jnp.where(is_summed, Status.SUMMED_LOSS, info.status)
             ),
