@@ -5,6 +5,7 @@ everything in between, in multiples of the parameters. Donated arguments lie whe
 results go and count once.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,7 +18,6 @@ from benchmarks.records import Record
 from benchmarks.scaling_models import MODELS, Model
 
 PIECES = 16  # that the batch goes through memory in
-FRACTION = 1 / 4  # hessian_free's share of the batch in the curvature
 
 
 class Candidate(NamedTuple):
@@ -37,7 +37,8 @@ def _newton_cg(microbatch: int | None) -> optax.GradientTransformation:
 
 
 def _hessian_free(microbatch: int | None) -> optax.GradientTransformation:
-    return ncg.hessian_free(sampling=ncg.sampling(FRACTION, microbatch))
+    default = inspect.signature(ncg.hessian_free).parameters["sampling"].default
+    return ncg.hessian_free(sampling=default._replace(microbatch_size=microbatch))
 
 
 CANDIDATES: dict[str, Candidate] = {

@@ -99,7 +99,7 @@ def poster() -> Recipe:
 
 def hessian_free(
     name: str = "hessian_free",
-    fraction: float = 1 / 4,
+    fraction: float = 1 / 3,
     precise: bool = True,
     product_bytes: int = 4,
     preconditioner: bool = True,
@@ -108,36 +108,43 @@ def hessian_free(
 ) -> Recipe:
     """The preset: five iterations and the momentum's product, four probes.
 
+    As it is before the sample grows, with a look at the whole batch in every fourth
+    step; ``fraction=1`` is what comes afterwards.
+
     Args:
         name: of the row.
-        fraction: of the batch in the curvature, but 512 examples.
+        fraction: of the batch in the curvature, but 128 examples.
         precise: products in full float32 rather than TF32.
         product_bytes: of one number sent around.
         preconditioner: kronecker or none.
         refresh: steps from one decomposition to the next.
         shared: whether each device decomposes its share of the matrices.
     """
-    products = Pass(6, GAUSS_NEWTON, fraction, 512, precise)
+    products = Pass(6, GAUSS_NEWTON, fraction, 128, precise)
     probes = Pass(4, GAUSS_NEWTON, 1 / 8, 32, precise)
     samples = (
         Pass(1, 1 / 3),
-        Pass(1, 1 / 3, fraction, 512, precise),
+        Pass(1, 1 / 3, fraction, 128, precise),
         Pass(1, 1 / 3, 1 / 8, 32, precise),
     )
+    looks = 0.25 if fraction < 1 else 0
+    whole = (Pass(looks, GAUSS_NEWTON, precise=precise),)
+    if fraction < 1:
+        whole += (Pass(1, 1 / 3, precise=precise),)
     apply, decompose = kronecker_work(resnet50_sides())
     if not preconditioner:
         return Recipe(
             name,
-            (_gradient(), products, *samples[:2]),
-            products=6,
+            (_gradient(), products, *samples[:2], *whole),
+            products=6 + looks,
             numbers=1,
             product_bytes=product_bytes,
             sweeps=6 * SWEEPS_PER_PRODUCT,
         )
     return Recipe(
         name,
-        (_gradient(), products, probes, *samples),
-        products=10,
+        (_gradient(), products, probes, *samples, *whole),
+        products=10 + looks,
         numbers=1,
         product_bytes=product_bytes,
         sweeps=10 * SWEEPS_PER_PRODUCT,

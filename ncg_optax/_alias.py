@@ -131,16 +131,16 @@ def hessian_free(
     preconditioner: Preconditioner | None = kronecker(),
     linesearch: LineSearch | None = armijo(),
     mask: PyTree | Callable[[PyTree], PyTree] | None = None,
-    sampling: Sampling = sampling(1 / 4, min_examples=128, grow_below=0.5),
+    sampling: Sampling = sampling(1 / 3, min_examples=128, grow_below=0.5),
     axis_name: str | tuple[str, ...] | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Hessian-free optimisation of neural networks: the preset of :func:`newton_cg`.
 
-    Gauss-Newton curvature, which is never negative for a convex loss, on a quarter of
-    the examples (but 128 of them at least) until a model of these does not keep its
-    promises any more, and on all of them from there on; a Kronecker-factored
-    preconditioner; and very short solves of at most five iterations, whose solution is combined with the
+    Gauss-Newton curvature, which is never negative for a convex loss, on a third of
+    the examples (but 128 of them at least) while that tells enough about the others,
+    and on all of them from there on; a Kronecker-factored preconditioner; and very
+    short solves of at most five iterations, whose solution is combined with the
     last step so that the quadratic model is least, which is where the momentum comes
     from (:func:`quadratic_momentum`). Many short solves beat few long ones: a step
     costs four to ten gradients. Needs a :class:`CompositeLoss` as ``value_fn``, with

@@ -42,7 +42,7 @@ class Sampling(NamedTuple):
       curvature_fraction: share of the examples in the curvature, in (0, 1].
       microbatch_size: examples at a time in products and trial values, or None.
       min_examples: how many examples the curvature sees at least.
-      grow_below: agreement of model and loss below which it sees all, or None.
+      grow_below: sample's over batch's curvature below which it sees all, or None.
 
     Examples:
       >>> import ncg_optax as ncg
@@ -78,21 +78,19 @@ def sampling(
     Pass ``curvature_batch=dict(x=..., y=...)`` to ``update`` to choose the examples
     yourself.
 
-    Far from the minimum any sample shows the way; near it the curvature must be that of
-    the loss, or the model promises what the loss does not keep (Byrd, Chin, Nocedal and
-    Wu 2012 let samples grow for the same reason). With ``grow_below`` the curvature is
-    that of the whole batch as soon as the two agree too little: once the running mean
-    (over about five steps) of
+    Far from the minimum any sample shows the way. Near it a solver finds the directions
+    that only the examples of this sample do not bend, and the loss does not keep what
+    their model promises. With ``grow_below`` the curvature is that of the whole batch
+    (for good) as soon as the ratio of the two along a step,
 
     .. math::
-      \min(\rho, s), \qquad
-      \rho = \frac{\text{actual reduction}}{\text{predicted reduction}},
+      \frac{d^T B_{\text{sample}}\, d}{d^T B\, d},
 
-    with :math:`s` the factor that the line search puts on the step, falls below it. For
-    losses that are the same at every step: on mini-batches the ratio is low for other
-    reasons. Outside of `jax.jit`, and where the gradient is not taken in the same
-    function, the linearisation of the whole batch costs a forward pass a step; under
-    `jax.vmap` both products are computed.
+    is less than that, which is looked at in every fourth step, for a product. (Byrd,
+    Chin, Nocedal and Wu 2012 let the samples of gradients grow, by their variance.)
+    Linearising the whole batch costs nothing where the gradient is taken in the same
+    jitted function and at the same matrix precision, else a forward pass a step. Under
+    `jax.vmap` all products are computed.
 
     With ``microbatch_size`` products and trial values go over so many examples after
     the other, for a loss that is the mean over the examples:
@@ -108,8 +106,8 @@ def sampling(
       microbatch_size: examples at a time, a divisor of their number; None for all.
       min_examples: so many examples in the curvature at least, or the whole batch if
         it has fewer; those of all devices count.
-      grow_below: agreement of model and loss, in [0, 1], below which the curvature is
-        that of the whole batch from then on; None keeps the sample for good.
+      grow_below: curvature of the sample over that of the whole batch, in [0, 1],
+        below which the sample is not enough any more; None keeps it for good.
 
     Returns:
       A :class:`Sampling`.

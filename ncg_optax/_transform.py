@@ -250,7 +250,7 @@ def scale_by_newton_cg(
     preconditioner = preconditioner or identity()
     if linesearch is None:
         # Whoever steers by the outcome of a step needs the loss at its end.
-        steered = damping.needs_outcome or solver.needs_outcome or may_grow
+        steered = damping.needs_outcome or solver.needs_outcome
         linesearch = single_trial() if steered else full_step()
 
     def init(params):
@@ -310,9 +310,11 @@ def scale_by_newton_cg(
         sample_loss, of_sample = curvature.linearize(sample.objective, varying)
         sampled = operator(sample_loss, of_sample, sample.share)
         matvec = sampled
-        if may_grow and curvature_batch is None and sample.share < 1:
-            # In a jitted step this linearisation is what the gradient has made anyway.
-            _, of_batch = curvature.linearize(objective, varying)
+        grows = may_grow and curvature_batch is None and sample.share < 1
+        if grows:
+            # What this does at the parameters the gradient has done: XLA does it once.
+            batch_loss, of_batch = curvature.linearize(objective, varying)
+            batch_matvec = operator(batch_loss, of_batch, 1.0)
             share = jnp.where(state.sample.grown, 1, sample.share)
             either = _growth.either(state.sample, of_batch, of_sample)
             matvec = operator(sample_loss, either, share)
@@ -366,6 +368,18 @@ def scale_by_newton_cg(
         direction = _descent_direction(result, grads, lam, solver.descent_threshold)
         direction = direction._replace(finite=direction.finite & ~is_summed)
 
+        # Whether the curvature of the sample is that of the batch, along it.
+        sample_state, looks = state.sample, 0
+        if grows:
+            sample_state, looks = _growth.look(
+                state.sample,
+                state.count,
+                direction.d,
+                direction.bend,
+                batch_matvec,
+                sampling.grow_below,
+            )
+
         # Trial values serve the line search, the damping and the trust region alike.
         def loss_at(step):
             moved = _tree.add_scaled(_tree.widen(trained), step, direction.d)
@@ -379,9 +393,10 @@ def scale_by_newton_cg(
 
         evaluations = search.evaluations + result.evaluations
         work = _Work(
-            products=result.products + damping_products + probes,
+            products=result.products + damping_products + probes + looks,
             batch_products=matvec.share * (result.products + damping_products)
-            + probed.share * probes,
+            + probed.share * probes
+            + looks,
             evaluations=evaluations,
             batch_evaluations=evaluations
             + (0 if whole else sample.share)
@@ -404,7 +419,7 @@ def scale_by_newton_cg(
             damping=damping.update(damping_state, outcome),
             solver=solver.update(solver_state, outcome),
             preconditioner=preconditioner_state,
-            sample=_growth.after_step(state.sample, outcome, sampling.grow_below),
+            sample=sample_state,
             info=info._replace(
                 status=jnp.where(is_summed, Status.SUMMED_LOSS, info.status)
             ),

@@ -9,49 +9,49 @@ import pytest
 import ncg_optax as ncg
 from ncg_optax import _growth
 
+DIAGONAL = jnp.array([1.0, 4.0])
+D = jnp.array([1.0, 0.5])  # d.Bd = 2
 
-def outcome(ratio=1.0, step_size=1.0, accepted=True, predicted=2.0, rounding=0.0):
-    return ncg.Outcome(
-        predicted_reduction=jnp.array(predicted),
-        actual_reduction=jnp.array(ratio * predicted),
-        rounding=jnp.array(rounding),
-        step_size=jnp.array(step_size),
-        accepted=jnp.array(accepted),
-    )
+
+def look(bend, count=0, state=None, below=0.5, diagonal=DIAGONAL):
+    state = state or _growth.first(below, jnp.float32)
+    return jax.jit(
+        lambda: _growth.look(
+            state, jnp.array(count), D, jnp.array(bend), lambda v: diagonal * v, below
+        )
+    )()
 
 
 @pytest.mark.parametrize(
-    ("step", "agreement"),
+    ("bend", "agreement", "grown"), [(2.0, 1, False), (1.1, 0.55, False), (0.8, 0.4, 1)]
+)
+def test_the_curvature_of_the_sample_is_compared_along_the_step(bend, agreement, grown):
+    state, products = look(bend)
+    np.testing.assert_allclose(state.agreement, agreement, rtol=1e-6)
+    assert state.grown == grown
+    assert products == 1
+
+
+@pytest.mark.parametrize(
+    ("bend", "diagonal"),
     [
-        (outcome(), 1.0),
-        (outcome(ratio=0.3), 0.3),
-        (outcome(ratio=1.7), 1.0),
-        (outcome(ratio=-0.5), 0.0),
-        (outcome(step_size=0.25), 0.25),
-        (outcome(ratio=0.1, step_size=0.25), 0.1),
-        (outcome(step_size=2.0), 1.0),  # longer, on negative curvature
-        (outcome(accepted=False), 0.0),
-        (outcome(ratio=jnp.nan, accepted=False), 0.0),
-        (outcome(ratio=0.5, rounding=0.4), 0.7),
-        (outcome(predicted=0.0, rounding=1.0), 1.0),
+        (0.0, DIAGONAL),  # steepest descent: not known
+        (jnp.nan, DIAGONAL),
+        (1.0, -DIAGONAL),  # an indefinite Hessian
+        (1.0, jnp.nan * DIAGONAL),
     ],
 )
-def test_agreement_of_a_step(step, agreement):
-    first = _growth.first(0.5, jnp.float32)
-    after = _growth.after_step(first, step, 0.5)
-    np.testing.assert_allclose(after.agreement, 0.8 + 0.2 * agreement, rtol=1e-6)
-    assert not after.grown
+def test_what_says_nothing_changes_nothing(bend, diagonal):
+    state, _ = look(bend, diagonal=diagonal)
+    assert state == (1.0, False)
 
 
-def test_grows_once_the_mean_is_low_and_for_good():
-    state = _growth.first(0.5, jnp.float32)
-    grown = []
-    for ratio in [0.1] * 4 + [1.0] * 10:
-        state = _growth.after_step(state, outcome(ratio), 0.5)
-        grown.append(bool(state.grown))
-    # 0.1 + 0.9 * 0.8^n is less than 0.5 from the fourth step on.
-    assert grown == [False] * 3 + [True] * 11
-    assert state.agreement > 0.8
+def test_every_fourth_step_has_a_look_until_it_has_grown():
+    assert [int(look(2.0, count)[1]) for count in range(9)] == [1, 0, 0, 0] * 2 + [1]
+    grown = _growth.GrowthState(jnp.array(0.4), jnp.array(True))
+    state, products = look(2.0, state=grown)
+    assert state == (jnp.float32(0.4), True)
+    assert products == 0
 
 
 N = 64
@@ -91,21 +91,36 @@ def test_steps_are_those_of_the_sample_and_then_of_the_batch(grown):
     share = 1.0 if grown else 0.25
     info = state.info
     assert info.curvature_share == reference.info.curvature_share == share
-    assert info.batch_products == share * info.products
+    looks = 0 if grown else 1
+    assert info.products == reference.info.products + looks
+    assert info.batch_products == reference.info.batch_products + looks
     # Linearising the sample is paid for, linearising the batch comes with the gradient.
     np.testing.assert_allclose(info.batch_evaluations, info.evaluations + 0.25)
 
 
 def test_the_step_that_disagrees_is_the_last_of_the_sample():
-    tx = optimizer(grow_below=1.0)
+    tx = optimizer(1 / 2, grow_below=1.0)
     params, state = START, tx.init(START)
-    shares = []
-    for _ in range(3):
+    shares, agreements = [], []
+    for _ in range(6):
         grads = jax.grad(LOSS)(params)
         updates, state = tx.update(grads, state, params, value_fn=LOSS)
         params = optax.apply_updates(params, updates)
         shares.append(float(ncg.get_info(state).curvature_share))
-    assert shares == [0.25, 1.0, 1.0]
+        agreements.append(float(state[0].sample.agreement))
+    first = next(i for i, a in enumerate(agreements) if a < 1)
+    assert shares == [0.5] * (first + 1) + [1.0] * (5 - first)
+    assert first % 4 == 0
+
+
+def test_agreement_is_that_of_products_outside():
+    updates, state = step_from(optimizer(grow_below=0.5))
+    along = [
+        ncg.curvature_product(ncg.gauss_newton(), LOSS, START, x=X[::k], y=Y[::k])
+        for k in (4, 1)
+    ]
+    sample, batch = (updates @ product(updates) for product in along)
+    np.testing.assert_allclose(state.sample.agreement, sample / batch, rtol=1e-3)
 
 
 def run(tx, steps=30):
@@ -124,7 +139,7 @@ def test_near_the_minimum_the_whole_batch_is_needed():
     gap = {}
     for name, tx in {
         "sample": optimizer(),
-        "growing": optimizer(grow_below=0.4),
+        "growing": optimizer(grow_below=0.5),
         "batch": optimizer(1.0),
     }.items():
         gap[name], state = run(tx)
@@ -132,13 +147,6 @@ def test_near_the_minimum_the_whole_batch_is_needed():
             assert state.sample.grown
     assert gap["growing"] < gap["sample"]
     np.testing.assert_allclose(gap["growing"], gap["batch"], rtol=1e-3)
-
-
-def test_without_a_line_search_a_trial_value_tells():
-    tx = optimizer(grow_below=1.0, linesearch=None)
-    _, state = step_from(tx)
-    assert state.info.evaluations == 1
-    assert state.sample.grown
 
 
 @pytest.mark.parametrize(
