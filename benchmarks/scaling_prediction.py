@@ -99,7 +99,7 @@ def poster() -> Recipe:
 
 def hessian_free(
     name: str = "hessian_free",
-    fraction: float = 1 / 3,
+    fraction: float = 1 / 4,
     precise: bool = True,
     product_bytes: int = 4,
     preconditioner: bool = True,

@@ -131,13 +131,13 @@ def hessian_free(
     preconditioner: Preconditioner | None = kronecker(),
     linesearch: LineSearch | None = armijo(),
     mask: PyTree | Callable[[PyTree], PyTree] | None = None,
-    sampling: Sampling = sampling(1 / 3, min_examples=128, grow_below=0.5),
+    sampling: Sampling = sampling(1 / 4, min_examples=128, grow_below=0.4),
     axis_name: str | tuple[str, ...] | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Hessian-free optimisation of neural networks: the preset of :func:`newton_cg`.
 
-    Gauss-Newton curvature, which is never negative for a convex loss, on a third of
+    Gauss-Newton curvature, which is never negative for a convex loss, on a quarter of
     the examples (but 128 of them at least) while that tells enough about the others,
     and on all of them from there on; a Kronecker-factored preconditioner; and very
     short solves of at most five iterations, whose solution is combined with the

@@ -155,13 +155,16 @@ def every_kth(
     fraction: float,
     at_least: int,
     offset: jax.Array,
+    piece: int | None = None,
 ) -> Sample:
     """The loss on the examples ``offset, offset + k, ...`` with ``k = 1/fraction``.
 
     A stride takes its share of every class from data that is sorted by class, and stays
     on the device where the data is spread over several: there ``at_least`` counts the
-    examples of all devices, so that their number does not change the sample. Up to
-    ``k - 1`` examples at the end are left out. The objective is returned as it is if
+    examples of all devices, so that their number does not change the sample. If they go
+    through memory a ``piece`` at a time, the sample is made of whole ones. Examples
+    that do not fit in are left out at the end first, and in every ``k``-th step others.
+    The objective is returned as it is if
     its data cannot be seen (a closure) or the loss cannot do with less of it (see
     :func:`_can_do_with`), and ``k`` is smaller if fewer than ``at_least`` examples
     would remain.
@@ -172,9 +175,13 @@ def every_kth(
     if k == 1:
         return Sample(objective, 1.0)
     rows = n // k
+    if piece is not None and rows > piece:
+        rows -= rows % piece
 
     def take(x):
-        grid = x[: rows * k].reshape(rows, k, *x.shape[1:])
+        first = offset // k % (n - rows * k + 1)
+        grid = jax.lax.dynamic_slice_in_dim(x, first, rows * k)
+        grid = grid.reshape(rows, k, *x.shape[1:])
         return jax.lax.dynamic_index_in_dim(grid, offset % k, axis=1, keepdims=False)
 
     fewer = objective.on(_map_examples(take, objective.data))
@@ -234,7 +241,8 @@ def curvature_sample(
     """
     if batch is None:
         fraction, at_least = sampling.curvature_fraction, sampling.min_examples
-        return every_kth(objective, params, fraction, at_least, count)
+        piece = sampling.microbatch_size
+        return every_kth(objective, params, fraction, at_least, count, piece)
     if not isinstance(batch, Mapping):
         raise TypeError(
             "curvature_batch must be a dict of data arguments of the loss, such as "

@@ -338,7 +338,12 @@ def scale_by_newton_cg(
 
         # The preconditioner, which may do with fewer examples than the solver.
         few = _batches.every_kth(
-            objective, varying, preconditioner.fraction, MIN_PROBED, state.count
+            objective,
+            varying,
+            preconditioner.fraction,
+            MIN_PROBED,
+            state.count,
+            microbatch_size,
         )
         fewer = few.share < sample.share
         probed = sampled

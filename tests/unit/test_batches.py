@@ -1,5 +1,7 @@
 """Curvature on a part of the data, and microbatches."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,11 +26,39 @@ W = jnp.array([0.3, -0.2, 0.5])
 
 def test_a_stride_takes_every_kth_example():
     objective = as_objective(composite(10), {})
-    sample = _batches.every_kth(objective, W, 0.25, at_least=1, offset=jnp.array(6))
+    sample = _batches.every_kth(objective, W, 0.25, at_least=1, offset=jnp.array(2))
     x = objective.data["x"]
     np.testing.assert_array_equal(sample.objective.data["x"], x[2:8:4])
     assert sample.share == 0.2  # the remainder waits for its turn
     assert sample.objective.data["scale"] == 2.0
+
+
+@pytest.mark.parametrize(("examples", "piece"), [(10, None), (23, None), (23, 3)])
+def test_every_example_has_its_turn(examples, piece):
+    objective = as_objective(composite(examples), {})
+    x = objective.data["x"]
+    seen = set()
+    for offset in range(60):
+        sample = _batches.every_kth(objective, W, 0.25, 1, jnp.array(offset), piece)
+        rows = sample.objective.data["x"][:, 0]
+        seen |= set(map(float, rows))
+        assert piece is None or len(rows) % piece == 0
+    assert seen == set(map(float, x[:, 0]))
+
+
+def test_a_sample_is_made_of_whole_microbatches():
+    # A third of 32 is 10 examples, of which microbatches of 4 take 8.
+    loss = composite(32)
+    for grow_below in (None, 0.5):
+        sampling = ncg.sampling(1 / 3, 4, min_examples=1, grow_below=grow_below)
+        tx = ncg.newton_cg(
+            curvature=ncg.gauss_newton(),
+            preconditioner=ncg.kronecker(fraction=1 / 5),
+            sampling=sampling,
+        )
+        updates, state = jax.jit(functools.partial(updates_of, tx, loss))()
+        assert ncg.get_info(state).curvature_share == 8 / 32
+        assert jnp.all(jnp.isfinite(updates))
 
 
 @pytest.mark.parametrize("at_least", [6, 100])
