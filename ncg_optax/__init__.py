@@ -26,6 +26,7 @@ from ncg_optax._damping import LevenbergMarquardtState as LevenbergMarquardtStat
 from ncg_optax._damping import levenberg_marquardt as levenberg_marquardt
 from ncg_optax._diagnose import Diagnosis as Diagnosis
 from ncg_optax._diagnose import diagnose as diagnose
+from ncg_optax._growth import GrowthState as GrowthState
 from ncg_optax._info import NewtonCGInfo as NewtonCGInfo
 from ncg_optax._info import get_info as get_info
 from ncg_optax._linesearch import LineSearch as LineSearch

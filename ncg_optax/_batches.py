@@ -107,7 +107,8 @@ def sampling(
       min_examples: so many examples in the curvature at least, or the whole batch if
         it has fewer; those of all devices count.
       grow_below: curvature of the sample over that of the whole batch, in [0, 1],
-        below which the sample is not enough any more; None keeps it for good.
+        below which the sample is not enough any more; None keeps it for good, as do
+        solvers that work on the loss itself (:func:`residual_space`).
 
     Returns:
       A :class:`Sampling`.
@@ -163,8 +164,8 @@ def every_kth(
     on the device where the data is spread over several: there ``at_least`` counts the
     examples of all devices, so that their number does not change the sample. If they go
     through memory a ``piece`` at a time, the sample is made of whole ones. Examples
-    that do not fit in are left out at the end first, and in every ``k``-th step others.
-    The objective is returned as it is if
+    that do not fit in are left out, others after ``k`` steps. The objective is returned
+    as it is if
     its data cannot be seen (a closure) or the loss cannot do with less of it (see
     :func:`_can_do_with`), and ``k`` is smaller if fewer than ``at_least`` examples
     would remain.

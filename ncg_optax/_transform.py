@@ -50,7 +50,7 @@ class ScaleByNewtonCGState(NamedTuple):
       damping: state of the damping rule.
       solver: state of the solver (warm start, trust radius).
       preconditioner: state of the preconditioner.
-      sample: state of the curvature's sample, () if it does not grow.
+      sample: a :class:`GrowthState` of the curvature's sample; () if it does not grow.
       info: a :class:`NewtonCGInfo` of the last update.
 
     Examples:
@@ -237,13 +237,8 @@ def scale_by_newton_cg(
             "preconditioner", preconditioner, Preconditioner, "kronecker(), or None"
         )
     _validate.component("sampling", sampling, Sampling, "sampling()")
-    may_grow = sampling.grow_below is not None
-    if may_grow and solver.needs_objective:
-        raise ValueError(
-            "sampling: grow_below is for solvers that work on products alone, such as "
-            "cg(); pass grow_below=None with one that has needs_objective=True, as "
-            "residual_space() has."
-        )
+    # A solver that works on the loss itself has that of the sample for good.
+    grow_below = None if solver.needs_objective else sampling.grow_below
     microbatch_size = sampling.microbatch_size
     curvature = _batches.curvature_in_microbatches(curvature, microbatch_size)
     damping = as_damping(damping)
@@ -265,7 +260,7 @@ def scale_by_newton_cg(
             damping=damping.init(dtype),
             solver=solver.init(trained),
             preconditioner=preconditioner.init(trained),
-            sample=_growth.first(sampling.grow_below, dtype),
+            sample=_growth.first(grow_below, dtype),
             info=first_info(dtype),
         )
         # No two leaves may share memory: a jitted step could not donate the state.
@@ -310,7 +305,8 @@ def scale_by_newton_cg(
         sample_loss, of_sample = curvature.linearize(sample.objective, varying)
         sampled = operator(sample_loss, of_sample, sample.share)
         matvec = sampled
-        grows = may_grow and curvature_batch is None and sample.share < 1
+        is_rotating = curvature_batch is None and sample.share < 1
+        grows = grow_below is not None and is_rotating
         if grows:
             # What this does at the parameters the gradient has done: XLA does it once.
             batch_loss, of_batch = curvature.linearize(objective, varying)
@@ -382,7 +378,7 @@ def scale_by_newton_cg(
                 direction.d,
                 direction.bend,
                 batch_matvec,
-                sampling.grow_below,
+                grow_below,
             )
 
         # Trial values serve the line search, the damping and the trust region alike.

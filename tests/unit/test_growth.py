@@ -150,7 +150,7 @@ def test_near_the_minimum_the_whole_batch_is_needed():
 
 
 @pytest.mark.parametrize(
-    "case", ["no data to be seen", "curvature_batch", "small batch"]
+    "case", ["no data to be seen", "curvature_batch", "small batch", "residual_space"]
 )
 def test_what_does_not_grow(case):
     tx, loss, extra = optimizer(grow_below=0.5), LOSS, {}
@@ -164,7 +164,10 @@ def test_what_does_not_grow(case):
     if case == "small batch":
         sampling = ncg.sampling(1 / 4, min_examples=N, grow_below=0.5)
         tx = ncg.newton_cg(curvature=ncg.gauss_newton(), sampling=sampling)
-    for grown in (False, True):
+    if case == "residual_space":
+        tx, share = optimizer(grow_below=0.5, solver=ncg.residual_space()), 1 / 4
+        assert tx.init(START)[0].sample == ()
+    for grown in (False, True) if case != "residual_space" else (None,):
         _, state = step_from(tx, grown=grown, loss=loss, **extra)
         assert state.info.curvature_share == share
 
@@ -195,9 +198,3 @@ def test_errors():
         ncg.sampling(grow_below=1.5)
     with pytest.raises(TypeError, match="grow_below"):
         ncg.sampling(grow_below="soon")
-    with pytest.raises(ValueError, match="grow_below=None"):
-        ncg.newton_cg(
-            curvature=ncg.gauss_newton(),
-            solver=ncg.residual_space(),
-            sampling=ncg.sampling(1 / 4, grow_below=0.5),
-        )
