@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -119,6 +120,31 @@ def run_steps(tx, loss, params, x, y, axis_name=None, steps=4):
 
     (_, state), trajectory = jax.lax.scan(step, (params, tx.init(params)), length=steps)
     return trajectory, ncg.get_info(state)
+
+
+by_mapping_and_loss = pytest.mark.parametrize(
+    ("mapping", "reduce_over"),
+    [
+        ("pmap", ()),
+        ("shard_map checked", ()),
+        ("shard_map checked", (AXIS,)),
+        ("shard_map unchecked", ()),
+        ("jit(vmap)", (AXIS,)),
+    ],
+)
+
+
+def on_devices_and_alone(mapping, reduce_over, **settings):
+    """Steps of Gauss-Newton under a mapping, and on one device with the whole batch."""
+
+    def steps(loss, axis_name):
+        tx = ncg.newton_cg(
+            curvature=ncg.gauss_newton(), axis_name=axis_name, **settings
+        )
+        return lambda p, x, y: run_steps(tx, loss, p, x, y, axis_name)
+
+    mapped = MAPPINGS[mapping](steps(make_loss(reduce_over), AXIS))(*problem())
+    return mapped, jax.jit(steps(make_loss(), None))(*problem())
 
 
 def largest_difference(tree, reference):
