@@ -75,15 +75,14 @@ def test_products_are_counted_in_units_of_the_whole_batch(toy, measured):
     prices = cost.measure(toy, toy.load().train, "gauss_newton")
     assert kronecker.product_units == pytest.approx(prices.product / 2)
     # The solver sees a quarter; a product follows the last step. One trial each. In
-    # every fourth step, so in none to two of a cycle of five, one product looks whether
-    # the sample is enough.
+    # every fourth step one product looks whether the sample is enough: in none of a
+    # cycle of one, in one of kronecker's cycle of five.
     evaluations = 1 + 1 / 4
-    for taken, samples in ((none, 0), (kronecker, 1 / 8)):
+    for taken, samples, looks in ((none, 0, 0), (kronecker, 1 / 8, 1 / 5)):
         assert 1 <= taken.iterations <= 5
-        products = (taken.iterations + 1) / 4 + taken.products
+        products = (taken.iterations + 1) / 4 + taken.products + looks
         expected = prices.price(products, evaluations + samples)
-        looks = (taken.step_units - expected) / prices.product
-        assert -0.1 < looks < 0.5
+        assert taken.step_units == pytest.approx(expected, abs=0.2)
 
 
 @pytest.mark.slow
