@@ -53,6 +53,7 @@ SCENARIOS: dict[str, Scenario] = {
         translation.CONTINUED,
         translation.TED,
         convection_pinn.SCENARIO,
+        convection_pinn.UNSCALED,
         boston.SCENARIO.in_float64(),
         life.SCENARIO.in_float64(),
     )

@@ -88,5 +88,18 @@ def squared_error_of_logits(outputs: jax.Array, y: jax.Array) -> jax.Array:
     return squared_error(jax.nn.sigmoid(outputs), y)
 
 
+def glorot_initialiser(*sizes: int) -> Callable[[int], Layers]:
+    """Weights with variance ``2 / (fan-in + fan-out)`` and zero biases."""
+
+    def init(seed: int) -> Layers:
+        layers = init_dense(sizes, seed)
+        return [
+            layer | {"w": layer["w"] * (2 * n / (n + m)) ** 0.5}
+            for layer, n, m in zip(layers, sizes[:-1], sizes[1:], strict=True)
+        ]
+
+    return init
+
+
 def initialiser(*sizes: int, gain: float = 1.0) -> Callable[[int], Layers]:
     return lambda seed: init_dense(sizes, seed, gain)
