@@ -106,10 +106,10 @@ def hessian_free(
     refresh: int = 5,
     shared: bool = False,
 ) -> Recipe:
-    """The preset: five iterations and the momentum's product, four probes.
+    """The preset: five iterations, the momentum's product, four probes.
 
-    As it is before the sample grows, with a look at the whole batch in every fourth
-    step; ``fraction=1`` is what comes afterwards.
+    As it is before the sample and the number of iterations grow, with a look at the
+    whole batch in every fourth step; ``fraction=1`` is for a sample that has grown.
 
     Args:
         name: of the row.

@@ -127,7 +127,9 @@ def hessian_free(
     *,
     curvature: Curvature = gauss_newton(),
     damping: float | optax.Schedule | Damping = levenberg_marquardt(maximum=1.0),
-    solver: Solver = quadratic_momentum(cg(maxiter=5, rtol=0.2, forcing=None)),
+    solver: Solver = quadratic_momentum(
+        cg(maxiter=optax.linear_schedule(5, 20, 300), rtol=0.2, forcing=None)
+    ),
     preconditioner: Preconditioner | None = kronecker(),
     linesearch: LineSearch | None = armijo(),
     mask: PyTree | Callable[[PyTree], PyTree] | None = None,
@@ -139,11 +141,12 @@ def hessian_free(
 
     Gauss-Newton curvature, which is never negative for a convex loss, on a quarter of
     the examples (but 128 of them at least) while that tells enough about the others,
-    and on all of them from there on; a Kronecker-factored preconditioner; and very
-    short solves of at most five iterations, whose solution is combined with the
-    last step so that the quadratic model is least, which is where the momentum comes
-    from (:func:`quadratic_momentum`). Many short solves beat few long ones: a step
-    costs four to ten gradients. Needs a :class:`CompositeLoss` as ``value_fn``, with
+    and on all of them from there on; a Kronecker-factored preconditioner; and short
+    solves, whose solution is combined with the last step so that the quadratic model is
+    least, which is where the momentum comes from (:func:`quadratic_momentum`). Many
+    short solves beat few long ones early, longer ones pay late: of at most five
+    iterations at first, about one more every twenty steps, up to twenty. A step costs
+    four to ten gradients at first. Needs a :class:`CompositeLoss` as ``value_fn``, with
     its data bound or given to ``update``.
 
     Damping starts at 1e-4 of the curvature's own scale and only ever *falls* from there

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ncg_optax import _tree, _validate
 from ncg_optax._forcing import Forcing, tolerance_rule
@@ -34,7 +35,7 @@ class _Loop(NamedTuple):
     xp: jax.Array  # x.p in its inner product
     pp: jax.Array  # |p|^2 in the norm of M^-1
     decrease: jax.Array  # b.x - x.Ax / 2
-    history: jax.Array  # the decrease after each iteration, shape=(maxiter + 1,)
+    history: jax.Array | None  # the decrease by iteration, shape=(maxiter + 1,)
     curvature: jax.Array  # p.Bp / p.p
     k: jax.Array
     status: jax.Array
@@ -45,7 +46,7 @@ def conjugate_gradient(
     rhs: PyTree,
     damping: jax.Array | float = 0.0,
     *,
-    maxiter: int,
+    maxiter: int | jax.Array,
     tolerance: jax.Array | float,
     x0: PyTree | None = None,
     precondition: Operator | None = None,
@@ -72,7 +73,8 @@ def conjugate_gradient(
       matvec: ``v -> B v``, symmetric.
       rhs: ``b``, a tree of float32 or wider leaves.
       damping: added to the diagonal of ``B``.
-      maxiter: largest number of iterations.
+      maxiter: largest number of iterations; it may be traced if there is no
+        ``progress_tol``.
       tolerance: absolute, on the residual norm.
       x0: where to start, or None for zero (which saves a product).
       precondition: ``r -> M r`` with ``M ~ A^-1`` symmetric positive definite.
@@ -142,7 +144,11 @@ def conjugate_gradient(
             xp=zero,
             pp=rz,
             decrease=decrease,
-            history=jnp.full((maxiter + 1,), decrease, dtype),
+            history=(
+                None
+                if progress_tol is None
+                else jnp.full((maxiter + 1,), decrease, dtype)
+            ),
             curvature=zero,
             k=jnp.zeros((), jnp.int32),
             status=residual_status(rz, rr).astype(jnp.int32),
@@ -181,10 +187,11 @@ def conjugate_gradient(
         z, rz, rr = preconditioned(r, k)
         beta = rz / loop.rz
         decrease = loop.decrease + gain
-        history = loop.history.at[k].set(decrease)
 
         status = residual_status(rz, rr)
+        history = None
         if progress_tol is not None:
+            history = loop.history.at[k].set(decrease)
             stalled = _progress_stalled(history, decrease, k, progress_tol)
             status = jnp.where(
                 (status == Status.RUNNING) & stalled, Status.PROGRESS_STALLED, status
@@ -254,20 +261,22 @@ class CGState(NamedTuple):
     Attributes:
       previous: the last solution, for the warm start; None without one.
       forcing: a :class:`Forcing`, or None with a fixed tolerance.
+      count: solves done, int32, shape=(); None with a fixed ``maxiter``.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> import ncg_optax as ncg
       >>> ncg.cg(warm_start=0.95, forcing=None).init(jnp.zeros(2))
-      CGState(previous=Array([0., 0.], dtype=float32), forcing=None)
+      CGState(previous=Array([0., 0.], dtype=float32), forcing=None, count=None)
     """
 
     previous: PyTree | None
     forcing: Forcing | None
+    count: jax.Array | None
 
 
 def cg(
-    maxiter: int = 200,
+    maxiter: int | optax.Schedule = 200,
     rtol: float = 0.1,
     atol: float = 0.0,
     progress_tol: float | None = None,
@@ -289,7 +298,9 @@ def cg(
 
     Args:
       maxiter: largest number of iterations, that is of products (one more with a warm
-        start). Many short solves beat few long ones on networks.
+        start). Many short solves beat few long ones on networks, but less so the
+        longer one trains: an optax schedule of the number of solves done, rounded down
+        and 1 at least, lets it grow. A schedule cannot be had with ``progress_tol``.
       rtol: relative tolerance on the residual. With ``forcing`` the largest one.
       atol: absolute tolerance on the residual, in units of the gradient. Any value
         but 0 makes the method depend on the scale of the loss.
@@ -312,14 +323,26 @@ def cg(
       A :class:`Solver`.
 
     Raises:
-      TypeError: if a setting is not a number, or ``maxiter`` not an integer.
-      ValueError: if a setting is out of range or NaN, or an option unknown.
+      TypeError: if a setting is not a number, or ``maxiter`` neither an integer nor a
+        schedule.
+      ValueError: if a setting is out of range or NaN, an option unknown, or
+        ``progress_tol`` given with a schedule.
 
     Examples:
+      >>> import optax
       >>> import ncg_optax as ncg
       >>> solver = ncg.cg(maxiter=10, warm_start=0.95, progress_tol=5e-4)
+      >>> growing = ncg.cg(maxiter=optax.linear_schedule(5, 10, 100))
     """
-    _validate.integer("cg: maxiter", maxiter, low=1)
+    scheduled = callable(maxiter)
+    if not scheduled:
+        _validate.integer("cg: maxiter (if not an optax schedule)", maxiter, low=1)
+    elif progress_tol is not None:
+        raise ValueError(
+            "cg: progress_tol must be None where maxiter is a schedule, got "
+            f"{progress_tol!r}: the test looks back over all iterations, whose number "
+            "has to be known beforehand. Pass an integer maxiter."
+        )
     rule = tolerance_rule("cg", rtol, forcing)
     _validate.number("cg: atol", atol, low=0.0)
     if progress_tol is not None:
@@ -333,16 +356,21 @@ def cg(
         return CGState(
             previous=_tree.widened_zeros_like(params) if warm_start else None,
             forcing=rule.init(_tree.scalar_dtype(params)),
+            count=jnp.zeros((), jnp.int32) if scheduled else None,
         )
 
     def solve(matvec, rhs, damping, precondition, state):
         norm = _tree.norm(rhs)
         eta, new_forcing = rule.next(state.forcing, norm)
+        limit, new_count = maxiter, None
+        if scheduled:
+            limit = jnp.maximum(jnp.asarray(maxiter(state.count)).astype(jnp.int32), 1)
+            new_count = optax.safe_increment(state.count)
         result = conjugate_gradient(
             matvec,
             rhs,
             damping,
-            maxiter=maxiter,
+            maxiter=limit,
             tolerance=jnp.maximum(eta * norm, atol),
             x0=_tree.scale(state.previous, warm_start) if warm_start else None,
             precondition=precondition,
@@ -352,6 +380,7 @@ def cg(
         new_state = CGState(
             previous=result.solution if warm_start else None,
             forcing=new_forcing,
+            count=new_count,
         )
         return result, new_state
 

@@ -63,10 +63,17 @@ def test_curves_autoencoder_has_dead_pixels(monkeypatch):
     assert scenario.loss(outputs, train["y"]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_convection_counts_every_condition_once(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "seen"),
+    [
+        ("convection_pinn", lambda x, t: (x / np.pi - 1, 2 * t - 1)),
+        ("convection_pinn_unscaled", lambda x, t: (x, t)),
+    ],
+)
+def test_convection_counts_every_condition_once(monkeypatch, name, seen):
     counts = {"equation": 9, "periodic": 4, "known": 2}
     monkeypatch.setattr(convection_pinn, "POINTS", counts)
-    scenario = SCENARIOS["convection_pinn"]
+    scenario = SCENARIOS[name]
     with jax.enable_x64(scenario.x64):
         train, held_out, _ = scenario.load()
         params = jax.jit(scenario.init)(0)
@@ -76,7 +83,7 @@ def test_convection_counts_every_condition_once(monkeypatch):
         assert train["y"].shape == (15,)
 
         def u(x, t):
-            return convection_pinn.regressor(params, jnp.array([[x, t]]))[0]
+            return convection_pinn.regressor(params, jnp.array([seen(x, t)]))[0]
 
         squares, slopes = [], jax.jit(jax.grad(u, argnums=(0, 1)))
         u = jax.jit(u)
@@ -95,6 +102,24 @@ def test_convection_counts_every_condition_once(monkeypatch):
         assert score == pytest.approx(0.1)
         outputs = jax.eval_shape(scenario.model, params, held_out["x"])
         assert outputs.shape == held_out["y"].shape
+
+
+def test_points_of_convection_lie_where_their_condition_holds():
+    for points in (convection_pinn.on_grids(), convection_pinn.at_random()):
+        assert {k: len(x) for k, x in points.items()} == convection_pinn.POINTS
+        everywhere = np.concatenate(list(points.values()))
+        assert (everywhere >= 0).all() and (everywhere <= convection_pinn.ENDS).all()
+        assert (points["periodic"][:, 0] == 0).all()
+        assert (points["known"][:, 1] == 0).all()
+        assert np.ptp(points["periodic"][:, 1]) > 0.9
+        assert np.ptp(points["known"][:, 0]) > 0.9 * 2 * np.pi
+        assert len(np.unique(points["equation"], axis=0)) == 48 * 48
+
+
+def test_glorot_weights_have_the_variance_of_their_name():
+    weights = convection_pinn.SCENARIO.init(0)[0]["w"]
+    # 100 numbers: their sample deviation is good to some 7 %.
+    assert float(jnp.std(weights)) == pytest.approx((2 / 52) ** 0.5, rel=0.25)
 
 
 def test_the_solution_of_convection_solves_it():
