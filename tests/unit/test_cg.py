@@ -6,6 +6,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from oracles import krylov, outcome, symmetric, vector
 
@@ -475,6 +476,34 @@ def test_a_fixed_tolerance_is_relative():
     (coarse, _), (tiny, _) = solver_run(ncg.cg(rtol=0.2, forcing=None), 1.0, 1e-6)
     assert coarse.iterations == tiny.iterations
     assert coarse.residual <= 0.2
+
+
+def test_the_number_of_iterations_follows_a_schedule():
+    exact = {"rtol": 0.0, "forcing": None}
+    solver = ncg.cg(maxiter=optax.linear_schedule(0.5, 3.5, 3), **exact)
+    history = solver_run(solver, *[1.0] * 5)
+    assert [int(result.iterations) for result, _ in history] == [1, 1, 2, 3, 3]
+    assert [int(state.count) for _, state in history] == [1, 2, 3, 4, 5]
+    for result, _ in history:
+        ((fixed, state),) = solver_run(
+            ncg.cg(maxiter=int(result.iterations), **exact), 1.0
+        )
+        assert state.count is None
+        np.testing.assert_allclose(result.solution, fixed.solution, rtol=1e-12)
+
+
+def test_a_schedule_counts_solves_that_were_rejected_too():
+    solver = ncg.cg(maxiter=lambda count: 1 + count, warm_start=0.5)
+    ((_, state),) = solver_run(solver, 1.0)
+    rejected = solver.update(state, outcome(1.0, accepted=False))
+    assert rejected.count == 1 and not rejected.previous.any()
+
+
+def test_a_schedule_and_the_progress_test_exclude_each_other():
+    with pytest.raises(ValueError, match="progress_tol must be None .* got 0.001"):
+        ncg.cg(maxiter=lambda count: 5, progress_tol=1e-3)
+    with pytest.raises(TypeError, match="maxiter .*schedule.* got '5' of type str"):
+        ncg.cg(maxiter="5")
 
 
 def test_an_absolute_tolerance_is_absolute():
