@@ -339,8 +339,9 @@ def _shortened(run: Run) -> Finding | None:
         f"{count(bad)}, to a median of {median(info.step_size[bad])}; damping "
         f"{way(info.damping)}, median curvature {median(info.curvature)}",
         f"The quadratic model promises too much. {more}, show the curvature more "
-        "examples (curvature_batch, sampling(curvature_fraction=1.0)), or use another "
-        "one (gauss_newton() rather than empirical_fisher()).",
+        "examples (curvature_batch, sampling(curvature_fraction=1.0), or a share that "
+        "grows: sampling(..., grow_below=0.4)), or use another one (gauss_newton() "
+        "rather than empirical_fisher()).",
     )
 
 
