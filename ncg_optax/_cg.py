@@ -336,7 +336,7 @@ def cg(
     """
     scheduled = callable(maxiter)
     if not scheduled:
-        _validate.integer("cg: maxiter (if not an optax schedule)", maxiter, low=1)
+        _validate.integer("cg: maxiter", maxiter, low=1, other="an optax schedule")
     elif progress_tol is not None:
         raise ValueError(
             "cg: progress_tol must be None where maxiter is a schedule, got "

@@ -49,15 +49,16 @@ def number(
     return x
 
 
-def integer(name: str, x: Any, *, low: int) -> int:
-    """``x`` unchanged if it is a Python integer of at least ``low``."""
+def integer(name: str, x: Any, *, low: int, other: str = "") -> int:
+    """``x`` unchanged if it is a Python integer of at least ``low``.
+
+    ``other`` is what else would do, for the message.
+    """
+    wanted = f"{name} must be an integer of at least {low}{other and f' or {other}'}"
     if isinstance(x, bool) or not isinstance(x, int):
-        raise TypeError(
-            f"{name} must be an integer of at least {low}, got {x!r} of type "
-            f"{type(x).__name__}."
-        )
+        raise TypeError(f"{wanted}, got {x!r} of type {type(x).__name__}.")
     if x < low:
-        raise ValueError(f"{name} must be an integer of at least {low}, got {x}.")
+        raise ValueError(f"{wanted}, got {x}.")
     return x
 
 
