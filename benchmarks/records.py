@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+import ncg_optax
 from benchmarks.resume import write_atomically
 from benchmarks.training import Run
 from benchmarks.tuning import Tuned
@@ -49,12 +50,13 @@ def versions() -> dict[str, str]:
 
 
 def _version(name: str) -> str:
+    if name == "ncg_optax":
+        # Of the code that runs: an editable installation keeps its first number.
+        return ncg_optax.__version__
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        import ncg_optax  # the one package that may run from its source tree
-
-        return ncg_optax.__version__ if name == "ncg_optax" else "not installed"
+        return "not installed"
 
 
 def _cpu_model() -> str:

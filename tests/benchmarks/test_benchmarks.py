@@ -538,3 +538,11 @@ def test_the_poster_falls_back_to_the_gradient_where_its_damping_is_large(toy):
         found,
         expected,
     )
+
+
+def test_the_version_is_that_of_the_code_that_runs(monkeypatch):
+    """Whatever number an editable installation was given when it was made."""
+    monkeypatch.setattr(records.metadata, "version", lambda name: "0.0.1")
+    versions = records.versions()
+    assert versions["ncg_optax"] == ncg.__version__
+    assert versions["jax"] == "0.0.1"
