@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ncg_optax import _findings, _history
+from ncg_optax import _findings, _history, _tendencies
 from ncg_optax._run import (
     MIN_STEPS,
     Finding,
@@ -18,6 +18,54 @@ from ncg_optax._run import (
     way,
 )
 from ncg_optax._status import Status
+
+# What follows from a finding is not reported beside it.
+EXPLAINS = {
+    "summed_loss": (
+        "non_finite",
+        "damping_rises",
+        "rejected",
+        "gradient_mismatch",
+        "negative_curvature",
+    ),
+    "non_finite": (
+        "loss_rises",
+        "negative_curvature",
+        "damping_rises",
+        "rejected",
+        "zero_curvature",
+    ),
+    "updates_not_applied": (
+        "noise",
+        "negative_curvature",
+        "damping_rises",
+        "shortened",
+        "iterations",
+        "timid",
+    ),
+    "rounding": (
+        "gradient_mismatch",
+        "damping_rises",
+        "shortened",
+        "rejected",
+        "iterations",
+    ),
+    "zero_curvature": (
+        "gradient_mismatch",
+        "shortened",
+        "rejected",
+        "loss_rises",
+        "rounding",
+    ),
+    "indefinite_preconditioner": (
+        "steepest_descent",
+        "shortened",
+        "rejected",
+        "damping_rises",
+    ),
+    "gradient_mismatch": ("shortened", "rejected", "iterations"),
+    "loss_rises": ("noise",),
+}
 
 
 class Diagnosis(NamedTuple):
@@ -149,9 +197,9 @@ def diagnose(history: Any, last: int | None = 20) -> Diagnosis:
     if not mostly(run.settled):
         moving = run.where(~run.settled)
         if len(moving.tried) >= MIN_STEPS:
-            findings += [rule(moving) for rule in _findings.TENDENCIES]
+            findings += [rule(moving) for rule in _tendencies.TENDENCIES]
     findings = [finding for finding in findings if finding]
-    explained = {name for f in findings for name in _findings.EXPLAINS.get(f.name, ())}
+    explained = {name for f in findings for name in EXPLAINS.get(f.name, ())}
     findings = tuple(f for f in findings if f.name not in explained)
     return Diagnosis(findings, steps, _summary(run, healthy=not findings))
 
