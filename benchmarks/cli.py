@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from benchmarks import lead as leading
 from benchmarks import overhead as overheads
 from benchmarks import (
     plots,
@@ -293,6 +294,29 @@ def table(
                 typer.echo(f"Wrote the table into {readme}")
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+@app.command()
+def lead(
+    directory: Annotated[
+        pathlib.Path,
+        typer.Argument(
+            help="Where stored results lie.", show_default="benchmarks/results"
+        ),
+    ] = COMMITTED,
+    optimizer: Annotated[str, typer.Option(help="Whose lead it is.")] = "hessian_free",
+) -> None:
+    """Show how much earlier an optimizer was where each other one ended.
+
+    From stored results: units and processor seconds until its loss was as low.
+    """
+    _one_of(optimizer, CONTENDERS, "optimizer")
+    found = leading.leads(records.load_all(directory), optimizer)
+    if not found:
+        raise typer.BadParameter(
+            f"nothing to compare {optimizer} with in {directory}: `run` it and others."
+        )
+    report.console().print(leading.table(found, optimizer))
 
 
 @app.command()
