@@ -139,7 +139,7 @@ SCENARIO = Scenario(
 )
 UNSCALED = SCENARIO._replace(
     name="convection_pinn_unscaled",
-    description="The same on inputs as they are, from a poor start, at random points",
+    description="Convection on unscaled inputs, poor start, random points, float64",
     load=loader(at_random),
     init=initialiser(*SIZES),
     model=unscaled_model,
