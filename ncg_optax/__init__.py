@@ -45,6 +45,9 @@ from ncg_optax._preconditioners import identity as identity
 from ncg_optax._preconditioners import jacobi as jacobi
 from ncg_optax._preconditioners import kronecker as kronecker
 from ncg_optax._preconditioners import nystrom as nystrom
+from ncg_optax._quasi_newton import QuasiNewtonState as QuasiNewtonState
+from ncg_optax._quasi_newton import SecantPairs as SecantPairs
+from ncg_optax._quasi_newton import quasi_newton as quasi_newton
 from ncg_optax._residual_space import ResidualSpaceState as ResidualSpaceState
 from ncg_optax._residual_space import residual_space as residual_space
 from ncg_optax._run import Finding as Finding

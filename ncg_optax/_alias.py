@@ -11,8 +11,8 @@ from ncg_optax._cg import cg
 from ncg_optax._curvature import Curvature, gauss_newton, hessian
 from ncg_optax._damping import Damping, levenberg_marquardt
 from ncg_optax._linesearch import LineSearch, armijo
-from ncg_optax._momentum import quadratic_momentum
 from ncg_optax._preconditioners import Preconditioner, kronecker
+from ncg_optax._quasi_newton import quasi_newton
 from ncg_optax._solver import Solver
 from ncg_optax._transform import scale_by_newton_cg
 
@@ -55,7 +55,7 @@ def newton_cg(
       damping: :math:`\lambda`: :func:`levenberg_marquardt`, a number or an optax
         schedule of the step count, in units of the curvature.
       solver: :func:`cg`, :func:`steihaug`, :func:`minres`, :func:`residual_space`, or
-        :func:`quadratic_momentum` around one of the others.
+        :func:`quadratic_momentum` or :func:`quasi_newton` around one of the others.
       preconditioner: ``M`` near the inverse of ``B``, see :class:`Preconditioner`.
       linesearch: :func:`armijo`, or None for the full step. An optax line search may
         be chained behind :func:`scale_by_newton_cg` instead.
@@ -127,8 +127,8 @@ def hessian_free(
     *,
     curvature: Curvature = gauss_newton(),
     damping: float | optax.Schedule | Damping = levenberg_marquardt(maximum=1.0),
-    solver: Solver = quadratic_momentum(
-        cg(maxiter=optax.linear_schedule(5, 20, 300), rtol=0.2, forcing=None)
+    solver: Solver = quasi_newton(
+        cg(maxiter=optax.linear_schedule(4, 20, 300), rtol=0.2, forcing=None)
     ),
     preconditioner: Preconditioner | None = kronecker(),
     linesearch: LineSearch | None = armijo(),
@@ -141,13 +141,12 @@ def hessian_free(
 
     Gauss-Newton curvature, which is never negative for a convex loss, on a quarter of
     the examples (but 128 of them at least) while that tells enough about the others,
-    and on all of them from there on; a Kronecker-factored preconditioner; and short
-    solves, whose solution is combined with the last step so that the quadratic model is
-    least, which is where the momentum comes from (:func:`quadratic_momentum`). Many
-    short solves beat few long ones early, longer ones pay late: of at most five
-    iterations at first, about one more every twenty steps, up to twenty. A step costs
-    four to ten gradients at first. Needs a :class:`CompositeLoss` as ``value_fn``, with
-    its data bound or given to ``update``.
+    and on all of them from there on; a Kronecker-factored preconditioner, which learns
+    from the gradients of the last five steps as well (:func:`quasi_newton`); and short
+    solves. Many of these beat few long ones early, longer ones pay late: of at most
+    four iterations at first, about one more every twenty steps, up to twenty. A step
+    costs three to eight gradients at first. Needs a :class:`CompositeLoss` as
+    ``value_fn``, with its data bound or given to ``update``.
 
     Damping starts at 1e-4 of the curvature's own scale and only ever *falls* from there
     (``maximum=1.0``): so few iterations hardly feel it, their ratios are noise where
@@ -179,7 +178,9 @@ def hessian_free(
 
     References:
       Martens, Deep learning via Hessian-free optimization, 2010; Martens and Grosse,
-      Optimizing neural networks with Kronecker-factored approximate curvature, 2015.
+      Optimizing neural networks with Kronecker-factored approximate curvature, 2015;
+      Morales and Nocedal, Automatic preconditioning by limited memory quasi-Newton
+      updating, 2000.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax

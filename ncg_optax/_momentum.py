@@ -204,7 +204,8 @@ def quadratic_momentum(solver: Solver = cg()) -> Solver:
       ValueError: if it steers by the outcome of its steps (``needs_outcome``), as
         :func:`steihaug` does, whose trust region the combination would leave; or if it
         works on the loss itself (``needs_objective``), as :func:`residual_space` does,
-        which has a damping and a momentum of its own.
+        which has a damping and a momentum of its own; or if it needs to know where it
+        is (``needs_point``), as :func:`quasi_newton` does, which is a momentum already.
 
     Examples:
       Three gradients and five products minimise a quadratic of three variables:
@@ -235,6 +236,12 @@ def quadratic_momentum(solver: Solver = cg()) -> Solver:
             f"{who} must be one that works on products alone, made by cg(), minres(); "
             "got one with needs_objective=True, as residual_space() is, which has a "
             "damping and a momentum of its own."
+        )
+    if solver.needs_point:
+        raise ValueError(
+            f"{who} must be one that works on products alone, made by cg(), minres(); "
+            "got one with needs_point=True, as quasi_newton() is, which is a momentum "
+            "already."
         )
     if solver.needs_outcome:
         raise ValueError(

@@ -130,6 +130,8 @@ class Solver(NamedTuple):
       needs_objective: whether ``solve`` also takes the keywords ``objective`` (with the
         fields of a :class:`CompositeLoss` and its data) and ``params``, because
         products are not enough for it.
+      needs_point: whether ``solve`` also takes the keywords ``params`` (those that are
+        trained, float32 or wider) and ``loss``, the point that it starts from.
 
     Examples:
       Conjugate gradients of three iterations, without state or tolerance:
@@ -150,3 +152,4 @@ class Solver(NamedTuple):
     needs_outcome: bool = False
     descent_threshold: float = 0.0
     needs_objective: bool = False
+    needs_point: bool = False

@@ -352,17 +352,18 @@ def scale_by_newton_cg(
         )
 
         # The direction.
+        more = {}
+        if solver.needs_objective:
+            more |= {"objective": sample.objective, "params": varying}
+        if solver.needs_point:
+            more |= {"params": _tree.widen(trained), "loss": loss}
         result, solver_state = solver.solve(
             matvec,
             _tree.scale(grads, -1.0),
             lam,
             lambda r: preconditioner.apply(preconditioner_state, r, lam),
             state.solver,
-            **(
-                {"objective": sample.objective, "params": varying}
-                if solver.needs_objective
-                else {}
-            ),
+            **more,
         )
         if result.damping is not None:
             lam = result.damping.astype(dtype)

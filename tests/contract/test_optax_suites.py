@@ -32,9 +32,10 @@ STEIHAUG = "{'damping': 0.0, 'linesearch': None, 'solver': ncg.steihaug()}"
 MINRES = "{'solver': ncg.minres(), 'damping': 1e-3}"
 WARM_START = "{'solver': ncg.cg(warm_start=0.5)}"
 MOMENTUM = "{'solver': ncg.quadratic_momentum(ncg.cg(maxiter=2))}"
+QUASI_NEWTON = "{'solver': ncg.quasi_newton(ncg.cg(maxiter=2))}"
 COMMON_VARIANTS = (DEFAULT, STEIHAUG)
 ALIAS_VARIANTS = (DEFAULT, MINRES)
-SHARDING_VARIANTS = (DEFAULT, STEIHAUG, MINRES, WARM_START, MOMENTUM)
+SHARDING_VARIANTS = (DEFAULT, STEIHAUG, MINRES, WARM_START, MOMENTUM, QUASI_NEWTON)
 
 
 def patch(source: str, old: str, new: str, count: int) -> str:

@@ -164,8 +164,9 @@ class TestInjectHyperparams:
             {"solver": ncg.steihaug(), "damping": 0.0, "linesearch": None},
             {"solver": ncg.minres(), "damping": ncg.levenberg_marquardt(initial=0.1)},
             {"solver": ncg.quadratic_momentum(ncg.cg(maxiter=2)), "linesearch": None},
+            {"solver": ncg.quasi_newton(ncg.cg(maxiter=2))},
         ],
-        ids=["steihaug", "minres", "momentum"],
+        ids=["steihaug", "minres", "momentum", "quasi_newton"],
     )
     def test_solvers(self, settings):
         params, _ = run(optax.inject_hyperparams(ncg.newton_cg)(**settings))

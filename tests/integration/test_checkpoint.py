@@ -20,6 +20,7 @@ TX = {
     "warm start": ncg.hessian_free(mask={"w": True, "b": False}),
     "steihaug": ncg.newton_cg(damping=0.0, linesearch=None, solver=ncg.steihaug()),
     "momentum": ncg.newton_cg(solver=ncg.quadratic_momentum(ncg.cg(maxiter=1))),
+    "quasi_newton": ncg.newton_cg(solver=ncg.quasi_newton(ncg.cg(maxiter=1))),
 }
 
 

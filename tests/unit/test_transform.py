@@ -319,6 +319,7 @@ SETTINGS = {
     "steihaug": dict(solver=ncg.steihaug(), linesearch=None),
     "warm start": dict(solver=ncg.cg(warm_start=0.9), linesearch=None),
     "momentum": dict(solver=ncg.quadratic_momentum(), linesearch=None),
+    "quasi_newton": dict(solver=ncg.quasi_newton()),
 }
 
 
@@ -449,6 +450,7 @@ CONFIGURATIONS = {
     ),
     "minres": lambda: ncg.newton_cg(solver=ncg.minres()),
     "momentum": lambda: ncg.newton_cg(solver=ncg.quadratic_momentum(ncg.cg(maxiter=2))),
+    "quasi_newton": lambda: ncg.newton_cg(solver=ncg.quasi_newton(ncg.cg(maxiter=2))),
 }
 
 
