@@ -175,15 +175,15 @@ def quasi_newton(solver: Solver = cg(), memory_size: int = 5) -> Solver:
 
     (Morales and Nocedal 2000, with pairs from the steps instead of from conjugate
     gradients). What a short solve has found out about the curvature is not lost with
-    it: on a quadratic, solves that each begin from nothing go on like one long one. So
-    three iterations do what five or ten do without, and ``cg(maxiter=1)`` is
-    preconditioned L-BFGS with an exact step. It is a momentum as well: have this, a
-    warm start of :func:`cg` or :func:`quadratic_momentum`, not two of them.
+    it: on a quadratic, single iterations with a memory are those of one long solve. So
+    ``cg(maxiter=1)`` is preconditioned L-BFGS with the step that is best for the model.
+    It is a momentum as well: have this, a warm start of :func:`cg` or
+    :func:`quadratic_momentum`, not two of them.
 
     For deterministic losses, or batches so large that they nearly are. Pairs of two
     different losses are found out and dropped: the trapezoidal rule tells from the two
-    gradients how the loss must have changed. So on small mini-batches, or with dropout,
-    next to none is left, and ``solver`` works as it does alone. Pairs of negative
+    gradients how the loss must have changed. So the smaller the mini-batches, the fewer
+    pairs are left, and without any ``solver`` works as it does alone. Pairs of negative
     curvature are dropped as well, so that :math:`H` stays positive definite.
 
     A learning rate, other transforms in the chain or parameters that are set by hand
