@@ -187,7 +187,7 @@ def test_a_rejected_step_leaves_no_pair():
     assert not pairs_of(states).bends.any()
 
 
-@pytest.mark.parametrize("exponent", [-30, -8, 8, 30])
+@pytest.mark.parametrize("exponent", [-12, -8, 8, 12])
 def test_the_scale_of_the_loss_changes_nothing(exponent):
     tx = ncg.newton_cg(damping=0.0, solver=ncg.quasi_newton(ncg.cg(maxiter=1)))
     scale = jnp.float32(10.0**exponent)
@@ -227,13 +227,14 @@ def test_the_solver_inside_gets_the_improved_preconditioner():
     solver = ncg.quasi_newton(CAPTURED, memory_size=4)
     pairs = random_pairs(4)
     state = solver.init(jnp.zeros(6))._replace(pairs=pairs)
+    rhs, loss = jnp.asarray(RHS), jnp.ones(())
     result, following = solver.solve(
-        lambda v: SPD @ v, RHS, 0.5, lambda r: M @ r, state, params=RHS, loss=1.0
+        lambda v: SPD @ v, rhs, 0.5, lambda r: M @ r, state, params=2 * rhs, loss=loss
     )
     np.testing.assert_allclose(result.solution, dense(pairs, 0.5, M) @ RHS, rtol=1e-9)
     # Nothing is known of the step before the first.
     np.testing.assert_array_equal(following.pairs.steps, pairs.steps)
-    np.testing.assert_array_equal(following.last.params, RHS)
+    np.testing.assert_array_equal(following.last.params, 2 * RHS)
 
 
 def test_what_the_solver_inside_needs_is_needed():
