@@ -79,7 +79,7 @@ class QuasiNewtonState(NamedTuple):
 
 def _no_pairs(params: PyTree, memory_size: int) -> SecantPairs:
     vectors = jax.tree.map(
-        lambda x: jnp.zeros((memory_size, *x.shape), x.dtype),
+        lambda x: jnp.stack([x] * memory_size),  # sharded as the parameters are
         _tree.widened_zeros_like(params),
     )
     bends = jnp.zeros((memory_size,), _tree.scalar_dtype(params))
