@@ -97,12 +97,13 @@ def test_memory_is_that_of_the_arrays(toy, measured):
     none, kronecker = measured["none"].memory, measured["kronecker"].memory
     scalars = 40 / SIZE  # counters and measurements, four bytes each
     # Five secant pairs, and where the last step began.
-    assert none.state == pytest.approx(2 * 5 + 2, abs=scalars)
+    pairs = 2 * 5 + 2
+    assert none.state == pytest.approx(pairs, abs=scalars)
     assert none.factors == none.beyond_none == none.beside_factors == 0
     factors = sum(2 * (m * m + n * n) for m, n in SIDES) / SIZE
     assert kronecker.factors == pytest.approx(factors)
     values = sum(m + n for m, n in SIDES) / SIZE
-    assert kronecker.state == pytest.approx(1 + factors + values, abs=scalars)
+    assert kronecker.state == pytest.approx(pairs + factors + values, abs=scalars)
     data = EXAMPLES * (SIZES[0] + SIZES[-1]) / SIZE
     for memory in (none, kronecker):
         expected = memory.state + 1 + data
