@@ -154,7 +154,9 @@ def hessian_free(
     stalls; the line search deals with them.
 
     For losses that are the same at every step: the full batch, or one so large that it
-    nearly is. For mini-batches there is :func:`stochastic_hessian_free`.
+    nearly is. For mini-batches there is :func:`stochastic_hessian_free`. With dropout,
+    past gradients are of other losses: ``solver=quadratic_momentum(cg(maxiter=5,
+    rtol=0.2, forcing=None))`` has its momentum from the model of this step alone.
 
     Args:
       learning_rate: as for :func:`newton_cg`, like all the others.

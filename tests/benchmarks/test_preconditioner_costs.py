@@ -74,8 +74,9 @@ def test_products_are_counted_in_units_of_the_whole_batch(toy, measured):
     assert kronecker.products == pytest.approx(4 / 8)  # four, each on an eighth
     prices = cost.measure(toy, toy.load().train, "gauss_newton")
     assert kronecker.product_units == pytest.approx(prices.product / 2)
-    # The solver sees a quarter. One trial each. In every fourth step one product looks whether the sample is enough: in none of a
-    # cycle of one, in one of kronecker's cycle of five.
+    # The solver sees a quarter. One trial each. In every fourth step one product looks
+    # whether the sample is enough: in none of a cycle of one, in one of kronecker's
+    # cycle of five.
     evaluations = 1 + 1 / 4
     for taken, samples, looks in ((none, 0, 0), (kronecker, 1 / 8, 1 / 5)):
         assert 1 <= taken.iterations <= 4
