@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import krylov, outcome, symmetric, vector
+from oracles import constant_preconditioner, krylov, outcome, symmetric, vector
 
 import ncg_optax as ncg
 from ncg_optax import _tree
@@ -317,14 +317,6 @@ def quadratic(w):
     return 0.5 * w @ SPD @ w - RHS @ w
 
 
-def preconditioner(m):
-    return ncg.Preconditioner(
-        init=lambda params: (),
-        update=lambda state, *_: (state, 0),
-        apply=lambda state, r, damping: m @ r,
-    )
-
-
 def trajectory(tx, loss, w, steps):
     @jax.jit
     def run(w):
@@ -345,7 +337,7 @@ def test_single_iterations_add_up_to_conjugate_gradients(m, linesearch):
     tx = ncg.newton_cg(
         damping=0.0,
         solver=ncg.quadratic_momentum(ncg.cg(maxiter=1)),
-        preconditioner=preconditioner(m),
+        preconditioner=constant_preconditioner(m),
         linesearch=linesearch,
     )
     iterates, info = trajectory(tx, quadratic, jnp.zeros(6), 6)

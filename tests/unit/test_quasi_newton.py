@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import krylov, symmetric, vector
+from oracles import constant_preconditioner, krylov, symmetric, vector
 
 import ncg_optax as ncg
 from ncg_optax import _quasi_newton
@@ -29,14 +29,6 @@ CAPTURED = ncg.Solver(
 
 def quadratic(w):
     return 0.5 * w @ SPD @ w - RHS @ w
-
-
-def constant(m):
-    return ncg.Preconditioner(
-        init=lambda params: (),
-        update=lambda state, *_: (state, 0),
-        apply=lambda state, r, damping: m @ r,
-    )
 
 
 def trajectory(tx, loss, w, steps):
@@ -118,7 +110,7 @@ def test_single_iterations_add_up_to_conjugate_gradients(m):
     tx = ncg.newton_cg(
         damping=0.0,
         solver=ncg.quasi_newton(ncg.cg(maxiter=1), memory_size=6),
-        preconditioner=constant(m),
+        preconditioner=constant_preconditioner(m),
     )
     iterates, info, _ = trajectory(tx, lambda w, i: quadratic(w), jnp.zeros(6), 6)
     for k, w in enumerate(iterates, start=1):
