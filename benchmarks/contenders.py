@@ -19,7 +19,7 @@ from benchmarks.scenarios._base import Batch, Params
 from benchmarks.schedules import SCHEDULES
 
 State = Any
-NEWTON_BATCH = 1024  # terms of the loss in a mini-batch of stochastic_hessian_free
+NEWTON_BATCH = 512  # terms of the loss in a mini-batch of stochastic_hessian_free
 POINTS = 32  # a run of mini-batch steps is looked at so many times at least
 KFAC_INTERVAL = 5  # steps from one change of K-FAC's damping to the next, its default
 
@@ -381,7 +381,7 @@ class _Averaged(NamedTuple):
 
 def _running_mean(mean: Params, iterate: Params, count: jax.Array) -> Params:
     """The mean after one more iterate; the first one replaces it."""
-    share = jnp.maximum(3 / (count + 3), 1 / 20)
+    share = jnp.maximum(3 / (count + 3), 1 / 30)
     return optax.incremental_update(iterate, mean, share)
 
 
@@ -395,7 +395,7 @@ def _stochastic(
     """
     scenario, terms = problem.scenario, problem.scenario.terms
     size = max(NEWTON_BATCH // terms, min(scenario.batch_sizes))
-    sampling = ncg.sampling(1 / 4, min_examples=max(256 // terms, 1))
+    sampling = ncg.sampling(1 / 4, min_examples=max(128 // terms, 1))
     tx = ncg.stochastic_hessian_free(sampling=sampling)
     return min(size, problem.examples // 4), tx
 
@@ -404,7 +404,7 @@ def _newton_minibatch(problem: Problem, _: Setting | None) -> Method:
     """`stochastic_hessian_free` on large batches, averaged.
 
     The running mean of the iterates is over about a third of the steps so far and at
-    most the last twenty.
+    most the last thirty.
     """
     size, tx = _stochastic(problem)
     plan = _plan(problem, Setting(size, "constant", 0))
@@ -637,7 +637,7 @@ CONTENDERS: dict[str, Contender] = {
         ),
         Contender(
             "stochastic_hessian_free",
-            "ncg_optax.stochastic_hessian_free(), batches of 1024 examples or tokens",
+            "ncg_optax.stochastic_hessian_free(), batches of 512 examples or tokens",
             _newton_minibatch,
             minibatch=True,
         ),

@@ -8,6 +8,7 @@ A pure optax transformation: :func:`newton_cg` for deterministic problems,
 from ncg_optax._alias import hessian_free as hessian_free
 from ncg_optax._alias import newton_cg as newton_cg
 from ncg_optax._alias import stochastic_hessian_free as stochastic_hessian_free
+from ncg_optax._averaged import averaged_gradient as averaged_gradient
 from ncg_optax._batches import Sampling as Sampling
 from ncg_optax._batches import sampling as sampling
 from ncg_optax._cg import CGState as CGState

@@ -1,5 +1,6 @@
 """What a solver of the damped Newton system is, and what it reports."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -126,7 +127,8 @@ class Solver(NamedTuple):
       update: ``update(state, outcome) -> state`` after the step was tried.
       needs_outcome: whether ``update`` needs the loss at the end of the step, which
         costs an evaluation if nobody else asks for it.
-      descent_threshold: the direction is replaced by ``-g`` unless ``g.d < -t``.
+      descent_threshold: the direction is replaced by ``-g`` unless ``g.d < -t``;
+        `-math.inf` keeps every direction, and rules out a line search.
       needs_objective: whether ``solve`` also takes the keywords ``objective`` (with the
         fields of a :class:`CompositeLoss` and its data) and ``params``, because
         products are not enough for it.
@@ -153,3 +155,9 @@ class Solver(NamedTuple):
     descent_threshold: float = 0.0
     needs_objective: bool = False
     needs_point: bool = False
+
+    @property
+    def may_ascend(self) -> bool:
+        """Whether a direction may lead uphill on the loss of the step."""
+        threshold = self.descent_threshold
+        return isinstance(threshold, float) and threshold == -math.inf

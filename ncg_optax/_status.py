@@ -30,6 +30,8 @@ class Status(enum.IntEnum):
     ZERO_CURVATURE = 8
     INDEFINITE_PRECONDITIONER = 9
     SOLVER_NON_FINITE = 10
+    ONE_STEP = 11
+    LONGEST_STEP = 12
 
     ACCEPTED = 20
     SHORTENED = 21
@@ -69,6 +71,10 @@ _SENTENCES = {
     "(r.Mr <= 0); the solve ended with the direction so far.",
     Status.SOLVER_NON_FINITE: "A curvature product was not finite; the solve ended "
     "with the last finite direction.",
+    Status.ONE_STEP: "One preconditioned step was made, to the minimum of the "
+    "quadratic model along it.",
+    Status.LONGEST_STEP: "The quadratic model has its minimum beyond the longest step, "
+    "which was made instead.",
     Status.ACCEPTED: "The full step was accepted.",
     Status.SHORTENED: "The line search shortened the step.",
     Status.NOT_EVALUATED: "The step was taken without evaluating the loss at its end: "

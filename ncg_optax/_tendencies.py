@@ -191,10 +191,10 @@ def _noise(run: Run) -> Finding | None:
         f"and the next batch starts {number(np.mean(lost))} higher than that; ratios "
         f"from {number(np.min(info.reduction_ratio))} to "
         f"{number(np.max(info.reduction_ratio))}",
-        "The steps fit the noise of their mini-batches: take larger ones (a thousand "
-        "examples or more), use stochastic_hessian_free(), which listens to a single "
-        "batch less, and average the iterates (optax.incremental_update). Without "
-        "mini-batches: leave the learning rate at 1.",
+        "The steps fit the noise of their mini-batches: take larger ones (five hundred "
+        "examples or more), use stochastic_hessian_free(), which averages gradients "
+        "before it solves, and average the iterates (optax.incremental_update). "
+        "Without mini-batches: leave the learning rate at 1.",
     )
 
 

@@ -232,6 +232,13 @@ def scale_by_newton_cg(
     _validate.component("solver", solver, Solver, "cg(), steihaug(), minres()")
     if linesearch is not None:
         _validate.component("linesearch", linesearch, LineSearch, "armijo(), or None")
+        if solver.may_ascend:
+            raise ValueError(
+                "linesearch must be None with a solver whose directions may lead "
+                "uphill on a batch, as those of averaged_gradient() do, got a "
+                "LineSearch, which would reject them. Pass linesearch=None and a "
+                "learning rate."
+            )
     if preconditioner is not None:
         _validate.component(
             "preconditioner", preconditioner, Preconditioner, "kronecker(), or None"

@@ -170,6 +170,8 @@ _WORDS = {
     Status.ZERO_CURVATURE: ("flat", "red"),
     Status.INDEFINITE_PRECONDITIONER: ("indefinite", "red"),
     Status.SOLVER_NON_FINITE: ("not finite", "bold red"),
+    Status.ONE_STEP: ("one step", ""),
+    Status.LONGEST_STEP: ("longest", ""),
 }
 
 

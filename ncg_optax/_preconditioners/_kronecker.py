@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ncg_optax import _tree, _validate
 from ncg_optax._preconditioners._base import Preconditioner
@@ -133,7 +134,7 @@ def _decomposed(factor: Factor) -> Factor:
 
 def kronecker(
     decay: float = 0.95,
-    refresh: int = 5,
+    refresh: int | optax.Schedule = 5,
     probes: int = 4,
     first_probes: int = 64,
     fraction: float = 1 / 8,
@@ -164,7 +165,7 @@ def kronecker(
     operator lets dead inputs stall it. It falls, as the early steps of autoencoders
     need more of it than the long runs of physics-informed networks bear: a constant 0.1
     keeps those on their plateau for good, and 0.001 from the first step slows these.
-    For mini-batches :func:`stochastic_hessian_free` keeps it at 1. Vectors are
+    For mini-batches :func:`stochastic_hessian_free` keeps it at 0.3. Vectors are
     one-column matrices, kernels of more than two axes are folded to (all but the last,
     last), a side longer than ``max_size`` gets a diagonal factor.
 
@@ -180,7 +181,10 @@ def kronecker(
 
     Args:
       decay: of the running means, in [0, 1).
-      refresh: steps from one eigendecomposition to the next.
+      refresh: steps from one eigendecomposition to the next, or an optax schedule of
+        them: eigenvectors go out of date sooner in the first steps, where the curvature
+        may grow by orders of magnitude. At step :math:`t` of the schedule :math:`s` it
+        is time where :math:`\lfloor s(t) \rfloor` divides :math:`t`.
       probes: products at each step.
       first_probes: products at the first step.
       fraction: share of the examples in these products, in (0, 1]; not fewer than 32
@@ -198,11 +202,16 @@ def kronecker(
       ValueError: if a setting is out of range or NaN.
 
     Examples:
+      >>> import optax
       >>> import ncg_optax as ncg
       >>> tx = ncg.newton_cg(preconditioner=ncg.kronecker(refresh=10))
+      >>> often_at_first = ncg.kronecker(refresh=optax.linear_schedule(1, 10, 20))
     """
     _validate.number("kronecker: decay", decay, low=0.0, high=0.9999)
-    _validate.integer("kronecker: refresh", refresh, low=1)
+    if not callable(refresh):
+        _validate.integer(
+            "kronecker: refresh", refresh, low=1, other="an optax schedule"
+        )
     _validate.integer("kronecker: probes", probes, low=1)
     _validate.integer("kronecker: first_probes", first_probes, low=1)
     _validate.number("kronecker: fraction", fraction, low=0.0, high=1.0, low_open=True)
@@ -212,6 +221,10 @@ def kronecker(
             "kronecker: damping_halving", damping_halving, low=0.0, low_open=True
         )
     _validate.integer("kronecker: max_size", max_size, low=1)
+
+    def is_due(steps):
+        every = refresh(steps) if callable(refresh) else refresh
+        return steps % jnp.maximum(jnp.asarray(every).astype(jnp.int32), 1) == 0
 
     def init_factor(leaf):
         wide = jnp.result_type(jnp.float32, leaf.dtype)
@@ -262,7 +275,7 @@ def kronecker(
             for f, g in zip(old, grams, strict=True)
         ]
         factors = jax.lax.cond(
-            state.steps % refresh == 0,
+            is_due(state.steps),
             lambda: list(map(_decomposed, factors)),
             lambda: factors,
         )

@@ -33,9 +33,18 @@ MINRES = "{'solver': ncg.minres(), 'damping': 1e-3}"
 WARM_START = "{'solver': ncg.cg(warm_start=0.5)}"
 MOMENTUM = "{'solver': ncg.quadratic_momentum(ncg.cg(maxiter=2))}"
 QUASI_NEWTON = "{'solver': ncg.quasi_newton(ncg.cg(maxiter=2))}"
+AVERAGED = "{'solver': ncg.averaged_gradient(), 'damping': 1e-3, 'linesearch': None}"
 COMMON_VARIANTS = (DEFAULT, STEIHAUG)
 ALIAS_VARIANTS = (DEFAULT, MINRES)
-SHARDING_VARIANTS = (DEFAULT, STEIHAUG, MINRES, WARM_START, MOMENTUM, QUASI_NEWTON)
+SHARDING_VARIANTS = (
+    DEFAULT,
+    STEIHAUG,
+    MINRES,
+    WARM_START,
+    MOMENTUM,
+    QUASI_NEWTON,
+    AVERAGED,
+)
 
 
 def patch(source: str, old: str, new: str, count: int) -> str:

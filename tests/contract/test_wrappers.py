@@ -165,8 +165,9 @@ class TestInjectHyperparams:
             {"solver": ncg.minres(), "damping": ncg.levenberg_marquardt(initial=0.1)},
             {"solver": ncg.quadratic_momentum(ncg.cg(maxiter=2)), "linesearch": None},
             {"solver": ncg.quasi_newton(ncg.cg(maxiter=2))},
+            {"solver": ncg.averaged_gradient(), "damping": 0.1, "linesearch": None},
         ],
-        ids=["steihaug", "minres", "momentum", "quasi_newton"],
+        ids=["steihaug", "minres", "momentum", "quasi_newton", "averaged"],
     )
     def test_solvers(self, settings):
         params, _ = run(optax.inject_hyperparams(ncg.newton_cg)(**settings))

@@ -34,9 +34,10 @@ SOLVERS = {
     "cg": {"solver": ncg.cg(maxiter=8, warm_start=0.9)},
     "minres": {"solver": ncg.minres(maxiter=8)},
     "steihaug": {"solver": ncg.steihaug(maxiter=8), "linesearch": None},
+    "averaged": {"solver": ncg.averaged_gradient(), "linesearch": None},
 }
 
-# Between them the two losses see every curvature twice and every solver twice.
+# Between them the two losses see every curvature twice, and every solver.
 PAIRS = {
     "local loss": {
         "hessian": "cg",
@@ -46,7 +47,7 @@ PAIRS = {
     "averaged loss": {
         "hessian": "minres",
         "gauss_newton": "cg",
-        "empirical_fisher": "steihaug",
+        "empirical_fisher": "averaged",
     },
 }
 

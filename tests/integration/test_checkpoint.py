@@ -21,6 +21,7 @@ TX = {
     "steihaug": ncg.newton_cg(damping=0.0, linesearch=None, solver=ncg.steihaug()),
     "momentum": ncg.newton_cg(solver=ncg.quadratic_momentum(ncg.cg(maxiter=1))),
     "quasi_newton": ncg.newton_cg(solver=ncg.quasi_newton(ncg.cg(maxiter=1))),
+    "averaged": ncg.newton_cg(solver=ncg.averaged_gradient(), linesearch=None),
 }
 
 

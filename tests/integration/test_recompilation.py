@@ -16,6 +16,7 @@ LOSS = ncg.CompositeLoss(
 OPTIMIZERS = {
     "newton_cg": ncg.newton_cg(),
     "hessian_free": ncg.hessian_free(),
+    "stochastic_hessian_free": ncg.stochastic_hessian_free(),
     "steihaug": ncg.newton_cg(
         damping=0.0, linesearch=None, solver=ncg.steihaug(maxiter=5)
     ),

@@ -304,12 +304,26 @@ def test_no_false_alarm_at_any_time_of_a_healthy_run(name):
         assert names(until(infos, end)) == [], end
 
 
-def test_no_false_alarm_on_large_mini_batches():
+MINI_BATCHES = {
+    "averaged gradient": {},
+    "line search": dict(
+        solver=ncg.cg(maxiter=2, rtol=0.2, forcing=None, warm_start=0.8),
+        damping=ncg.levenberg_marquardt(calibration=0.01),
+        preconditioner=ncg.kronecker(probes=1, damping=1.0, damping_halving=None),
+        linesearch=ncg.armijo(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MINI_BATCHES)
+def test_no_false_alarm_on_large_mini_batches(name):
     params, loss, x, y = regression(2048)
-    tx = ncg.stochastic_hessian_free()
+    tx = ncg.stochastic_hessian_free(**MINI_BATCHES[name])
     infos = run(tx, loss, params, 60, **minibatches(x, y, 512, 60))
     for end in range(1, 61):
         assert names(until(infos, end)) == [], end
+    if name != "line search":
+        return
     # What saves them is that the gains are small, not that none is lost.
     lost = infos.loss[41:] - infos.next_loss[40:-1]
     assert lost.sum() > 0.5 * infos.actual_reduction[40:-1].sum()

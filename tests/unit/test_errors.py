@@ -89,6 +89,15 @@ def test_quadratic_momentum_says_why_it_refuses_a_solver(solver, sentence):
         ncg.quadratic_momentum(solver)
 
 
+def test_a_line_search_is_refused_where_directions_may_lead_uphill():
+    with pytest.raises(
+        ValueError, match="linesearch must be None .* averaged_gradient"
+    ):
+        ncg.newton_cg(solver=ncg.averaged_gradient())
+    with pytest.raises(ValueError, match="linesearch must be None"):
+        ncg.stochastic_hessian_free(linesearch=ncg.armijo())
+
+
 def test_a_bool_is_no_damping():
     with pytest.raises(
         TypeError, match="damping must be a number .* got True of type bool"
@@ -154,6 +163,12 @@ NAN = float("nan")
         (ncg.quasi_newton, "solver", ncg.quasi_newton(), ValueError),
         (ncg.quasi_newton, "memory_size", 0, ValueError),
         (ncg.quasi_newton, "memory_size", 2.5, TypeError),
+        (ncg.averaged_gradient, "decay", 1.0, ValueError),
+        (ncg.averaged_gradient, "decay", NAN, ValueError),
+        (ncg.averaged_gradient, "decay", "slow", TypeError),
+        (ncg.averaged_gradient, "longest", 0.0, ValueError),
+        (ncg.averaged_gradient, "longest", NAN, ValueError),
+        (ncg.averaged_gradient, "longest", None, TypeError),
         (ncg.armijo, "c", 1.5, ValueError),
         (ncg.armijo, "c", NAN, ValueError),
         (ncg.armijo, "shrink", 0.0, ValueError),

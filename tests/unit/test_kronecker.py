@@ -3,6 +3,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 from oracles import assert_trees_close, assert_trees_equal, krylov, symmetric, vector
@@ -201,6 +202,32 @@ def test_running_means_move_each_step_and_bases_at_each_refresh():
                 factor.spectrum, np.sqrt(square.clip(0)), atol=1e-6
             )
         assert state.steps == count + 1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "due"),
+    [
+        (optax.linear_schedule(1, 10, 20), [0, 1, 2, 4, 6, 8, 10, 12]),
+        (lambda steps: 0.5, range(13)),  # every step at most
+        (lambda steps: jnp.where(steps < 5, 2, 5), [0, 2, 4, 5, 10]),
+    ],
+)
+def test_bases_move_when_a_schedule_says(schedule, due):
+    preconditioner = ncg.kronecker(refresh=schedule)
+
+    @jax.jit
+    def step(state, y):
+        zero = jnp.zeros(())
+        return preconditioner.update(
+            state, lambda v: y, y, zero, jax.random.key(0), zero
+        )[0]
+
+    states = [preconditioner.init(jnp.zeros((M, N)))]
+    for seed in range(13):
+        states.append(step(states[-1], jnp.asarray(matrix(seed))))
+    bases = [np.asarray(state.factors.left_basis) for state in states]
+    moved = [k for k in range(13) if not np.array_equal(bases[k], bases[k + 1])]
+    assert moved == list(due)
 
 
 def test_probes_differ_within_a_step_and_from_step_to_step():
@@ -586,7 +613,7 @@ def test_an_ensemble_equals_separate_updates():
         ({"decay": 1.0}, ValueError, r"kronecker: decay must be .*\[0, 0.9999\]"),
         ({"decay": np.nan}, ValueError, "kronecker: decay .* got nan"),
         ({"decay": "0.9"}, TypeError, "kronecker: decay must be a number"),
-        ({"refresh": 0}, ValueError, "kronecker: refresh must be .* at least 1, got 0"),
+        ({"refresh": 0}, ValueError, "kronecker: refresh must be .*schedule, got 0"),
         ({"probes": 0}, ValueError, "kronecker: probes"),
         ({"probes": 2.0}, TypeError, "kronecker: probes must be an integer"),
         ({"first_probes": 0}, ValueError, "kronecker: first_probes"),

@@ -1,11 +1,14 @@
 """What the presets promise in their docstrings: that for mini-batches first."""
 
 import inspect
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import ncg_optax as ncg
 
@@ -26,19 +29,36 @@ def batch(seed):
     return {"x": x, "y": jnp.sin(x[:, 0]) + x[:, 1] ** 2 / 4 + 0.3 * noise}
 
 
-def steps(tx, batches=(0, 1)):
+def steps(tx, batches=(0, 1), params=PARAMS):
     """Updates and infos of consecutive steps, all at the same parameters."""
 
     @jax.jit
     def step(state, data):
-        value, grads = jax.value_and_grad(LOSS)(PARAMS, **data)
-        return tx.update(grads, state, PARAMS, value=value, value_fn=LOSS, **data)
+        value, grads = jax.value_and_grad(LOSS)(params, **data)
+        return tx.update(grads, state, params, value=value, value_fn=LOSS, **data)
 
-    state, found = tx.init(PARAMS), []
+    state, found = tx.init(params), []
     for seed in batches:
         updates, state = step(state, batch(seed))
         found.append((updates, ncg.get_info(state)))
     return found
+
+
+def minimum():
+    """Near that of the loss over all batches."""
+    many = jax.tree.map(lambda *x: jnp.concatenate(x), *map(batch, range(20)))
+    loss, tx = LOSS.bind(**many), ncg.hessian_free()
+
+    @jax.jit
+    def step(params, state):
+        grads = jax.grad(loss)(params)
+        updates, state = tx.update(grads, state, params, value_fn=loss)
+        return optax.apply_updates(params, updates), state
+
+    params, state = PARAMS, tx.init(PARAMS)
+    for _ in range(40):
+        params, state = step(params, state)
+    return params
 
 
 def first_step(loss, w, **settings):
@@ -58,11 +78,11 @@ def default():
     return steps(ncg.stochastic_hessian_free())
 
 
-def test_a_step_costs_about_two_and_a_half_gradients(default):
+def test_a_step_costs_about_one_and_a_half_gradients(default):
     info = default[1][1]
-    assert info.cg_iterations <= 2
-    assert info.evaluations == 1  # at the end of the step: it was not too long
-    assert info.gradient_equivalents < 2.6
+    assert info.cg_iterations == 1
+    assert info.evaluations == 0  # nothing looks at the end of the step
+    assert info.gradient_equivalents < 1.7
 
 
 def test_directions_of_little_curvature_are_not_blown_up():
@@ -75,18 +95,10 @@ def test_directions_of_little_curvature_are_not_blown_up():
 
     w = jnp.zeros(6)
     ours, _ = first_step(loss, w)
-    newton, _ = first_step(loss, w, preconditioner=ncg.kronecker(damping=0.0))
+    exact = ncg.cg(maxiter=12, rtol=1e-6, forcing=None)
+    newton, _ = first_step(loss, w, preconditioner=None, solver=exact)
     assert ours[0] > 0.2 and newton[0] > 0.2
-    assert ours[1] < 0.03 < 0.1 < newton[1]
-
-
-def test_a_step_that_is_too_long_is_shortened():
-    """Near a saddle the outputs bend so much that their slope says nothing."""
-    loss = ncg.CompositeLoss(lambda w: w**3, lambda z: jnp.mean((z - 1) ** 2))
-    w = jnp.full(3, 0.1)
-    updates, info = first_step(loss, w)
-    assert 0 < info.step_size < 1 and info.actual_reduction > 0
-    assert loss(w + updates) < loss(w)
+    assert ours[1] < 0.04 < 0.1 < newton[1]
 
 
 def test_the_curvature_sees_a_quarter_of_the_batch(default):
@@ -102,19 +114,20 @@ def test_steps_are_cut_to_the_learning_rate(default):
     assert default[0][1].step_size == 1
 
 
-def test_a_solve_begins_at_the_last_solution():
-    """On the same batch again it takes less to get as far as before."""
-    fixed = {"sampling": ncg.sampling(), "preconditioner": None, "damping": 0.01}
-    forgets = ncg.cg(maxiter=2, rtol=0.2, forcing=None)
-    remembers, anew = (
-        [int(info.cg_iterations) for _, info in steps(tx, batches=(0, 0))]
-        for tx in (
-            ncg.stochastic_hessian_free(**fixed),
-            ncg.stochastic_hessian_free(**fixed, solver=forgets),
-        )
-    )
-    assert remembers[1] < remembers[0]
-    assert anew[1] == anew[0] == remembers[0]
+def test_consecutive_steps_agree_more_than_their_gradients(default):
+    """At a minimum a gradient is all noise: a step is the mean of some ten of them."""
+
+    def cosines(trees):
+        flat = [np.asarray(ravel_pytree(tree)[0]) for tree in trees]
+        unit = [x / np.linalg.norm(x) for x in flat]
+        return [a @ b for a, b in itertools.pairwise(unit)]
+
+    batches = range(20)
+    params = minimum()
+    gradients = [jax.grad(LOSS)(params, **batch(seed)) for seed in batches]
+    updates = [u for u, _ in steps(ncg.stochastic_hessian_free(), batches, params)]
+    assert np.mean(cosines(gradients[10:])) < 0.5
+    assert np.mean(cosines(updates[10:])) > 0.7
 
 
 @pytest.mark.parametrize(("solved", "most"), [(0, 4), (41, 6), (300, 20), (9999, 20)])

@@ -22,7 +22,7 @@ def test_any_concrete_integer_will_do(kind):
     assert ncg.explain(code) == "The full step was accepted."
 
 
-@pytest.mark.parametrize("code", [-1, 11, 99])
+@pytest.mark.parametrize("code", [-1, 13, 99])
 def test_unknown_codes_are_refused(code):
     with pytest.raises(
         ValueError, match=f"status must be one of the codes .* got {code}"

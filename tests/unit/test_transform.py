@@ -320,6 +320,7 @@ SETTINGS = {
     "warm start": dict(solver=ncg.cg(warm_start=0.9), linesearch=None),
     "momentum": dict(solver=ncg.quadratic_momentum(), linesearch=None),
     "quasi_newton": dict(solver=ncg.quasi_newton()),
+    "averaged": dict(solver=ncg.averaged_gradient(0.5), linesearch=None),
 }
 
 
