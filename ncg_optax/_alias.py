@@ -303,7 +303,7 @@ def stochastic_hessian_free(
       ...     return params, optax.incremental_update(params, average, 0.1), state
       >>> params = average = {"a": jnp.array(0.5), "b": jnp.array(0.0)}
       >>> state = tx.init(params)
-      >>> x = jax.random.uniform(jax.random.key(0), (60, 500), minval=-2, maxval=2)
+      >>> x = jax.random.uniform(jax.random.key(0), (120, 500), minval=-2, maxval=2)
       >>> for batch in x:
       ...     params, average, state = step(params, average, state, batch)
       >>> grid = jnp.linspace(-2, 2, 500)
