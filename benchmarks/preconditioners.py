@@ -26,7 +26,7 @@ from benchmarks.scenarios._base import Batch, Params
 SHARE_TARGET = 0.25  # of the seconds of a step
 MEMORY_TARGET = 3.0  # in multiples of the parameters, beside the factors
 # The matrices in the states of preconditioners; the rest is as large as the parameters.
-FACTORS = {"left", "right", "left_basis", "right_basis", "vectors"}
+FACTORS = {"left", "right", "left_inverse", "right_inverse", "vectors"}
 
 
 class Candidate(NamedTuple):

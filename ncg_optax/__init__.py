@@ -33,6 +33,7 @@ from ncg_optax._info import get_info as get_info
 from ncg_optax._linesearch import LineSearch as LineSearch
 from ncg_optax._linesearch import SearchResult as SearchResult
 from ncg_optax._linesearch import armijo as armijo
+from ncg_optax._linesearch import safeguard as safeguard
 from ncg_optax._loss import CompositeLoss as CompositeLoss
 from ncg_optax._minimize import MinimizeResult as MinimizeResult
 from ncg_optax._minimize import minimize as minimize

@@ -56,8 +56,7 @@ def averaged_gradient(decay: float = 0.9, longest: float = 1.0) -> Solver:
     as happens once a classifier is sure of nearly all examples, the minimiser of its
     model is far out. And it is taken even where it leads uphill on the present batch,
     as an average over batches may. A line search on that batch would reject it: it
-    takes ``linesearch=None``, a learning rate, and a ``damping`` that is a number or a
-    schedule (:func:`levenberg_marquardt` looks at the loss of the batch as well).
+    takes :func:`safeguard` or ``linesearch=None``, and a learning rate.
 
     Cost: one product and one application of the preconditioner. Memory: one vector the
     size of the parameters. A gradient that is not finite is left out of the mean, and

@@ -1,4 +1,4 @@
-"""Backtracking line search; its trial value is the damping rule's as well."""
+"""Line searches; their trial values are the damping rule's as well."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -40,6 +40,9 @@ class LineSearch(NamedTuple):
       search: ``search(loss_at, loss, slope, bend) -> SearchResult``, with
         ``loss_at(step_size)`` the loss along the direction, ``loss`` that at 0,
         ``slope = g.d < 0`` and ``bend = d.Bd``.
+      on_sample: whether ``loss_at`` looks only at the examples of the curvature's
+        sample, and adds by how much their loss rises to that of the batch. Such a
+        search has to put up with a small rise, and so it may be given ``slope >= 0``.
 
     Examples:
       Half of the step, without looking where it leads:
@@ -53,6 +56,7 @@ class LineSearch(NamedTuple):
     """
 
     search: Callable[..., SearchResult]
+    on_sample: bool = False
 
 
 def rounding_level(loss: jax.Array) -> jax.Array:
@@ -177,3 +181,84 @@ def armijo(c: float = 1e-4, shrink: float = 0.5, maxiter: int = 20) -> LineSearc
         return SearchResult(end.step, end.loss, end.k, end.accepted)
 
     return LineSearch(search)
+
+
+class _Trial(NamedTuple):
+    step: jax.Array
+    loss: jax.Array  # there
+    k: jax.Array  # trials so far
+
+
+def safeguard(rise: float = 1.0, maxiter: int = 10) -> LineSearch:
+    r"""Shortens a step only if the loss rises by more than the model can explain.
+
+    For directions that average over batches, as :func:`averaged_gradient` makes them:
+    these may lead uphill on a batch for a good reason, but not by more than the terms
+    of its own quadratic model. The step size :math:`s` shrinks from 1 until
+
+    .. math::
+      f_S(\theta + s d) - f_S(\theta) \le
+        \text{rise} \cdot \left(s\, |g^T d| + s^2\, |d^T B d|\right)
+
+    up to the rounding of :math:`f`. As that is coarse, it is enough to look at the
+    examples :math:`S` of the curvature (:func:`sampling`): with a quarter of the batch
+    a trial costs a twelfth of a gradient. A rise grows about with :math:`s^2` and what
+    is allowed with :math:`s`, so the next trial is their ratio times the last one, kept
+    between a tenth of and half of it.
+
+    Args:
+      rise: how much of the model's terms the loss may rise by, at least 0.
+      maxiter: largest number of trials; after that there is no step.
+
+    Returns:
+      A :class:`LineSearch`.
+
+    Raises:
+      TypeError: if ``rise`` is not a number or ``maxiter`` not an integer.
+      ValueError: if one is out of range or NaN.
+
+    Examples:
+      A step of a hundred times the distance to the minimum is cut, one that goes twice
+      as far as it should is not:
+
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> search = ncg.safeguard().search
+      >>> far = search(lambda s: (100 * s - 1) ** 2, jnp.array(1.0), -200.0, 0.0)
+      >>> near = search(lambda s: (2 * s - 1) ** 2, jnp.array(1.0), -4.0, 8.0)
+      >>> print(f"{far.step_size:.4f}, {near.step_size:.0f}")
+      0.0204, 1
+      >>> tx = ncg.stochastic_hessian_free(linesearch=ncg.safeguard(rise=0.5))
+    """
+    _validate.number("safeguard: rise", rise, low=0.0)
+    _validate.integer("safeguard: maxiter", maxiter, low=1)
+
+    def search(loss_at, loss, slope, bend):
+        def allowed(step):
+            model = step * jnp.abs(slope) + jnp.square(step) * jnp.abs(bend)
+            return rise * model + rounding_level(loss)
+
+        def good(now):
+            return (now.loss - loss <= allowed(now.step)) & jnp.isfinite(now.loss)
+
+        def shorter(now):
+            factor = allowed(now.step) / (now.loss - loss)
+            factor = jnp.where(jnp.isfinite(now.loss), factor, 0)
+            step = now.step * jnp.clip(factor, 0.1, 0.5)
+            return _Trial(step, loss_at(step), now.k + 1)
+
+        full = jnp.ones((), loss.dtype)
+        end = jax.lax.while_loop(
+            lambda now: jnp.logical_not(good(now)) & (now.k < maxiter),
+            shorter,
+            _Trial(full, loss_at(full), jnp.ones((), jnp.int32)),
+        )
+        accepted = good(end)
+        return SearchResult(
+            step_size=jnp.where(accepted, end.step, 0),
+            loss=jnp.where(accepted, end.loss, loss),
+            evaluations=end.k,
+            accepted=accepted,
+        )
+
+    return LineSearch(search, on_sample=True)

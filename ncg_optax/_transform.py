@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from ncg_optax import _batches, _collectives, _growth, _mask, _tree, _validate
-from ncg_optax._batches import Sampling, sampling
+from ncg_optax._batches import Sample, Sampling, sampling
 from ncg_optax._cg import cg
 from ncg_optax._curvature import Curvature, hessian
 from ncg_optax._damping import Damping, as_damping, levenberg_marquardt
@@ -29,6 +29,7 @@ from ncg_optax._linesearch import (
     armijo,
     full_step,
     rounding_level,
+    safeguard,
     single_trial,
 )
 from ncg_optax._loss import as_objective
@@ -232,12 +233,11 @@ def scale_by_newton_cg(
     _validate.component("solver", solver, Solver, "cg(), steihaug(), minres()")
     if linesearch is not None:
         _validate.component("linesearch", linesearch, LineSearch, "armijo(), or None")
-        if solver.may_ascend:
+        if solver.may_ascend and not linesearch.on_sample:
             raise ValueError(
-                "linesearch must be None with a solver whose directions may lead "
-                "uphill on a batch, as those of averaged_gradient() do, got a "
-                "LineSearch, which would reject them. Pass linesearch=None and a "
-                "learning rate."
+                "linesearch must be safeguard() or None with a solver whose directions "
+                "may lead uphill on a batch, as those of averaged_gradient() do, got "
+                "one that would reject them."
             )
     if preconditioner is not None:
         _validate.component(
@@ -253,7 +253,8 @@ def scale_by_newton_cg(
     if linesearch is None:
         # Whoever steers by the outcome of a step needs the loss at its end.
         steered = damping.needs_outcome or solver.needs_outcome
-        linesearch = single_trial() if steered else full_step()
+        looking = safeguard() if solver.may_ascend else single_trial()
+        linesearch = looking if steered else full_step()
 
     def init(params):
         trained = _mask.select(_mask.resolve(mask, params), params)
@@ -390,24 +391,30 @@ def scale_by_newton_cg(
             )
 
         # Trial values serve the line search, the damping and the trust region alike.
+        tried, offset = Sample(objective, 1.0), 0
+        if linesearch.on_sample and not whole:
+            tried, offset = sample, loss - _collectives.mean(sample_loss, axes)
+        tried_at = _batches.in_microbatches(tried.objective, microbatch_size).value
+
         def loss_at(step):
             moved = _tree.add_scaled(_tree.widen(trained), step, direction.d)
-            local = value_at(
+            local = tried_at(
                 _collectives.to_varying(_tree.cast_like(moved, trained), axes)
             )
-            return _collectives.mean(local, axes).astype(dtype)
+            return (_collectives.mean(local, axes) + offset).astype(dtype)
 
         search = linesearch.search(loss_at, loss, direction.slope, direction.bend)
         outcome = _outcome(direction, search, loss)
 
         evaluations = search.evaluations + result.evaluations
+        batch_evaluations = search.evaluations * tried.share + result.evaluations
         work = _Work(
             products=result.products + damping_products + probes + looks,
             batch_products=matvec.share * (result.products + damping_products)
             + probed.share * probes
             + looks,
             evaluations=evaluations,
-            batch_evaluations=evaluations
+            batch_evaluations=batch_evaluations
             + (0 if whole else sample.share)
             + (few.share if fewer else 0),
         )

@@ -9,6 +9,7 @@ A tree of rows is a matrix ``A`` whose columns are the parameters: leaves of
 shape=(rows, *leaf.shape), all real. It is dense, and not sharded.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -109,6 +110,29 @@ def random_normal(key: jax.Array, like: PyTree) -> PyTree:
         jax.random.normal(k, x.shape, x.dtype)
         for k, x in zip(keys, leaves, strict=True)
     )
+
+
+def random_signs(key: jax.Array, like: PyTree) -> PyTree:
+    """A vector of random signs (Rademacher), shaped like ``like``.
+
+    One random bit for each: `jax.random.rademacher` draws 32, which can take as long as
+    a product on a few examples. Complex entries are of ``(+-1 +- i) / sqrt(2)``.
+    """
+    leaves, treedef = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+
+    def signs(key, shape, dtype):
+        size = math.prod(shape)
+        bits = jnp.unpackbits(jax.random.bits(key, (-(-size // 8),), jnp.uint8))
+        return (1 - 2 * bits[:size].astype(dtype)).reshape(shape)
+
+    def leaf(key, x):
+        if not jnp.iscomplexobj(x):
+            return signs(key, x.shape, x.dtype)
+        parts = signs(key, (2, *x.shape), jnp.finfo(x.dtype).dtype)
+        return jax.lax.complex(*parts) / math.sqrt(2)
+
+    return treedef.unflatten(map(leaf, keys, leaves))
 
 
 def in_dtypes_of(like: PyTree, matvec: Callable[[PyTree], PyTree]) -> Callable:

@@ -45,7 +45,7 @@ def compose(inner: Preconditioner, outer: Preconditioner) -> Preconditioner:
 
     Args:
       inner: the scaling, with a square root: :func:`identity`, :func:`jacobi`,
-        :func:`nystrom`, or one's own with ``sqrt``.
+        :func:`nystrom`, ``kronecker(with_sqrt=True)``, or one's own with ``sqrt``.
       outer: any :class:`Preconditioner`.
 
     Returns:
@@ -65,10 +65,11 @@ def compose(inner: Preconditioner, outer: Preconditioner) -> Preconditioner:
     _validate.component("compose: outer", outer, Preconditioner, made_by)
     if inner.sqrt is None:
         raise TypeError(
-            "compose: inner must have a square root: give the Preconditioner a field "
-            "sqrt, sqrt(state, r, damping) -> S r with S symmetric and S S = M. If it "
-            "is a composition itself, compose(compose(a, b), c), nest on the right: "
-            "compose(a, compose(b, c))."
+            "compose: inner must have a square root: kronecker(with_sqrt=True) has "
+            "one, and to your own Preconditioner give a field sqrt, sqrt(state, r, "
+            "damping) -> S r with S symmetric and S S = M. If it is a composition "
+            "itself, compose(compose(a, b), c), nest on the right: compose(a, "
+            "compose(b, c))."
         )
 
     def init(params):

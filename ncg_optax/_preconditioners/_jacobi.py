@@ -24,11 +24,6 @@ class JacobiState(NamedTuple):
     diagonal: PyTree
 
 
-def _signs(key: jax.Array, like: PyTree) -> PyTree:
-    """A vector of independent random signs (for complex entries, of unit phases)."""
-    return jax.tree.map(jnp.sign, _tree.random_normal(key, like))
-
-
 def _relative_squares(grads: PyTree) -> PyTree:
     """``|g_i|^2`` in units of their mean: what the size of the loss does not change."""
     peak = _tree.max_norm(grads)
@@ -118,7 +113,7 @@ def jacobi(
 
     def hutchinson(matvec, grads, key, count):
         def probe(i, total):
-            v = _signs(jax.random.fold_in(key, i), grads)
+            v = _tree.random_signs(jax.random.fold_in(key, i), grads)
             return jax.tree.map(
                 lambda t, x, y: t + jnp.real(jnp.conj(x) * y), total, v, matvec(v)
             )

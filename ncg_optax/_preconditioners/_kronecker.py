@@ -21,26 +21,15 @@ class Factor(NamedTuple):
     Attributes:
       left: running mean of ``Y Y^H``, shape (m, m), or its diagonal, shape (m,).
       right: running mean of ``Y^H Y``, shape (n, n), or its diagonal, shape (n,).
-      left_basis: eigenvectors of ``left``, shape (m, m); shape (0,) for a diagonal.
-      right_basis: eigenvectors of ``right``, shape (n, n); shape (0,) likewise.
-      left_values: eigenvalues of ``L``, shape (m,), up to a factor.
-      right_values: eigenvalues of ``R``, shape (n,), over that factor.
+      left_inverse: of the damped ``L``, shaped like ``left``; its square root if that
+        was asked for.
+      right_inverse: of the damped ``R``, shaped like ``right``, likewise.
     """
 
     left: jax.Array
     right: jax.Array
-    left_basis: jax.Array
-    right_basis: jax.Array
-    left_values: jax.Array
-    right_values: jax.Array
-
-    @property
-    def spectrum(self) -> jax.Array:
-        """Eigenvalues of the leaf's block of the curvature, shape (m, n).
-
-        Not kept: it would be one more array of the size of the parameters.
-        """
-        return self.left_values[:, None] * self.right_values
+    left_inverse: jax.Array
+    right_inverse: jax.Array
 
 
 class KroneckerState(NamedTuple):
@@ -92,44 +81,84 @@ def _grams_like(factor: Factor, y: jax.Array) -> _Grams:
     )
 
 
-def _rotate(basis: jax.Array, x: jax.Array) -> jax.Array:
-    return basis @ x if basis.ndim == 2 else x
-
-
-def _adjoint(basis: jax.Array) -> jax.Array:
-    return jnp.conj(basis.T) if basis.ndim == 2 else basis
-
-
 # One matrix at a time, under vmap as well. On a CPU with jax 0.10, several batched
 # decompositions at once wait for each other's threads for ever, if these are few: an
 # ensemble of four networks did on two cores.
 _eigh = jax.custom_batching.sequential_vmap(lambda gram: tuple(jnp.linalg.eigh(gram)))
 
 
-def _eigen(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Eigenvalues (not negative) and eigenvectors of a factor."""
+class _Eigen(NamedTuple):
+    values: jax.Array  # not negative, shape (k,)
+    basis: jax.Array  # shape (k, k); of a diagonal (k,), where it is not looked at
+
+
+def _eigen(gram: jax.Array) -> _Eigen:
+    """Eigenvalues and eigenvectors of the factor whose square is ``gram``."""
     if gram.ndim == 1:
-        return gram.real, jnp.zeros((0,), gram.dtype)
+        return _Eigen(jnp.sqrt(gram.real), gram)
     values, vectors = _eigh(gram)
-    return jnp.maximum(values, 0), vectors
+    return _Eigen(jnp.sqrt(jnp.maximum(values, 0)), vectors)
 
 
-def _decomposed(factor: Factor) -> Factor:
-    """The factor with its eigenvectors and eigenvalues brought up to date.
+def _function_of(eigen: _Eigen, values: jax.Array) -> jax.Array:
+    """The matrix, or diagonal, with these eigenvectors and other eigenvalues."""
+    if eigen.basis.ndim == 1:
+        return values.astype(eigen.basis.dtype)
+    return (eigen.basis * values) @ jnp.conj(eigen.basis.T)
 
-    With ``B = R (x) L`` and Gaussian ``V``, ``Y = L V R`` has
-    ``E[Y Y^H] = tr(R^2) L^2`` and ``E[Y^H Y] = tr(L^2) R^2``, both of trace
-    ``tr(L^2) tr(R^2)``.
+
+class _Sides(NamedTuple):
+    left: jax.Array
+    right: jax.Array
+
+
+def _damped(values: _Sides, lam: jax.Array, own: jax.Array | float) -> _Sides:
+    """Eigenvalues of both sides, each damped by ``c`` times its mean.
+
+    The equation is that of :func:`kronecker`. What all have in common, the product of
+    the means, is kept on the left.
     """
-    left, left_basis = _eigen(factor.left)
-    right, right_basis = _eigen(factor.right)
-    total = jnp.sum(left)
-    return factor._replace(
-        left_basis=left_basis,
-        right_basis=right_basis,
-        left_values=jnp.sqrt(left),
-        right_values=jnp.sqrt(right / jnp.where(total > 0, total, 1)),
+    means = _Sides(*map(jnp.mean, values))
+    mean = means.left * means.right
+    alive = mean > 0
+    # A dead leaf is divided by lambda, or by 1 if that is zero too.
+    unit = jnp.where(alive, mean, jnp.where(lam > 0, lam, 1))
+    shared, own = jnp.where(alive, lam / unit, 1), jnp.where(alive, own, 0)
+    left, right = (
+        jnp.where(alive, x / jnp.where(alive, m, 1), 0)
+        for x, m in zip(values, means, strict=True)
     )
+    one_sided = 1 in (left.size, right.size)
+    c = shared + own if one_sided else jnp.sqrt(shared + jnp.square(own))
+    c = jnp.where(c > 0, c, 1)
+    if right.size == 1:
+        return _Sides(unit * (left + c), jnp.ones_like(right))
+    if left.size == 1:
+        return _Sides(unit * jnp.ones_like(left), right + c)
+    return _Sides(unit * (left + c), right + c)
+
+
+def _inverted(factor: Factor, lam: jax.Array, own: jax.Array, power: float) -> Factor:
+    """The factor with its inverses, or their ``power``, brought up to date.
+
+    With ``B = R (x) L`` and random ``V``, ``Y = L V R`` has ``E[Y Y^H] = tr(R^2) L^2``
+    and ``E[Y^H Y] = tr(L^2) R^2``, both of trace ``tr(L^2) tr(R^2)``.
+    """
+    left, right = _eigen(factor.left), _eigen(factor.right)
+    total = jnp.sum(jnp.square(left.values))
+    size = jnp.sqrt(jnp.where(total > 0, total, 1))
+    damped = _damped(_Sides(left.values, right.values / size), lam, own)
+    return factor._replace(
+        left_inverse=_function_of(left, damped.left**-power),
+        right_inverse=_function_of(right, damped.right**-power),
+    )
+
+
+def _times(factor: Factor, x: jax.Array) -> jax.Array:
+    """Left inverse, ``x`` and right inverse multiplied, shape (m, n)."""
+    left, right = factor.left_inverse, factor.right_inverse
+    x = left @ x if left.ndim == 2 else left[:, None] * x
+    return x @ right if right.ndim == 2 else x * right
 
 
 def kronecker(
@@ -138,14 +167,15 @@ def kronecker(
     probes: int = 4,
     first_probes: int = 64,
     fraction: float = 1 / 8,
-    damping: float = 0.01,
+    damping: float = 0.1,
     damping_halving: float | None = 20,
     max_size: int = 1024,
+    with_sqrt: bool = False,
 ) -> Preconditioner:
     r"""Kronecker-factored preconditioner for any pytree, loss and curvature.
 
     For a leaf of shape (m, n) whose block of the curvature is near :math:`R \otimes
-    L`, a product with a Gaussian :math:`V` is :math:`Y = L V R`, so
+    L`, a product with a :math:`V` of random signs is :math:`Y = L V R`, so
 
     .. math::
       E[Y Y^H] = \operatorname{tr}(R^2)\, L^2, \qquad
@@ -154,20 +184,25 @@ def kronecker(
     and a few products with random vectors give the factors, without knowing about
     layers: ``probes`` of them a step, averaged exponentially. As the squares are
     estimated, the result is positive semidefinite whatever ``B`` is, and stands for
-    :math:`|B|` if it is indefinite. In the eigenbases the preconditioner divides by
+    :math:`|B|` if it is indefinite. The preconditioner is the inverse of
 
     .. math::
-      \sigma_{ij} + \lambda
-      + \frac{\text{damping}}{1 + t / \text{damping\_halving}}
-      \operatorname{mean}(\sigma)
+      (R + c\, \bar r\, I) \otimes (L + c\, \bar l\, I), \qquad
+      c^2 = \Bigl(\frac{\text{damping}}{1 + t / \text{damping\_halving}}\Bigr)^2
+        + \frac{\lambda}{\bar r \bar l}
 
-    at step :math:`t`. The last term is its own: sharing only :math:`\lambda` with the
-    operator lets dead inputs stall it. It falls, as the early steps of autoencoders
-    need more of it than the long runs of physics-informed networks bear: a constant 0.1
-    keeps those on their plateau for good, and 0.001 from the first step slows these.
-    For mini-batches :func:`stochastic_hessian_free` keeps it at 0.3. Vectors are
-    one-column matrices, kernels of more than two axes are folded to (all but the last,
-    last), a side longer than ``max_size`` gets a diagonal factor.
+    at step :math:`t`, with :math:`\bar l` and :math:`\bar r` the mean eigenvalues: both
+    sides are damped, by the same multiple of their own size (Martens and Grosse 2015,
+    section 6.3). That costs half as much as to damp the product, by
+    :math:`\bar l \bar r c^2` in its eigenbasis, and is better: a direction that one
+    side alone takes for flat is where a Kronecker product errs most. Part of it is the
+    preconditioner's own: sharing only :math:`\lambda` with the operator lets dead
+    inputs stall it. That part falls, as the early steps of autoencoders need more of it
+    than the long runs of physics-informed networks bear. For mini-batches
+    :func:`stochastic_hessian_free` keeps it at 0.5. Vectors are one-column matrices,
+    which have one side: :math:`c` is not squared there. Kernels of more than two axes
+    are folded to (all but the last, last), a side longer than ``max_size`` gets a
+    diagonal factor.
 
     Many products on few examples tell more than few on many, so they are made on a
     ``fraction`` of the batch. Where the data cannot be split there are fewer of them,
@@ -176,8 +211,8 @@ def kronecker(
     Cost: ``probes * fraction`` products with the whole batch a step (``first_probes *
     fraction`` at the first), each with :math:`2 m n (m + n)` operations a leaf for its
     factors; every ``refresh`` steps eigendecompositions of about :math:`10 (m^3 +
-    n^3)`; each application :math:`4 m n (m + n)`. Memory: :math:`2 (m^2 + n^2) + m + n`
-    numbers a leaf.
+    n^3)`; each application :math:`2 m n (m + n)`. Memory: :math:`2 (m^2 + n^2)` numbers
+    a leaf.
 
     Args:
       decay: of the running means, in [0, 1).
@@ -189,17 +224,24 @@ def kronecker(
       first_probes: products at the first step.
       fraction: share of the examples in these products, in (0, 1]; not fewer than 32
         examples.
-      damping: own damping at the first step, in units of the mean eigenvalue of the
-        leaf.
+      damping: own damping at the first step, in units of the mean eigenvalue of each
+        side.
       damping_halving: steps until half of it is left, or None to keep it.
       max_size: longest side with a full factor.
+      with_sqrt: whether to keep the square roots of the inverses in their place, for
+        :func:`compose` with this as the inner one; then an application costs twice as
+        much.
 
     Returns:
-      A :class:`Preconditioner`.
+      A :class:`Preconditioner`, with a square root if that was asked for.
 
     Raises:
       TypeError: if a setting is not a number, or a count not an integer.
       ValueError: if a setting is out of range or NaN.
+
+    References:
+      Martens and Grosse, Optimizing neural networks with Kronecker-factored approximate
+      curvature, 2015, section 6.3 (the damping of both sides).
 
     Examples:
       >>> import optax
@@ -222,6 +264,8 @@ def kronecker(
         )
     _validate.integer("kronecker: max_size", max_size, low=1)
 
+    power = 0.5 if with_sqrt else 1.0
+
     def is_due(steps):
         every = refresh(steps) if callable(refresh) else refresh
         return steps % jnp.maximum(jnp.asarray(every).astype(jnp.int32), 1) == 0
@@ -231,15 +275,11 @@ def kronecker(
         n = 1 if len(leaf.shape) < 2 else leaf.shape[-1]
         m = leaf.size if len(leaf.shape) < 2 else math.prod(leaf.shape[:-1])
 
-        def side(k):
-            full = k <= max_size
-            gram = jnp.zeros((k, k) if full else (k,), wide)
-            return gram, jnp.zeros((k, k) if full else (0,), wide)
+        def identity(k):
+            return jnp.eye(k, dtype=wide) if k <= max_size else jnp.ones((k,), wide)
 
-        left, left_basis = side(m)
-        right, right_basis = side(n)
-        values = (jnp.zeros((k,), jnp.finfo(wide).dtype) for k in (m, n))
-        return Factor(left, right, left_basis, right_basis, *values)
+        left, right = identity(m), identity(n)
+        return Factor(jnp.zeros_like(left), jnp.zeros_like(right), left, right)
 
     def init(params):
         leaves, treedef = jax.tree.flatten(params)
@@ -257,7 +297,7 @@ def kronecker(
         )
 
         def probe(i, total):
-            y = matvec(_tree.random_normal(jax.random.fold_in(key, i), grads))
+            y = matvec(_tree.random_signs(jax.random.fold_in(key, i), grads))
             new = list(map(_grams_like, old, jax.tree.leaves(y)))
             return jax.tree.map(jnp.add, total, new)
 
@@ -274,9 +314,10 @@ def kronecker(
             f._replace(left=averaged(f.left, g.left), right=averaged(f.right, g.right))
             for f, g in zip(old, grams, strict=True)
         ]
+        own = own_damping(state.steps)
         factors = jax.lax.cond(
             is_due(state.steps),
-            lambda: list(map(_decomposed, factors)),
+            lambda: [_inverted(f, lam, own, power) for f in factors],
             lambda: factors,
         )
         # Without any estimate the next step tries again.
@@ -284,34 +325,23 @@ def kronecker(
         factors = _of_trees(factors, jax.tree.structure(grads))
         return KroneckerState(steps, factors), number
 
-    def own_damping(steps, dtype):
-        if damping_halving is None:
-            return damping
-        before = jnp.maximum(steps - 1, 0).astype(dtype)  # updates before this one
-        return damping / (1 + before / damping_halving)
+    def own_damping(steps):
+        halvings = 0.0 if damping_halving is None else steps / damping_halving
+        return damping / (1 + halvings)
 
-    def divided(factor, r, lam, own, of):
-        spectrum = factor.spectrum
-        floor = lam + own * jnp.mean(spectrum)
-        scale = of(spectrum + jnp.where(floor > 0, floor, 1))
-        x = _rotate(_adjoint(factor.left_basis), _as_matrix(r))
-        x = jnp.conj(_rotate(_adjoint(factor.right_basis), jnp.conj(x.T)).T) / scale
-        x = _rotate(factor.left_basis, x)
-        x = jnp.conj(_rotate(factor.right_basis, jnp.conj(x.T)).T)
-        return x.reshape(r.shape).astype(r.dtype)
-
-    def divided_by(of, state, r, lam):
+    def times(state, r):
         leaves, treedef = jax.tree.flatten(r)
-        own = own_damping(state.steps, _tree.scalar_dtype(r))
         return treedef.unflatten(
-            divided(f, leaf, lam, own, of)
-            for f, leaf in zip(_of_leaves(state.factors), leaves, strict=True)
+            _times(f, _as_matrix(x)).reshape(x.shape).astype(x.dtype)
+            for f, x in zip(_of_leaves(state.factors), leaves, strict=True)
         )
 
+    def apply(state, r, lam):
+        return times(state, times(state, r)) if with_sqrt else times(state, r)
+
+    def sqrt(state, r, lam):
+        return times(state, r)
+
     return Preconditioner(
-        init,
-        update,
-        apply=lambda state, r, lam: divided_by(lambda x: x, state, r, lam),
-        sqrt=lambda state, r, lam: divided_by(jnp.sqrt, state, r, lam),
-        fraction=fraction,
+        init, update, apply, sqrt if with_sqrt else None, fraction=fraction
     )

@@ -152,6 +152,35 @@ def test_a_fraction_costs_its_share_and_keeps_the_loss_of_the_batch(examples, at
     np.testing.assert_allclose(info.gradient_equivalents, expected, rtol=1e-5)
 
 
+def test_a_search_on_the_sample_sees_its_rise_added_to_the_loss_of_the_batch():
+    loss = composite(2048)
+
+    def search(loss_at, value, slope, bend):
+        full = jnp.ones((), value.dtype)
+        return ncg.SearchResult(full, loss_at(full), jnp.array(1), jnp.array(True))
+
+    infos = []
+    for on_sample in (True, False):
+        tx = ncg.newton_cg(
+            curvature=ncg.gauss_newton(),
+            sampling=ncg.sampling(0.25),
+            linesearch=ncg.LineSearch(search, on_sample),
+        )
+        updates, state = updates_of(tx, loss)
+        infos.append(ncg.get_info(state))
+    sample = ncg.CompositeLoss(loss.model, loss.loss).bind(
+        **{k: v[::4] if v.shape[:1] == (2048,) else v for k, v in loss.data.items()}
+    )
+    end = W + updates
+    expected = loss(W) + sample(end) - sample(W)
+    np.testing.assert_allclose(infos[0].next_loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(infos[1].next_loss, loss(end), rtol=1e-5)
+    assert abs(expected - loss(end)) > 1e-3 * loss(end)
+    # One looks at a quarter of the examples. Both linearise that as well.
+    spent = [float(info.batch_evaluations) for info in infos]
+    np.testing.assert_allclose(spent, [0.25 + 0.25, 1 + 0.25])
+
+
 def test_samples_rotate():
     loss = composite(2048)
     tx = ncg.newton_cg(curvature=ncg.gauss_newton(), sampling=ncg.sampling(0.25))

@@ -91,10 +91,10 @@ def test_quadratic_momentum_says_why_it_refuses_a_solver(solver, sentence):
 
 def test_a_line_search_is_refused_where_directions_may_lead_uphill():
     with pytest.raises(
-        ValueError, match="linesearch must be None .* averaged_gradient"
+        ValueError, match=r"linesearch must be safeguard\(\) .* averaged_gradient"
     ):
         ncg.newton_cg(solver=ncg.averaged_gradient())
-    with pytest.raises(ValueError, match="linesearch must be None"):
+    with pytest.raises(ValueError, match=r"linesearch must be safeguard\(\) or None"):
         ncg.stochastic_hessian_free(linesearch=ncg.armijo())
 
 

@@ -149,3 +149,78 @@ def test_the_rounding_level_scales_with_the_loss():
     assert levels[0] == 0.0
     assert 1e-7 < levels[1] < 1e-5
     assert levels[2] == pytest.approx(1e8 * levels[1])
+
+
+# The safeguard.
+
+
+def guarded(along, slope=-1.0, bend=1.0, **settings):
+    line_search = ncg.safeguard(
+        **{k: settings.pop(k) for k in ("rise", "maxiter") if k in settings}
+    )
+    return search(along, slope, line_search=line_search, bend=bend, **settings)
+
+
+@pytest.mark.parametrize("slope", [-1.0, 1.0])
+@pytest.mark.parametrize("bend", [-2.0, 2.0])
+@pytest.mark.parametrize("rise", [0.5, 1.0, 2.0])
+def test_a_rise_by_the_terms_of_the_model_is_borne(slope, bend, rise):
+    below = guarded(lambda s: 1.0 + 2.99 * rise * s, slope, bend, rise=rise)
+    assert (float(below.step_size), int(below.evaluations)) == (1.0, 1)
+    assert float(below.loss) == pytest.approx(1 + 2.99 * rise)
+    above = guarded(lambda s: 1.0 + 3.01 * rise * s, slope, bend, rise=rise)
+    assert not above.step_size == 1.0
+
+
+def test_too_steep_a_rise_is_cut_to_what_is_allowed():
+    result = guarded(lambda s: 1.0 + 4.0 * s**2, bend=0.0)  # 4 s^2 <= s
+    assert result.accepted
+    assert float(result.step_size) == pytest.approx(0.25, rel=1e-4)
+    assert float(result.loss) == pytest.approx(1.25, rel=1e-4)
+    assert result.evaluations == 2
+
+
+@pytest.mark.parametrize(
+    ("along", "trials"),
+    [
+        (lambda s: 1.0 + 100.0 * s**2, [1, 0.1, 0.01]),
+        (lambda s: jnp.where(s > 0.3, 2.2, 1.0), [1, 0.5, 0.25 / 1.2]),
+        (lambda s: jnp.where(s > 0.05, np.nan, 1.0), [1, 0.1, 0.01]),
+        (lambda s: jnp.where(s > 0.05, np.inf, 1.0), [1, 0.1, 0.01]),
+        (lambda s: jnp.where(s > 0.05, -np.inf, 1.0), [1, 0.1, 0.01]),
+    ],
+)
+def test_the_next_trial_is_between_a_tenth_and_half_of_the_last(along, trials):
+    result = guarded(along, bend=0.0)
+    assert result.accepted
+    assert float(result.step_size) == pytest.approx(trials[-1], rel=1e-4)
+    assert result.evaluations == len(trials)
+
+
+@pytest.mark.parametrize("maxiter", [1, 3])
+def test_the_safeguard_gives_up_after_maxiter_trials(maxiter):
+    result = guarded(lambda s: 10.0 + 0 * s, maxiter=maxiter)
+    assert not result.accepted
+    assert (float(result.step_size), float(result.loss)) == (0.0, 1.0)
+    assert result.evaluations == maxiter
+
+
+@pytest.mark.parametrize("broken", [{"start": np.nan}, {"slope": np.nan}])
+def test_the_safeguard_accepts_nothing_of_a_broken_model(broken):
+    assert not guarded(lambda s: 1.0 + 0 * s, **broken).accepted
+
+
+def test_the_safeguard_takes_any_fall_and_rounding():
+    ulp = np.finfo(np.float32).eps
+    assert guarded(lambda s: 1.0 - s, slope=0.0, bend=0.0).step_size == 1.0
+    assert guarded(lambda s: 1.0 + ulp, slope=0.0, bend=0.0).step_size == 1.0
+    assert not guarded(lambda s: 1.0 + 1e3 * ulp, slope=0.0, bend=0.0).accepted
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e8])
+def test_the_safeguard_does_not_know_the_scale(scale):
+    along = lambda s: 1.0 - s + 7.0 * s**2  # noqa: E731
+    reference = guarded(along)
+    scaled = guarded(lambda s: scale * along(s), slope=-scale, bend=scale, start=scale)
+    np.testing.assert_allclose(scaled.step_size, reference.step_size, rtol=1e-6)
+    assert scaled.evaluations == reference.evaluations

@@ -81,8 +81,8 @@ def default():
 def test_a_step_costs_about_one_and_a_half_gradients(default):
     info = default[1][1]
     assert info.cg_iterations == 1
-    assert info.evaluations == 0  # nothing looks at the end of the step
-    assert info.gradient_equivalents < 1.7
+    assert info.evaluations == 1  # of the curvature's quarter
+    assert info.gradient_equivalents < 1.8
 
 
 def test_directions_of_little_curvature_are_not_blown_up():
@@ -98,7 +98,7 @@ def test_directions_of_little_curvature_are_not_blown_up():
     exact = ncg.cg(maxiter=12, rtol=1e-6, forcing=None)
     newton, _ = first_step(loss, w, preconditioner=None, solver=exact)
     assert ours[0] > 0.2 and newton[0] > 0.2
-    assert ours[1] < 0.04 < 0.1 < newton[1]
+    assert ours[1] < 0.05 < 0.1 < newton[1]
 
 
 def test_the_curvature_sees_a_quarter_of_the_batch(default):
@@ -110,7 +110,7 @@ def test_the_curvature_sees_a_quarter_of_the_batch(default):
 def test_steps_are_cut_to_the_learning_rate(default):
     full = steps(ncg.stochastic_hessian_free(1.0), batches=(0,))[0][0]
     for ours, theirs in zip(*map(jax.tree.leaves, (default[0][0], full)), strict=True):
-        np.testing.assert_allclose(ours, 0.3 * theirs, rtol=1e-5)
+        np.testing.assert_allclose(ours, 0.4 * theirs, rtol=1e-5)
     assert default[0][1].step_size == 1
 
 
@@ -128,6 +128,50 @@ def test_consecutive_steps_agree_more_than_their_gradients(default):
     updates = [u for u, _ in steps(ncg.stochastic_hessian_free(), batches, params)]
     assert np.mean(cosines(gradients[10:])) < 0.5
     assert np.mean(cosines(updates[10:])) > 0.7
+
+
+def test_what_the_curvature_does_not_see_makes_no_step_go_far_wrong():
+    """Gauss-Newton curvature is zero where the loss is linear in the outputs."""
+    hidden = ncg.CompositeLoss(lambda w: jnp.cosh(3 * w), lambda outputs: outputs[0])
+
+    def end(**settings):
+        tx = ncg.stochastic_hessian_free(**settings)
+
+        @jax.jit
+        def step(w, state):
+            updates, state = tx.update(jax.grad(hidden)(w), state, w, value_fn=hidden)
+            return optax.apply_updates(w, updates), state
+
+        w = jnp.ones(1)
+        state = tx.init(w)
+        for _ in range(30):
+            w, state = step(w, state)
+        return float(hidden(w))
+
+    start = float(hidden(jnp.ones(1)))  # 10, with a slope of 30
+    assert end() < 1.1
+    assert not end(linesearch=None, damping=0.0) < 100 * start
+
+
+def test_a_damping_that_looks_at_the_loss_leaves_averaged_steps_alone():
+    """Without a line search as well: a step uphill on one batch is no bad one."""
+    loss = lambda w, slope: jnp.sum(w**2) / 2 + slope * w[0]  # noqa: E731
+    tx = ncg.newton_cg(
+        0.1,
+        solver=ncg.averaged_gradient(),
+        damping=ncg.levenberg_marquardt(calibration=0.01),
+        linesearch=None,
+    )
+    w = jnp.ones(1)
+    state = tx.init(w)
+    step = jax.jit(
+        lambda s, a: tx.update(jax.grad(loss)(w, a), s, w, value_fn=loss, slope=a)
+    )
+    for slope in (0.0, 0.0, 0.0, -1.3):  # the mean still says to go down
+        updates, state = step(state, slope)
+    info = ncg.get_info(state)
+    assert updates[0] < 0 and jax.grad(loss)(w, -1.3)[0] < 0
+    assert info.next_loss > info.loss and info.step_size == 1
 
 
 @pytest.mark.parametrize(("solved", "most"), [(0, 4), (41, 6), (300, 20), (9999, 20)])
