@@ -33,7 +33,7 @@ PAIR_SWEEPS = 4 * 5 * 2 * 5 + 40
 
 
 def kronecker_numbers(sides: Sequence[tuple[int, int]]) -> int:
-    """Numbers in the eigenvectors of all factors.
+    """Numbers in the inverses of all factors.
 
     Example:
         >>> kronecker_numbers([(10, 20), (30, 5000)])
@@ -62,17 +62,17 @@ def resnet50_sides() -> tuple[tuple[int, int], ...]:
 def kronecker_work(sides: Sequence[tuple[int, int]]) -> tuple[float, float]:
     """Operations of one application, and of all decompositions.
 
-    As its docstring says: 4 m n (m + n) and 10 (m^3 + n^3) a leaf; sides longer than
+    As its docstring says: 2 m n (m + n) and 12 (m^3 + n^3) a leaf; sides longer than
     `MAX_SIZE` have diagonal factors, which cost nothing beside these.
 
     Example:
         >>> kronecker_work([(10, 20)])
-        (24000, 90000)
+        (12000, 108000)
     """
     full = [[k if k <= MAX_SIZE else 0 for k in pair] for pair in sides]
     pairs = zip(sides, full, strict=True)
-    apply = sum(4 * m * n * (a + b) for (m, n), (a, b) in pairs)
-    return apply, sum(10 * (a**3 + b**3) for a, b in full)
+    apply = sum(2 * m * n * (a + b) for (m, n), (a, b) in pairs)
+    return apply, sum(12 * (a**3 + b**3) for a, b in full)
 
 
 def weights() -> int:
@@ -151,8 +151,8 @@ def hessian_free(
         numbers=1,
         product_bytes=product_bytes,
         sweeps=8 * SWEEPS_PER_PRODUCT + PAIR_SWEEPS,
-        # Five applications; the products that the factors are made of cost half of one.
-        matrix_flops=(5 + 4 / 2) * apply,
+        # Five applications; a product that the factors are made of costs as much.
+        matrix_flops=(5 + 4) * apply,
         eigen_flops=decompose / refresh,
         shared_numbers=kronecker_numbers(resnet50_sides()) / refresh if shared else 0,
     )

@@ -48,7 +48,8 @@ class KroneckerState(NamedTuple):
 
 def _of_trees(factors: list[Factor], treedef: Any) -> Factor:
     """The factors of all leaves as one factor of trees."""
-    return Factor(*map(treedef.unflatten, zip(*factors, strict=True)))
+    fields = ([getattr(f, name) for f in factors] for name in Factor._fields)
+    return Factor(*map(treedef.unflatten, fields))
 
 
 def _of_leaves(factors: Factor) -> list[Factor]:
@@ -56,7 +57,9 @@ def _of_leaves(factors: Factor) -> list[Factor]:
     return list(map(Factor, *map(jax.tree.leaves, factors)))
 
 
-class _Grams(NamedTuple):
+class _Sides(NamedTuple):
+    """One array for each side of a leaf."""
+
     left: jax.Array
     right: jax.Array
 
@@ -73,10 +76,10 @@ def _gram(y: jax.Array, full: bool) -> jax.Array:
     return y @ jnp.conj(y.T) if full else jnp.sum(jnp.abs(y) ** 2, axis=1)
 
 
-def _grams_like(factor: Factor, y: jax.Array) -> _Grams:
+def _grams_like(factor: Factor, y: jax.Array) -> _Sides:
     """The contribution of a product ``y`` to the factors of its leaf."""
     y = _as_matrix(y)
-    return _Grams(
+    return _Sides(
         _gram(y, factor.left.ndim == 2), _gram(jnp.conj(y.T), factor.right.ndim == 2)
     )
 
@@ -105,11 +108,6 @@ def _function_of(eigen: _Eigen, values: jax.Array) -> jax.Array:
     if eigen.basis.ndim == 1:
         return values.astype(eigen.basis.dtype)
     return (eigen.basis * values) @ jnp.conj(eigen.basis.T)
-
-
-class _Sides(NamedTuple):
-    left: jax.Array
-    right: jax.Array
 
 
 def _damped(values: _Sides, lam: jax.Array, own: jax.Array | float) -> _Sides:
@@ -210,9 +208,9 @@ def kronecker(
 
     Cost: ``probes * fraction`` products with the whole batch a step (``first_probes *
     fraction`` at the first), each with :math:`2 m n (m + n)` operations a leaf for its
-    factors; every ``refresh`` steps eigendecompositions of about :math:`10 (m^3 +
-    n^3)`; each application :math:`2 m n (m + n)`. Memory: :math:`2 (m^2 + n^2)` numbers
-    a leaf.
+    factors; every ``refresh`` steps eigendecompositions and inverses of about
+    :math:`12 (m^3 + n^3)`; each application :math:`2 m n (m + n)`. Memory:
+    :math:`2 (m^2 + n^2)` numbers a leaf.
 
     Args:
       decay: of the running means, in [0, 1).
@@ -301,7 +299,7 @@ def kronecker(
             new = list(map(_grams_like, old, jax.tree.leaves(y)))
             return jax.tree.map(jnp.add, total, new)
 
-        zeros = [_Grams(*map(jnp.zeros_like, (f.left, f.right))) for f in old]
+        zeros = [_Sides(*map(jnp.zeros_like, (f.left, f.right))) for f in old]
         grams = jax.lax.fori_loop(0, number, probe, zeros)
         usable = _tree.all_finite(grams)
         share = jnp.where(fresh, 1.0, 1 - decay)

@@ -137,6 +137,8 @@ def test_compositions_nest_on_the_right():
 def test_errors():
     with pytest.raises(TypeError, match="compose: inner must have a square root"):
         ncg.compose(diagonal(SCALES)._replace(sqrt=None), ncg.jacobi())
+    with pytest.raises(TypeError, match=r"kronecker\(with_sqrt=True\) has one"):
+        ncg.compose(ncg.kronecker(), ncg.nystrom())
     with pytest.raises(TypeError, match="nest on the right"):
         ncg.compose(ncg.compose(ncg.jacobi(), ncg.jacobi()), ncg.jacobi())
     with pytest.raises(TypeError, match="compose: inner must be a Preconditioner"):
@@ -152,6 +154,8 @@ PRECONDITIONERS = {
     "gradient": ncg.jacobi("gradient", exponent=0.75),
     "nystrom": ncg.nystrom(4, refresh=2),
     "composed": ncg.compose(ncg.jacobi(refresh=2), ncg.nystrom(4, refresh=3)),
+    "kronecker": ncg.kronecker(refresh=2, with_sqrt=True),
+    "on kronecker": ncg.compose(ncg.kronecker(with_sqrt=True), ncg.nystrom(4)),
 }
 each = pytest.mark.parametrize(
     "preconditioner", PRECONDITIONERS.values(), ids=PRECONDITIONERS

@@ -169,7 +169,7 @@ def test_a_rise_by_the_terms_of_the_model_is_borne(slope, bend, rise):
     assert (float(below.step_size), int(below.evaluations)) == (1.0, 1)
     assert float(below.loss) == pytest.approx(1 + 2.99 * rise)
     above = guarded(lambda s: 1.0 + 3.01 * rise * s, slope, bend, rise=rise)
-    assert not above.step_size == 1.0
+    assert above.step_size != 1.0
 
 
 def test_too_steep_a_rise_is_cut_to_what_is_allowed():
