@@ -173,8 +173,10 @@ def _shortened(run: Run) -> Finding | None:
 def _noise(run: Run) -> Finding | None:
     info = run.info
     gain = info.actual_reduction
+    # An average over batches fits none of them.
+    averaged = np.isin(info.solver_status, [Status.ONE_STEP, Status.LONGEST_STEP])
     # Where the next step starts is where this one ended, unless the batch changed.
-    used = run.tried & (gain > 0) & np.isfinite(run.next_start)
+    used = run.tried & ~averaged & (gain > 0) & np.isfinite(run.next_start)
     if np.sum(used) < MIN_STEPS // 2:
         return None
     loss, gain, after = info.loss[used], gain[used], run.next_start[used]

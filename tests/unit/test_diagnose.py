@@ -285,6 +285,13 @@ def full_batch():
     return ncg.hessian_free(), loss.bind(x=x, y=y), params, 60
 
 
+def test_an_average_over_batches_does_not_fit_the_noise_of_one():
+    infos = too_small_batches()
+    averaged = jnp.full_like(infos.solver_status, ncg.Status.ONE_STEP)
+    assert names(infos) == ["noise"]
+    assert names(infos._replace(solver_status=averaged)) == []
+
+
 HEALTHY = {
     "rosenbrock": lambda: run(ncg.newton_cg(), rosenbrock, START, 60),
     "trust region": lambda: run(
@@ -309,7 +316,6 @@ MINI_BATCHES = {
     "line search": dict(
         solver=ncg.cg(maxiter=2, rtol=0.2, forcing=None, warm_start=0.8),
         damping=ncg.levenberg_marquardt(calibration=0.01),
-        preconditioner=ncg.kronecker(probes=1, damping=1.0, damping_halving=None),
         linesearch=ncg.armijo(),
     ),
 }
