@@ -281,7 +281,8 @@ def stochastic_hessian_free(
 
     Raises:
       TypeError: as :func:`hessian_free`.
-      ValueError: as :func:`newton_cg`, and for a ``linesearch`` with this solver.
+      ValueError: as :func:`newton_cg`, and for a ``linesearch`` that would reject the
+        directions of this solver.
 
     References:
       Martens and Grosse, Optimizing neural networks with Kronecker-factored approximate
