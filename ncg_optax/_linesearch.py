@@ -227,7 +227,7 @@ def safeguard(rise: float = 1.0, maxiter: int = 10) -> LineSearch:
       >>> far = search(lambda s: (100 * s - 1) ** 2, jnp.array(1.0), -200.0, 0.0)
       >>> near = search(lambda s: (2 * s - 1) ** 2, jnp.array(1.0), -4.0, 8.0)
       >>> print(f"{far.step_size:.4f}, {near.step_size:.0f}")
-      0.0204, 1
+      0.0250, 1
       >>> tx = ncg.stochastic_hessian_free(linesearch=ncg.safeguard(rise=0.5))
     """
     _validate.number("safeguard: rise", rise, low=0.0)

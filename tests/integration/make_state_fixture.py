@@ -29,7 +29,8 @@ LOSS = ncg.CompositeLoss(
 TX = {
     "newton_cg": ncg.newton_cg(),
     "hessian_free": ncg.hessian_free(),
-    "stochastic_hessian_free": ncg.stochastic_hessian_free(),
+    # Averaged steps of full length overshoot for the first few.
+    "stochastic_hessian_free": ncg.stochastic_hessian_free(0.1),
     "quadratic_momentum": ncg.newton_cg(solver=ncg.quadratic_momentum()),
     "scale_by_newton_cg": optax.chain(
         ncg.scale_by_newton_cg(
