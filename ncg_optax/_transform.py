@@ -390,7 +390,8 @@ def scale_by_newton_cg(
                 grow_below,
             )
 
-        # Trial values serve the line search, the damping and the trust region alike.
+        # Trial values serve the line search, the damping and the trust region alike. Of
+        # a sample the rise counts, on top of the loss of the batch.
         tried, offset = Sample(objective, 1.0), 0
         if linesearch.on_sample and not whole:
             tried, offset = sample, loss - _collectives.mean(sample_loss, axes)
@@ -406,15 +407,14 @@ def scale_by_newton_cg(
         search = linesearch.search(loss_at, loss, direction.slope, direction.bend)
         outcome = _outcome(direction, search, loss)
 
-        evaluations = search.evaluations + result.evaluations
-        batch_evaluations = search.evaluations * tried.share + result.evaluations
         work = _Work(
             products=result.products + damping_products + probes + looks,
             batch_products=matvec.share * (result.products + damping_products)
             + probed.share * probes
             + looks,
-            evaluations=evaluations,
-            batch_evaluations=batch_evaluations
+            evaluations=search.evaluations + result.evaluations,
+            batch_evaluations=search.evaluations * tried.share
+            + result.evaluations
             + (0 if whole else sample.share)
             + (few.share if fewer else 0),
         )
