@@ -365,7 +365,8 @@ def _residual_space(problem: Problem, _: Setting | None) -> Method:
 
     def spent(state: optax.OptState) -> float:
         info = ncg.get_info(state)
-        algebra = 2 * m**2 * n + int(info.evaluations) * m**3 / 3
+        rungs = int(info.evaluations) - 2  # without the start and the line search
+        algebra = 2 * m**2 * n + rungs * m**3 / 3
         return float(info.gradient_equivalents) + algebra / unit
 
     return Method(init, newton_step(problem.scenario, tx), spent)

@@ -55,11 +55,15 @@ def newton_cg(
         :func:`empirical_fisher`.
       damping: :math:`\lambda`: :func:`levenberg_marquardt`, a number or an optax
         schedule of the step count, in units of the curvature.
-      solver: :func:`cg`, :func:`steihaug`, :func:`minres`, :func:`residual_space`, or
-        :func:`quadratic_momentum` or :func:`quasi_newton` around one of the others.
+      solver: :func:`cg`, :func:`steihaug`, :func:`minres`, :func:`residual_space`,
+        :func:`averaged_gradient`, or :func:`quadratic_momentum` or
+        :func:`quasi_newton` around one of the others.
       preconditioner: ``M`` near the inverse of ``B``, see :class:`Preconditioner`.
-      linesearch: :func:`armijo`, or None for the full step. An optax line search may
-        be chained behind :func:`scale_by_newton_cg` instead.
+      linesearch: :func:`armijo`, :func:`safeguard` for mini-batches, or None for the
+        full step: without a look where it leads if the damping is fixed, otherwise the
+        loss there is needed anyhow, and if it rises there is no step. An optax line
+        search may be chained behind :func:`scale_by_newton_cg` instead, with a fixed
+        damping.
       mask: a pytree of bools (or a prefix, or a function of the parameters that
         returns one): train the leaves that are True. Products are computed for these
         only; the others get zero updates.
@@ -149,7 +153,7 @@ def hessian_free(
     costs three to eight gradients at first. Needs a :class:`CompositeLoss` as
     ``value_fn``, with its data bound or given to ``update``.
 
-    Damping starts at 1e-4 of the curvature's own scale and only ever *falls* from there
+    Damping starts at 1e-4 of the curvature's own scale and never rises above that
     (``maximum=1.0``): so few iterations hardly feel it, their ratios are noise where
     the curvature is a sample, and a rule that answers bad ratios with more damping
     stalls; the line search deals with them.

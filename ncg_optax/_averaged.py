@@ -104,7 +104,7 @@ def averaged_gradient(decay: float = 0.9, longest: float = 1.0) -> Solver:
       1.0
     """
     who = "averaged_gradient: "
-    _validate.number(who + "decay", decay, low=0.0, high=0.9999)
+    _validate.number(who + "decay", decay, low=0.0, high=1.0, high_open=True)
     _validate.number(who + "longest", longest, low=0.0, low_open=True)
     mean = optax.ema(decay)
 

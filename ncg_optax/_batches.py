@@ -208,15 +208,20 @@ def _can_do_with(rows: int, fewer: Objective, whole: Objective, params: PyTree) 
         return False
     n = number_of_examples(whole.data)
 
-    def expected(shape):
+    def shortened(shape):
         runs_over_examples = bool(shape) and shape[0] % n == 0
         return (shape[0] // n * rows, *shape[1:]) if runs_over_examples else shape
 
-    full = jax.tree.leaves(jax.eval_shape(whole.model, params))
-    return all(
-        x.shape == expected(y.shape)
-        for x, y in zip(jax.tree.leaves(cut), full, strict=True)
-    )
+    full = jax.eval_shape(whole.model, params)
+    pairs = [
+        (x.shape, y.shape)
+        for x, y in zip(jax.tree.leaves(cut), jax.tree.leaves(full), strict=True)
+    ]
+    # Others stay as they are, parameters for a penalty among them; but next to a single
+    # example they might be meant to go with all of them, and broadcast.
+    fits = all(x == shortened(y) or (x == y and rows > 1) for x, y in pairs)
+    # Nothing gets shorter if the longest array is no data, but a table to look up.
+    return fits and any(x != y for x, y in pairs)
 
 
 def curvature_sample(
@@ -319,7 +324,8 @@ def _microbatches(
     if not _can_do_with(size, microbatch(0), objective, params):
         raise ValueError(
             f"microbatch_size: the loss does not work on {size} of its {n} examples. "
-            "These are taken from the data arguments with the longest first axis: if "
+            "These are taken from the data arguments with the longest first axis: "
+            "close over an array that is no data, such as a table to look up; if "
             "there are several kinds of examples, pass microbatch_size=None."
         )
     return n // size, microbatch

@@ -34,7 +34,7 @@ class Damping(NamedTuple):
     """
 
     init: Callable[[Any], Any]
-    value: Callable[..., tuple[jax.Array, Any]]
+    value: Callable[..., tuple[jax.Array, Any, jax.Array | int]]
     update: Callable[[Any, Outcome], Any]
     needs_outcome: bool = False
 

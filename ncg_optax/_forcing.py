@@ -58,7 +58,7 @@ def tolerance_rule(who: str, rtol: float, forcing: str | None) -> Tolerance:
 
     def advance(state, norm):
         gamma, alpha = 0.9, (1 + 5**0.5) / 2
-        known = state.gradient_norm > 0
+        known = (state.gradient_norm > 0) & jnp.isfinite(state.gradient_norm)
         ratio = norm / jnp.where(known, state.gradient_norm, 1)
         floor = gamma * state.tolerance**alpha
         eta = gamma * ratio**alpha

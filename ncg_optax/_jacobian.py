@@ -123,7 +123,7 @@ def rows(route: Route, cotangents: jax.Array, chunk: int) -> PyTree:
 
 
 def _merge(x: jax.Array) -> jax.Array:
-    return x.reshape(-1, *x.shape[2:])
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def fold_rows(
@@ -158,7 +158,7 @@ def fold_rows(
         return fold(carry, jax.tree.map(_merge, pulled), targets.reshape(-1)), None
 
     chunks = jax.tree.map(
-        lambda x: x[:full].reshape(-1, size, *x.shape[1:]), everything
+        lambda x: x[:full].reshape(full // size, size, *x.shape[1:]), everything
     )
     carry, _ = jax.lax.scan(step, carry, chunks)
     if full < examples:

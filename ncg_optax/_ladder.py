@@ -72,7 +72,8 @@ def choose(
       ratio: actual over predicted reduction that it must reach.
 
     Returns:
-      The step, and whether it kept its promise.
+      The step, and whether it kept its promise. One evaluation of the loss more than
+      there are steps.
     """
     start = loss_at(jax.tree.map(lambda x: jnp.zeros_like(x[0]), steps.direction))
     losses = jax.vmap(loss_at)(steps.direction)

@@ -119,7 +119,7 @@ def armijo(c: float = 1e-4, shrink: float = 0.5, maxiter: int = 20) -> LineSearc
     of the loss if the full step is good and the curvature positive.
 
     Args:
-      c: share of the decrease promised by the slope, in (0, 1).
+      c: share of the decrease promised by the slope, in [0, 1).
       shrink: largest factor from one trial to the next, in [0.1, 1).
       maxiter: largest number of trials.
 
@@ -134,8 +134,8 @@ def armijo(c: float = 1e-4, shrink: float = 0.5, maxiter: int = 20) -> LineSearc
       >>> import ncg_optax as ncg
       >>> tx = ncg.newton_cg(linesearch=ncg.armijo(c=1e-2, shrink=0.8))
     """
-    _validate.number("armijo: c", c, low=0.0, high=1.0)
-    _validate.number("armijo: shrink", shrink, low=0.1, high=0.999)
+    _validate.number("armijo: c", c, low=0.0, high=1.0, high_open=True)
+    _validate.number("armijo: shrink", shrink, low=0.1, high=1.0, high_open=True)
     _validate.integer("armijo: maxiter", maxiter, low=1)
 
     def search(loss_at, loss, slope, bend):
@@ -247,9 +247,9 @@ def safeguard(rise: float = 1.0, maxiter: int = 10) -> LineSearch:
             step = now.step * jnp.clip(factor, 0.1, 0.5)
             return _Trial(step, loss_at(step), now.k + 1)
 
-        full = jnp.ones((), loss.dtype)
+        full, known = jnp.ones((), loss.dtype), jnp.isfinite(loss)
         end = jax.lax.while_loop(
-            lambda now: jnp.logical_not(good(now)) & (now.k < maxiter),
+            lambda now: jnp.logical_not(good(now)) & (now.k < maxiter) & known,
             shorter,
             _Trial(full, loss_at(full), jnp.ones((), jnp.int32)),
         )

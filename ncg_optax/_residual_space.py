@@ -161,7 +161,7 @@ def residual_space(
         _validate.integer(who + "ladder", ladder, low=2)
     _validate.number(who + "spread", spread, low=1.0, low_open=True)
     _validate.number(who + "ratio", ratio, low=0.0, high=1.0)
-    _validate.number(who + "momentum", momentum, low=0.0, high=0.9999)
+    _validate.number(who + "momentum", momentum, low=0.0, high=1.0, high_open=True)
     options = ("auto", "per_example", "whole_batch")
     _validate.choice(who + "jacobian", jacobian, options)
     _validate.integer(who + "chunk", chunk, low=1)
@@ -217,7 +217,7 @@ def residual_space(
         # Without a gradient all steps pass, which says nothing about the damping.
         nothing = result.status == Status.ZERO_RIGHT_HAND_SIDE
         last = jnp.where(nothing, state.damping, step.damping)
-        result = result._replace(damping=step.damping, evaluations=ladder)
+        result = result._replace(damping=step.damping, evaluations=ladder + 1)
         return result, new_state._replace(damping=last)
 
     def update(state, outcome):

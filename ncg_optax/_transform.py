@@ -376,7 +376,8 @@ def scale_by_newton_cg(
         if result.damping is not None:
             lam = result.damping.astype(dtype)
         direction = _descent_direction(result, grads, lam, solver.descent_threshold)
-        direction = direction._replace(finite=direction.finite & ~is_summed)
+        fits = _tree.all_finite(_tree.cast_like(direction.d, trained))  # in float16
+        direction = direction._replace(finite=direction.finite & fits & ~is_summed)
 
         # Whether the curvature of the sample is that of the batch, along it.
         sample_state, looks = state.sample, 0
@@ -405,6 +406,10 @@ def scale_by_newton_cg(
             return (_collectives.mean(local, axes) + offset).astype(dtype)
 
         search = linesearch.search(loss_at, loss, direction.slope, direction.bend)
+        found = jnp.isfinite(search.loss)  # minus infinity is no success
+        search = search._replace(
+            accepted=search.accepted & found, loss=jnp.where(found, search.loss, loss)
+        )
         outcome = _outcome(direction, search, loss)
 
         work = _Work(
@@ -414,7 +419,7 @@ def scale_by_newton_cg(
             + looks,
             evaluations=search.evaluations + result.evaluations,
             batch_evaluations=search.evaluations * tried.share
-            + result.evaluations
+            + sample.share * result.evaluations
             + (0 if whole else sample.share)
             + (few.share if fewer else 0),
         )

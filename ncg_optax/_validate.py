@@ -26,14 +26,15 @@ def number(
     low: float = -math.inf,
     high: float = math.inf,
     low_open: bool = False,
+    high_open: bool = False,
 ) -> Any:
-    """``x`` unchanged if it is a number in ``[low, high]`` (``(low`` if low_open).
+    """``x`` unchanged if it is a number in ``[low, high]``, without the open ends.
 
     Raises:
       TypeError: if ``x`` is not a real number (a bool, string, None or component).
       ValueError: if ``x`` is NaN or out of range.
     """
-    interval = f"{'(' if low_open else '['}{low:g}, {high:g}]"
+    interval = f"{'[('[low_open]}{low:g}, {high:g}{'])'[high_open]}"
     is_number = isinstance(x, (int, float)) and not isinstance(x, bool)
     is_array = hasattr(x, "dtype") and hasattr(x, "shape") and x.shape == ()
     if not (is_number or is_array):
@@ -42,9 +43,11 @@ def number(
             f"{type(x).__name__}."
         )
     known = concrete(x)
-    if known is not None and (
-        math.isnan(known) or known < low or known > high or (low_open and known == low)
-    ):
+    if known is None:
+        return x
+    above = known > low if low_open else known >= low
+    below = known < high if high_open else known <= high
+    if not (above and below):  # as for NaN
         raise ValueError(f"{name} must be a number in {interval}, got {known:g}.")
     return x
 
@@ -127,11 +130,11 @@ def trainable_tree(name: str, tree: Any, empty_ok: bool = False) -> None:
 def same_structure(name: str, tree: Any, other_name: str, other: Any) -> None:
     """Raises unless both trees have the same leaves at the same paths and shapes."""
     ours = {
-        jax.tree_util.keystr(p): x.shape
+        jax.tree_util.keystr(p): jnp.shape(x)
         for p, x in jax.tree_util.tree_leaves_with_path(tree)
     }
     theirs = {
-        jax.tree_util.keystr(p): x.shape
+        jax.tree_util.keystr(p): jnp.shape(x)
         for p, x in jax.tree_util.tree_leaves_with_path(other)
     }
     if len(ours) != len(theirs):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from ncg_optax import _tree, _validate
 from ncg_optax._preconditioners._base import Preconditioner
+from ncg_optax._solver import SampledProduct
 
 
 class ComposeState(NamedTuple):
@@ -40,8 +41,9 @@ def compose(inner: Preconditioner, outer: Preconditioner) -> Preconditioner:
     preconditioner, which is never bad. For three, compose on the right:
     ``compose(a, compose(b, c))``.
 
-    Cost: the products of both; a product and an application take two applications of
-    :math:`S` more. Memory: that of both.
+    Cost: the products of both, all on the examples of the solver's curvature: there a
+    :func:`kronecker` makes fewer of them, for the price of its own. A product and an
+    application take two applications of :math:`S` more. Memory: that of both.
 
     Args:
       inner: the scaling, with a square root: :func:`identity`, :func:`jacobi`,
@@ -84,10 +86,11 @@ def compose(inner: Preconditioner, outer: Preconditioner) -> Preconditioner:
         def root(v):
             return inner.sqrt(inner_state, v, lam)
 
-        def scaled(v):
+        def product(v):
             v = root(v)
             return root(_tree.add_scaled(matvec(v), lam, v))
 
+        scaled = SampledProduct(product, getattr(matvec, "share", 1.0))
         outer_state, outer_products = outer.update(
             state.outer, scaled, root(grads), jnp.zeros_like(lam), outer_key, count
         )

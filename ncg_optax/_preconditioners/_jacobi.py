@@ -72,7 +72,8 @@ def jacobi(
     the operator, an entry that is small by chance would be divided by next to nothing.
 
     Cost: ``probes`` products every ``refresh`` steps (``first_probes`` at the first),
-    none for ``"gradient"``; an application is a division. Memory: one number a
+    none for ``"gradient"``; an application is a division. Under `jax.vmap` (an
+    ensemble) an estimate is made at every step. Memory: one number a
     parameter. A complex entry gets the mean of the diagonal at its real and its
     imaginary part.
 
@@ -98,7 +99,7 @@ def jacobi(
     """
     _validate.choice("jacobi: estimate", estimate, ("hutchinson", "gradient"))
     _validate.number("jacobi: exponent", exponent, low=0.0, high=1.0)
-    _validate.number("jacobi: decay", decay, low=0.0, high=0.9999)
+    _validate.number("jacobi: decay", decay, low=0.0, high=1.0, high_open=True)
     _validate.integer("jacobi: refresh", refresh, low=1)
     _validate.integer("jacobi: probes", probes, low=1)
     _validate.integer("jacobi: first_probes", first_probes, low=1)

@@ -210,7 +210,8 @@ def kronecker(
     fraction`` at the first), each with :math:`2 m n (m + n)` operations a leaf for its
     factors; every ``refresh`` steps eigendecompositions and inverses of about
     :math:`12 (m^3 + n^3)`; each application :math:`2 m n (m + n)`. Memory:
-    :math:`2 (m^2 + n^2)` numbers a leaf.
+    :math:`2 (m^2 + n^2)` numbers a leaf. Under `jax.vmap` (an ensemble) they are
+    decomposed at every step.
 
     Args:
       decay: of the running means, in [0, 1).
@@ -247,7 +248,7 @@ def kronecker(
       >>> tx = ncg.newton_cg(preconditioner=ncg.kronecker(refresh=10))
       >>> often_at_first = ncg.kronecker(refresh=optax.linear_schedule(1, 10, 20))
     """
-    _validate.number("kronecker: decay", decay, low=0.0, high=0.9999)
+    _validate.number("kronecker: decay", decay, low=0.0, high=1.0, high_open=True)
     if not callable(refresh):
         _validate.integer(
             "kronecker: refresh", refresh, low=1, other="an optax schedule"

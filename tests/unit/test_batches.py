@@ -119,6 +119,52 @@ def test_outputs_with_several_rows_an_example_are_split():
     assert sample.share == 0.25
 
 
+def with_lookup(table, ids):
+    return ncg.CompositeLoss(
+        lambda w, table, ids: jnp.tanh(table[ids] @ w),
+        lambda z, y: jnp.mean((z - y) ** 2),
+    ).bind(table=table, ids=ids, y=jnp.ones(len(ids)))
+
+
+def test_a_table_longer_than_the_batch_is_no_batch():
+    table = jax.random.normal(jax.random.key(0), (32, 3))
+    loss = with_lookup(table, jnp.arange(24, 32))
+    objective = as_objective(loss, {})
+    assert _batches.every_kth(objective, W, 0.25, 1, 0).objective is objective
+    # Rows of a shorter table would be others, and the loss another number.
+    tx = ncg.newton_cg(sampling=ncg.sampling(microbatch_size=8))
+    with pytest.raises(ValueError, match="close over an array that is no data"):
+        updates_of(tx, loss)
+
+
+@pytest.mark.parametrize("size", [7, 8, 16])
+def test_a_penalty_on_parameters_of_any_length(size):
+    # Of the length of the batch, twice that, or another: they are no outputs.
+    def model(w, x):
+        return {"outputs": jnp.tanh(x @ w[:3]), "weights": w}
+
+    def loss(z, y):
+        return jnp.mean((z["outputs"] - y) ** 2) + 0.1 * jnp.sum(z["weights"] ** 2)
+
+    w = jnp.linspace(-0.5, 0.5, size)
+    x = jax.random.normal(jax.random.key(0), (8, 3))
+    loss = ncg.CompositeLoss(model, loss).bind(x=x, y=x[:, 0])
+    sample = _batches.every_kth(as_objective(loss, {}), w, 0.25, 1, 1)
+    assert sample.share == 0.25
+    whole = as_objective(loss, {})
+    value = _batches.in_microbatches(whole, 2).value(w)
+    np.testing.assert_allclose(value, whole.value(w), rtol=1e-6)
+
+
+def test_what_stays_long_is_not_broadcast_against_a_single_example():
+    loss = ncg.CompositeLoss(
+        lambda w, x: (jnp.tanh(x @ w), jnp.ones(8)),  # the target is in a closure
+        lambda z: jnp.mean((z[0] - z[1]) ** 2),
+    ).bind(x=jax.random.normal(jax.random.key(0), (8, 3)))
+    objective = as_objective(loss, {})
+    assert _batches.every_kth(objective, W, 1 / 8, 1, 0).objective is objective
+
+
 def updates_of(tx, loss, **extra):
     grads = jax.grad(loss)(W)
     return tx.update(grads, tx.init(W), W, value_fn=loss, **extra)

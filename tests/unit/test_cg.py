@@ -472,6 +472,11 @@ def test_the_forcing_sequence_is_that_of_eisenstat_and_walker(make):
         assert result.residual <= eta * norm
 
 
+def test_a_gradient_that_overflowed_does_not_tighten_the_next_solve():
+    history = solver_run(ncg.cg(rtol=0.5), 1.0, np.inf, 1.0)
+    assert float(history[-1][1].forcing.tolerance) == 0.5
+
+
 def test_a_fixed_tolerance_is_relative():
     (coarse, _), (tiny, _) = solver_run(ncg.cg(rtol=0.2, forcing=None), 1.0, 1e-6)
     assert coarse.iterations == tiny.iterations

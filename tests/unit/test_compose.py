@@ -8,6 +8,7 @@ import pytest
 from oracles import as_matrix, make_step, symmetric, tiny_net, vector
 
 import ncg_optax as ncg
+from ncg_optax._solver import SampledProduct
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -54,6 +55,13 @@ def test_the_product_is_that_of_the_parts():
     # The sketch of everything is the inverse, whatever came before.
     expected = np.linalg.inv(BADLY_SCALED + 0.3 * np.eye(N))
     np.testing.assert_allclose(m, expected, atol=1e-7 * np.abs(expected).max())
+
+
+def test_the_outer_one_knows_the_share_of_the_examples():
+    counted = ncg.compose(diagonal(1.0), ncg.kronecker(fraction=1 / 8, first_probes=64))
+    for share, probes in [(1.0, 8), (1 / 4, 32)]:
+        matvec = SampledProduct(lambda v: 2.0 * v, share)
+        assert updated(counted, matvec, jnp.zeros((3, 2)))[1] == probes
 
 
 def test_the_outer_one_sees_the_scaled_and_damped_operator():

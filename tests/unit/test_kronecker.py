@@ -642,7 +642,7 @@ def test_an_ensemble_equals_separate_updates():
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"decay": 1.0}, ValueError, r"kronecker: decay must be .*\[0, 0.9999\]"),
+        ({"decay": 1.0}, ValueError, r"kronecker: decay must be .*\[0, 1\)"),
         ({"decay": np.nan}, ValueError, "kronecker: decay .* got nan"),
         ({"decay": "0.9"}, TypeError, "kronecker: decay must be a number"),
         ({"refresh": 0}, ValueError, "kronecker: refresh must be .*schedule, got 0"),

@@ -105,6 +105,12 @@ def test_nothing_is_tried_from_a_non_finite_loss(start):
     assert (float(result.step_size), int(result.evaluations)) == (0.0, 0)
 
 
+def test_the_safeguard_gives_up_at_once_from_a_non_finite_loss():
+    result = guarded(lambda s: 0.0 * s, start=np.nan)
+    assert not result.accepted
+    assert (float(result.step_size), int(result.evaluations)) == (0.0, 1)
+
+
 def test_a_non_finite_slope_accepts_nothing():
     assert not search(lambda s: 1.0 - s, slope=np.nan).accepted
 

@@ -246,7 +246,7 @@ def test_the_ladder_takes_the_largest_step_that_keeps_its_promise():
 
         passing = [x for x in centre * 10.0 ** np.arange(-2, 3) if passes(x)]
         np.testing.assert_allclose(result.damping, passing[0], rtol=1e-9)
-        assert result.evaluations == 5
+        assert result.evaluations == 5 + 1  # and at the start
         assert_solves(result, b, rhs, float(result.damping))
         taken.add(round(float(np.log10(result.damping / centre))))
         params = jax.tree.map(jnp.add, params, result.solution)
@@ -437,10 +437,32 @@ def test_training_ends_at_a_perfect_fit_and_does_not_know_the_scale():
                 infos.append(ncg.get_info(state))
         if scale == 1:
             assert loss(params, **data) < 1e-20
-    assert infos[0].evaluations >= 6  # the ladder's five, and the line search's
+    assert infos[0].evaluations >= 7  # the ladder's six, and the line search's
     assert infos[0].products == 1
     np.testing.assert_allclose(*after, rtol=1e-6)
     np.testing.assert_allclose(1e-8 * infos[0].damping, infos[1].damping, rtol=1e-6)
+
+
+def test_a_ladder_on_a_sample_costs_its_share():
+    sampling = ncg.sampling(1 / 4, min_examples=1)
+    tx = newton(solver=cached(**fast), sampling=sampling, linesearch=None)
+    step, params = make_step(tx, SQUARES), network()
+    _, state = step(params, tx.init(params), batch(16))
+    info = ncg.get_info(state)
+    # The ladder's six and the model itself on a quarter, one trial on everything.
+    assert info.evaluations == 6 + 1
+    assert info.batch_evaluations == (6 + 1) / 4 + 1
+
+
+@pytest.mark.parametrize("jacobian", ["auto", "whole_batch"])
+def test_leaves_without_entries_change_nothing(jacobian):
+    params, data = network(), batch(7)
+    bigger = params | {"none": jnp.zeros((0, 4))}
+    alone, _ = solve(SQUARES, params, data, jacobian=jacobian)
+    result, _ = solve(SQUARES, bigger, data, jacobian=jacobian)
+    assert result.solution.pop("none").shape == (0, 4)
+    for name, leaf in result.solution.items():
+        np.testing.assert_allclose(leaf, alone.solution[name], rtol=1e-9)
 
 
 def test_a_mask():

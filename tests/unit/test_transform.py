@@ -650,6 +650,34 @@ def test_vmap_over_an_ensemble_equals_separate_runs(valley):
     assert iterations.tolist() == [int(ncg.get_info(s).cg_iterations) for _, s in alone]
 
 
+def test_a_loss_of_minus_infinity_is_no_success():
+    loss = lambda w: jnp.where(w > 0.5, w**2, -jnp.inf)  # noqa: E731
+    for linesearch in (None, ncg.armijo(), ncg.safeguard()):
+        tx = ncg.newton_cg(linesearch=linesearch)
+        updates, _, info = update(tx, loss, jnp.array(1.0), grads=jnp.array(2.0))
+        assert jnp.isfinite(info.actual_reduction)
+        assert jnp.isfinite(info.next_loss)
+        assert loss(1.0 + updates) > 0
+
+
+def test_a_step_too_long_for_float16_is_rejected():
+    loss = lambda w: 1e-6 * jnp.sum((w.astype(jnp.float32) - 3e5) ** 2)  # noqa: E731
+    tx = ncg.newton_cg(damping=0.0, linesearch=None)
+    updates, _, info = update(tx, loss, jnp.zeros(2, jnp.float16))
+    np.testing.assert_array_equal(updates, 0)
+    assert info.status == Status.REJECTED_NON_FINITE
+
+
+def test_frozen_numbers_may_be_pythons():
+    params = {"w": jnp.ones(2), "n": 3}
+    tx = ncg.newton_cg(mask={"w": True, "n": False})
+    loss = lambda p: jnp.sum((p["w"] - p["n"]) ** 2)  # noqa: E731
+    grads = jax.grad(loss, allow_int=True)(params)
+    updates, _ = tx.update(grads, tx.init(params), params, value_fn=loss)
+    np.testing.assert_allclose(updates["w"], 2.0, rtol=1e-3)
+    assert updates["n"] == 0
+
+
 @pytest.mark.parametrize(
     "search",
     [optax.scale_by_backtracking_linesearch(20), optax.scale_by_zoom_linesearch(20)],

@@ -26,6 +26,9 @@ def test_an_open_end_is_excluded_and_shown():
     with pytest.raises(ValueError, match=r"x must be a number in \(0, inf\], got 0"):
         _validate.number("x", 0.0, low=0.0, low_open=True)
 
+    with pytest.raises(ValueError, match=r"x must be a number in \[0, 1\), got 1"):
+        _validate.number("x", 1.0, low=0.0, high=1.0, high_open=True)
+
 
 @pytest.mark.parametrize("x", [None, "1", True, [1.0], jnp.ones(2), cg()])
 def test_what_is_no_number_is_a_type_error(x):
