@@ -241,17 +241,22 @@ def safeguard(rise: float = 1.0, maxiter: int = 10) -> LineSearch:
         def good(now):
             return (now.loss - loss <= allowed(now.step)) & jnp.isfinite(now.loss)
 
-        def shorter(now):
+        def keep_going(now):
+            return jnp.isfinite(loss) & (now.k < maxiter) & jnp.logical_not(good(now))
+
+        def body(now):
             factor = allowed(now.step) / (now.loss - loss)
             factor = jnp.where(jnp.isfinite(now.loss), factor, 0)
-            step = now.step * jnp.clip(factor, 0.1, 0.5)
+            shorter = now.step * jnp.clip(factor, 0.1, 0.5)
+            step = jnp.where(now.k == 0, now.step, shorter)
             return _Trial(step, loss_at(step), now.k + 1)
 
-        full, known = jnp.ones((), loss.dtype), jnp.isfinite(loss)
+        # The first trial is in the loop as well: a model is compiled once.
+        untried = jnp.full_like(loss, jnp.nan)
         end = jax.lax.while_loop(
-            lambda now: jnp.logical_not(good(now)) & (now.k < maxiter) & known,
-            shorter,
-            _Trial(full, loss_at(full), jnp.ones((), jnp.int32)),
+            keep_going,
+            body,
+            _Trial(jnp.ones((), loss.dtype), untried, jnp.zeros((), jnp.int32)),
         )
         accepted = good(end)
         return SearchResult(
