@@ -9,6 +9,7 @@ A tree of rows is a matrix ``A`` whose columns are the parameters: leaves of
 shape=(rows, *leaf.shape), all real. It is dense, and not sharded.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -53,6 +54,16 @@ def cast_like(tree: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: jnp.asarray(x).astype(y.dtype), tree, like)
 
 
+def total(numbers: PyTree) -> Scalar:
+    """The sum of a tree of scalars, one for each leaf of a vector.
+
+    As the last of the running sums, which is as good as it looks odd: XLA repeats a sum
+    of scalars in the code of each leaf that is scaled by it. That makes hundreds of
+    terms hundreds of times for a deep network, and several times as long to compile.
+    """
+    return jax.lax.cumsum(jnp.stack(jax.tree.leaves(numbers)))[-1]
+
+
 def vdot(a: PyTree, b: PyTree) -> Scalar:
     """Real inner product ``Re <a, b>``, accumulated in :func:`scalar_dtype`."""
     dtype = scalar_dtype((a, b))
@@ -62,7 +73,7 @@ def vdot(a: PyTree, b: PyTree) -> Scalar:
         product = jnp.conj(x.astype(wide)) * y.astype(wide)
         return jnp.sum(jnp.real(product), dtype=dtype)
 
-    return sum(jax.tree.leaves(jax.tree.map(leaf_dot, a, b)), jnp.zeros((), dtype))
+    return total(jax.tree.map(leaf_dot, a, b))
 
 
 def norm(a: PyTree) -> Scalar:
@@ -74,7 +85,7 @@ def max_norm(a: PyTree) -> Scalar:
     """Largest absolute entry."""
     dtype = scalar_dtype(a)
     peaks = [jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in jax.tree.leaves(a)]
-    return jnp.max(jnp.stack(peaks))
+    return jax.lax.cummax(jnp.stack(peaks))[-1]  # as in `total`
 
 
 def add_scaled(a: PyTree, scale: Scalar | float, b: PyTree) -> PyTree:
@@ -99,7 +110,8 @@ def conj(a: PyTree) -> PyTree:
 
 def all_finite(tree: PyTree) -> jax.Array:
     """Whether every entry is finite, as a boolean scalar."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+    bad = jax.tree.map(lambda x: jnp.any(~jnp.isfinite(x)).astype(jnp.int32), tree)
+    return total(bad) == 0
 
 
 def random_normal(key: jax.Array, like: PyTree) -> PyTree:
@@ -115,24 +127,24 @@ def random_normal(key: jax.Array, like: PyTree) -> PyTree:
 def random_signs(key: jax.Array, like: PyTree) -> PyTree:
     """A vector of random signs (Rademacher), shaped like ``like``.
 
-    One random bit for each: `jax.random.rademacher` draws 32, which can take as long as
-    a product on a few examples. Complex entries are of ``(+-1 +- i) / sqrt(2)``.
+    One random bit for each, of one draw for all leaves: `jax.random.rademacher` draws
+    32, which can take as long as a product on a few examples, and a draw for each of
+    hundreds of leaves takes long to compile. Complex entries are of
+    ``(+-1 +- i) / sqrt(2)``.
     """
     leaves, treedef = jax.tree.flatten(like)
-    keys = jax.random.split(key, len(leaves))
+    sizes = [x.size * (2 if jnp.iscomplexobj(x) else 1) for x in leaves]
+    size = sum(sizes)
+    bits = jnp.unpackbits(jax.random.bits(key, (-(-size // 8),), jnp.uint8))
+    pieces = jnp.split(bits[:size], list(itertools.accumulate(sizes[:-1])))
 
-    def signs(key, shape, dtype):
-        size = math.prod(shape)
-        bits = jnp.unpackbits(jax.random.bits(key, (-(-size // 8),), jnp.uint8))
-        return (1 - 2 * bits[:size].astype(dtype)).reshape(shape)
-
-    def leaf(key, x):
+    def leaf(bits, x):
+        signs = 1 - 2 * bits.astype(jnp.finfo(x.dtype).dtype)
         if not jnp.iscomplexobj(x):
-            return signs(key, x.shape, x.dtype)
-        parts = signs(key, (2, *x.shape), jnp.finfo(x.dtype).dtype)
-        return jax.lax.complex(*parts) / math.sqrt(2)
+            return signs.reshape(x.shape)
+        return jax.lax.complex(*signs.reshape(2, *x.shape)) / math.sqrt(2)
 
-    return treedef.unflatten(map(leaf, keys, leaves))
+    return treedef.unflatten(map(leaf, pieces, leaves))
 
 
 def in_dtypes_of(like: PyTree, matvec: Callable[[PyTree], PyTree]) -> Callable:

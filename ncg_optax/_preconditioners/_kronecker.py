@@ -136,8 +136,8 @@ def _damped(values: _Sides, lam: jax.Array, own: jax.Array | float) -> _Sides:
     return _Sides(unit * (left + c), right + c)
 
 
-def _inverted(factor: Factor, lam: jax.Array, own: jax.Array, power: float) -> Factor:
-    """The factor with its inverses, or their ``power``, brought up to date.
+def _inverses(factor: Factor, lam: jax.Array, own: jax.Array, power: float) -> _Sides:
+    """The inverses of both damped sides, or their ``power``.
 
     With ``B = R (x) L`` and random ``V``, ``Y = L V R`` has ``E[Y Y^H] = tr(R^2) L^2``
     and ``E[Y^H Y] = tr(L^2) R^2``, both of trace ``tr(L^2) tr(R^2)``.
@@ -146,10 +146,31 @@ def _inverted(factor: Factor, lam: jax.Array, own: jax.Array, power: float) -> F
     total = jnp.sum(jnp.square(left.values))
     size = jnp.sqrt(jnp.where(total > 0, total, 1))
     damped = _damped(_Sides(left.values, right.values / size), lam, own)
-    return factor._replace(
-        left_inverse=_function_of(left, damped.left**-power),
-        right_inverse=_function_of(right, damped.right**-power),
+    return _Sides(
+        _function_of(left, damped.left**-power),
+        _function_of(right, damped.right**-power),
     )
+
+
+def _inverted(
+    factors: list[Factor], lam: jax.Array, own: jax.Array, power: float
+) -> list[Factor]:
+    """The factors with their inverses, or their ``power``, brought up to date.
+
+    Those of one type, by shape, dtype and sharding, go through one program: a deep
+    network has hundreds of leaves, of a few shapes, and each would be compiled.
+    """
+    kinds: dict[Any, list[int]] = {}
+    for k, factor in enumerate(factors):
+        kinds.setdefault(tuple(map(jax.typeof, factor)), []).append(k)
+    inverted = list(factors)
+    for members in kinds.values():
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *(factors[k] for k in members))
+        inverses = jax.vmap(lambda f: _inverses(f, lam, own, power))(stacked)
+        for i, k in enumerate(members):
+            left, right = inverses.left[i], inverses.right[i]
+            inverted[k] = Factor(factors[k].left, factors[k].right, left, right)
+    return inverted
 
 
 def _times(factor: Factor, x: jax.Array) -> jax.Array:
@@ -316,7 +337,7 @@ def kronecker(
         own = own_damping(state.steps)
         factors = jax.lax.cond(
             is_due(state.steps),
-            lambda: [_inverted(f, lam, own, power) for f in factors],
+            lambda: _inverted(factors, lam, own, power),
             lambda: factors,
         )
         # Without any estimate the next step tries again.
