@@ -97,6 +97,9 @@ def test_cast_like_gives_strong_types():
     assert not any(x.weak_type for x in cast)
 
 
+PARTS = (np.real, np.imag)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_where_never_mixes_in_what_it_does_not_choose(bad):
     good, poisoned = {"w": jnp.ones(2)}, {"w": jnp.full(2, bad)}
@@ -125,6 +128,24 @@ def test_random_normal_differs_between_leaves_and_follows_their_type():
     for leaf in sample.values():
         assert abs(np.mean(leaf)) < 0.2
         assert np.mean(np.abs(leaf) ** 2) == pytest.approx(1.0, abs=0.2)
+
+
+def test_random_signs_are_of_size_one_and_independent():
+    like = {"a": jnp.zeros((25, 40)), "b": jnp.zeros(1000, "complex64")}
+    like |= {"c": jnp.zeros((0, 3)), "d": jnp.zeros((), jnp.bfloat16)}
+    sample = _tree.random_signs(jax.random.key(0), like)
+    assert jax.tree.map(jnp.shape, sample) == jax.tree.map(jnp.shape, like)
+    assert jax.tree.map(jnp.result_type, sample) == jax.tree.map(jnp.result_type, like)
+    np.testing.assert_array_equal(jnp.abs(sample["a"]), 1.0)
+    np.testing.assert_allclose(jnp.abs(sample["b"]), 1.0, rtol=1e-6)
+    signs = np.stack([np.ravel(sample["a"])] + [np.sign(f(sample["b"])) for f in PARTS])
+    np.testing.assert_allclose(signs @ signs.T / 1000, np.eye(3), atol=0.1)
+
+
+def test_a_total_is_a_sum():
+    numbers = {"a": jnp.array(1.5), "b": [jnp.array(2.0), jnp.array(-4.0)]}
+    assert _tree.total(numbers) == -0.5
+    assert jnp.isnan(_tree.total({"a": jnp.array(np.nan), "b": jnp.array(1.0)}))
 
 
 def test_in_dtypes_of_casts_down_for_the_product_and_up_again():
