@@ -57,9 +57,9 @@ def cast_like(tree: PyTree, like: PyTree) -> PyTree:
 def total(numbers: PyTree) -> Scalar:
     """The sum of a tree of scalars, one for each leaf of a vector.
 
-    As the last of the running sums, which is as good as it looks odd: XLA repeats a sum
-    of scalars in the code of each leaf that is scaled by it. That makes hundreds of
-    terms hundreds of times for a deep network, and several times as long to compile.
+    It is taken as the last of the running sums, because XLA repeats a plain sum in the
+    code of each leaf that is scaled by it. With hundreds of leaves that is hundreds of
+    terms hundreds of times, and several times as long to compile.
     """
     return jax.lax.cumsum(jnp.stack(jax.tree.leaves(numbers)))[-1]
 

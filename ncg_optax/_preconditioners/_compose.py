@@ -41,8 +41,8 @@ def compose(inner: Preconditioner, outer: Preconditioner) -> Preconditioner:
     preconditioner, which is never bad. For three, compose on the right:
     ``compose(a, compose(b, c))``.
 
-    Cost: the products of both, all on the examples of the solver's curvature: there a
-    :func:`kronecker` makes fewer of them, for the price of its own. A product and an
+    Cost: the products of both, all on the examples of the solver's curvature. (Of these
+    a :func:`kronecker` makes fewer, at the price that it has alone.) A product and an
     application take two applications of :math:`S` more. Memory: that of both.
 
     Args:
