@@ -9,7 +9,7 @@ A tree of rows is a matrix ``A`` whose columns are the parameters: leaves of
 shape=(rows, *leaf.shape), all real. It is dense, and not sharded.
 """
 
-import itertools
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -124,27 +124,41 @@ def random_normal(key: jax.Array, like: PyTree) -> PyTree:
     )
 
 
+def indices_by(kind: Callable[[Any], Any], items: list[Any]) -> dict[Any, list[int]]:
+    """Where the items of each kind are: what is done to these is compiled once."""
+    found: dict[Any, list[int]] = {}
+    for k, item in enumerate(items):
+        found.setdefault(kind(item), []).append(k)
+    return found
+
+
 def random_signs(key: jax.Array, like: PyTree) -> PyTree:
     """A vector of random signs (Rademacher), shaped like ``like``.
 
-    One random bit for each, of one draw for all leaves: `jax.random.rademacher` draws
-    32, which can take as long as a product on a few examples, and a draw for each of
-    hundreds of leaves takes long to compile. Complex entries are of
-    ``(+-1 +- i) / sqrt(2)``.
+    One random bit for each: `jax.random.rademacher` draws 32, which can take as long as
+    a product on a few examples. Draws take long to compile, so leaves of a shape share
+    theirs. Those of several shapes do not: where leaves are sharded, signs of all in
+    one array would be gathered. Complex entries are of ``(+-1 +- i) / sqrt(2)``.
     """
     leaves, treedef = jax.tree.flatten(like)
-    sizes = [x.size * (2 if jnp.iscomplexobj(x) else 1) for x in leaves]
-    size = sum(sizes)
+    keys = jax.random.split(key, len(leaves))
+    kinds = indices_by(lambda x: (x.shape, x.dtype), leaves)
+    drawn = list(leaves)
+    for (shape, dtype), members in kinds.items():
+        draw = functools.partial(_random_signs, shape=shape, dtype=dtype)
+        together = jax.vmap(draw)(keys[jnp.array(members)])
+        for i, k in enumerate(members):
+            drawn[k] = together[i]
+    return treedef.unflatten(drawn)
+
+
+def _random_signs(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype):
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        parts = _random_signs(key, (2, *shape), jnp.finfo(dtype).dtype)
+        return jax.lax.complex(*parts) / math.sqrt(2)
+    size = math.prod(shape)
     bits = jnp.unpackbits(jax.random.bits(key, (-(-size // 8),), jnp.uint8))
-    pieces = jnp.split(bits[:size], list(itertools.accumulate(sizes[:-1])))
-
-    def leaf(bits, x):
-        signs = 1 - 2 * bits.astype(jnp.finfo(x.dtype).dtype)
-        if not jnp.iscomplexobj(x):
-            return signs.reshape(x.shape)
-        return jax.lax.complex(*signs.reshape(2, *x.shape)) / math.sqrt(2)
-
-    return treedef.unflatten(map(leaf, pieces, leaves))
+    return (1 - 2 * bits[:size].astype(dtype)).reshape(shape)
 
 
 def in_dtypes_of(like: PyTree, matvec: Callable[[PyTree], PyTree]) -> Callable:

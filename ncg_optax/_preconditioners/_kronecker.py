@@ -160,9 +160,7 @@ def _inverted(
     Those of one type, by shape, dtype and sharding, go through one program: a deep
     network has hundreds of leaves, of a few shapes, and each would be compiled.
     """
-    kinds: dict[Any, list[int]] = {}
-    for k, factor in enumerate(factors):
-        kinds.setdefault(tuple(map(jax.typeof, factor)), []).append(k)
+    kinds = _tree.indices_by(lambda f: tuple(map(jax.typeof, f)), factors)
     inverted = list(factors)
     for members in kinds.values():
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *(factors[k] for k in members))
