@@ -305,7 +305,7 @@ def _untuned(
     problem: Problem,
     batch: int | None,
     tx: optax.GradientTransformationExtraArgs,
-    price: Callable[[ncg.NewtonCGInfo], jax.Array],
+    price: Callable[[ncg.step.NewtonCGInfo], jax.Array],
 ) -> Method:
     """A transform of ours as it comes, on batches or on all examples.
 
@@ -336,7 +336,7 @@ def _newton(
         tx = getattr(ncg, preset)()
         prices = cost.measure(problem.scenario, problem.train, curvature)
 
-        def price(info: ncg.NewtonCGInfo) -> jax.Array:
+        def price(info: ncg.step.NewtonCGInfo) -> jax.Array:
             return prices.price(info.batch_products, info.batch_evaluations)
 
         return _untuned(problem, None, tx, price)._replace(prices=prices)

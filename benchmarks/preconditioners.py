@@ -32,7 +32,7 @@ FACTORS = {"left", "right", "left_inverse", "right_inverse", "vectors"}
 class Candidate(NamedTuple):
     """A preconditioner, and the number of steps after which its work repeats."""
 
-    make: Callable[[], ncg.Preconditioner]
+    make: Callable[[], ncg.preconditioners.Preconditioner]
     cycle: int
 
 
@@ -130,7 +130,7 @@ class _Program(NamedTuple):
 
 class _Step(NamedTuple):
     seconds: tuple[float, float, float]  # of the step, the update, the applications
-    info: ncg.NewtonCGInfo
+    info: ncg.step.NewtonCGInfo
     products: float
 
 
@@ -167,7 +167,9 @@ def measure(
     return measured
 
 
-def _counting(inner: ncg.Preconditioner) -> ncg.Preconditioner:
+def _counting(
+    inner: ncg.preconditioners.Preconditioner,
+) -> ncg.preconditioners.Preconditioner:
     """The same preconditioner, with the products of its last update in its state."""
 
     def init(params: Params) -> _Counted:
@@ -187,7 +189,7 @@ def _counting(inner: ncg.Preconditioner) -> ncg.Preconditioner:
 def _compile(
     scenario: Scenario,
     tx: optax.GradientTransformationExtraArgs,
-    preconditioner: ncg.Preconditioner,
+    preconditioner: ncg.preconditioners.Preconditioner,
     params: Params,
     state: optax.OptState,
     data: Batch,

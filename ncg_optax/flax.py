@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ncg_optax import _loss
-from ncg_optax._loss import CompositeLoss
+from ncg_optax.losses import composite as _loss
+from ncg_optax.losses.composite import CompositeLoss
 
 try:
     from flax import nnx

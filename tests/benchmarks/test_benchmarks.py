@@ -394,7 +394,7 @@ def test_a_step_of_newton_is_priced_as_xla_counts_it(monkeypatch):
         return matvec(grads), 1
 
     # The default one rotates and decomposes as well, which no price is meant to cover.
-    cheap = ncg.Preconditioner(
+    cheap = ncg.preconditioners.Preconditioner(
         init=lambda params: params,
         update=one_probe,
         apply=lambda state, r, damping: r,

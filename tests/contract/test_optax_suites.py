@@ -230,10 +230,10 @@ OPTIMIZERS = {{{optimizers}}}
 
 def sophia(
     learning_rate: optax.ScalarOrSchedule = 1.0,
-    curvature: ncg.Curvature = ncg.hessian(),
-    damping: float | ncg.Damping = ncg.levenberg_marquardt(),
-    solver: ncg.Solver = ncg.cg(),
-    linesearch: ncg.LineSearch | None = ncg.armijo(),
+    curvature: ncg.curvature.Curvature = ncg.hessian(),
+    damping: float | ncg.globalization.Damping = ncg.levenberg_marquardt(),
+    solver: ncg.solvers.Solver = ncg.cg(),
+    linesearch: ncg.globalization.LineSearch | None = ncg.armijo(),
 ) -> optax.GradientTransformationExtraArgs:
     """newton_cg in the place of the one optimizer to which the suite hands its loss."""
     tx = ncg.newton_cg(

@@ -16,8 +16,8 @@ from mappings import (
 )
 
 import ncg_optax as ncg
-from ncg_optax import _collectives
-from ncg_optax._loss import as_objective
+from ncg_optax._utils import reductions
+from ncg_optax.losses.composite import as_objective
 
 TOLERANCE = 1e-12
 CURVATURES = {
@@ -52,10 +52,8 @@ def direction(params):
 def product(curvature, loss, params, x, y, axes=(AXIS,)):
     """A product as the transform computes it."""
     objective = as_objective(loss.bind(x=x, y=y), {}, axes)
-    value, matvec = curvature.linearize(
-        objective, _collectives.to_varying(params, axes)
-    )
-    return _collectives.reduced_operator(value, matvec, axes)(direction(params))
+    value, matvec = curvature.linearize(objective, reductions.to_varying(params, axes))
+    return reductions.reduced_operator(value, matvec, axes)(direction(params))
 
 
 def averaged(tree):

@@ -83,12 +83,14 @@ def costs(name):
 
     def linearize(params, x, y):
         nonlocal product
-        matvec = ncg.curvature_product(CURVATURES[name], LOSS, params, x=x, y=y)
+        matvec = ncg.curvature.curvature_product(
+            CURVATURES[name], LOSS, params, x=x, y=y
+        )
         product, residuals = jax.closure_convert(matvec, params)
         return residuals
 
     def solve(rhs, residuals):
-        return ncg.conjugate_gradient(
+        return ncg.solvers.conjugate_gradient(
             lambda v: product(v, *residuals), rhs, 1.0, maxiter=10, tolerance=0.0
         )
 

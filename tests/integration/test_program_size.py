@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import ncg_optax as ncg
-from ncg_optax import _tree
+from ncg_optax._utils import pytree
 
 NEWTON = ncg.newton_cg(
     preconditioner=ncg.kronecker(), solver=ncg.cg(maxiter=2, forcing=None)
@@ -32,14 +32,14 @@ def program(shapes):
 
 
 def squared_norm(v):
-    return _tree.vdot(v, v)
+    return pytree.vdot(v, v)
 
 
-@pytest.mark.parametrize("number", [squared_norm, _tree.max_norm, _tree.all_finite])
+@pytest.mark.parametrize("number", [squared_norm, pytree.max_norm, pytree.all_finite])
 def test_a_number_of_all_leaves_is_not_repeated_for_each(number):
     def lines(leaves):
         v = leaves * [jnp.ones(3)]
-        scaled = jax.jit(lambda v: _tree.scale(v, number(v)))
+        scaled = jax.jit(lambda v: pytree.scale(v, number(v)))
         return scaled.lower(v).compile().as_text().count("\n")
 
     assert lines(64) < 5 * lines(16)  # quadratic: sixteen times

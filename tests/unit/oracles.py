@@ -122,12 +122,12 @@ def outcome(actual, predicted=1.0, step_size=1.0, accepted=True, rounding=0.0):
         step_size=step_size,
     )
     numbers = {name: jnp.float32(x) for name, x in numbers.items()}
-    return ncg.Outcome(**numbers, accepted=jnp.asarray(accepted))
+    return ncg.globalization.Outcome(**numbers, accepted=jnp.asarray(accepted))
 
 
 def constant_preconditioner(m):
     """The matrix ``m``, whatever the curvature is."""
-    return ncg.Preconditioner(
+    return ncg.preconditioners.Preconditioner(
         init=lambda params: (),
         update=lambda state, *_: (state, 0),
         apply=lambda state, r, damping: m @ r,

@@ -46,7 +46,7 @@ def test_it_is_the_first_iteration_of_cg_on_the_mean_of_the_gradients():
         result, state = solve(GRADIENTS[k], state, longest=math.inf)
         weights = DECAY ** np.arange(k, -1.0, -1.0)
         mean = weights @ GRADIENTS[: k + 1] / weights.sum()
-        expected = ncg.conjugate_gradient(
+        expected = ncg.solvers.conjugate_gradient(
             lambda v: SPD @ v,
             jnp.asarray(mean),
             DAMPING,

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import ncg_optax as ncg
-from ncg_optax import _batches
-from ncg_optax._loss import as_objective
+from ncg_optax.curvature.sampling import every_kth as _batches
+from ncg_optax.losses.composite import as_objective
 
 
 def composite(examples=8):
@@ -180,7 +180,7 @@ def test_curvature_batch_replaces_the_data_of_the_curvature_alone():
     )
     batch = {name: few.data[name] for name in ("x", "y")}
     updates, _ = updates_of(tx, loss, curvature_batch=batch)
-    product = ncg.curvature_product(ncg.gauss_newton(), few, W)
+    product = ncg.curvature.curvature_product(ncg.gauss_newton(), few, W)
     b = jax.vmap(product)(jnp.eye(3)) + 0.1 * jnp.eye(3)
     expected = -jnp.linalg.solve(b, jax.grad(loss)(W))
     np.testing.assert_allclose(updates, expected, rtol=1e-4)
@@ -203,14 +203,16 @@ def test_a_search_on_the_sample_sees_its_rise_added_to_the_loss_of_the_batch():
 
     def search(loss_at, value, slope, bend):
         full = jnp.ones((), value.dtype)
-        return ncg.SearchResult(full, loss_at(full), jnp.array(1), jnp.array(True))
+        return ncg.globalization.SearchResult(
+            full, loss_at(full), jnp.array(1), jnp.array(True)
+        )
 
     infos = []
     for on_sample in (True, False):
         tx = ncg.newton_cg(
             curvature=ncg.gauss_newton(),
             sampling=ncg.sampling(0.25),
-            linesearch=ncg.LineSearch(search, on_sample),
+            linesearch=ncg.globalization.LineSearch(search, on_sample),
         )
         updates, state = updates_of(tx, loss)
         infos.append(ncg.get_info(state))

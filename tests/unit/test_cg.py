@@ -11,7 +11,8 @@ import pytest
 from oracles import krylov, outcome, symmetric, vector
 
 import ncg_optax as ncg
-from ncg_optax import Status, _tree
+from ncg_optax import Status
+from ncg_optax._utils import pytree
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -33,7 +34,7 @@ DIAGONAL = np.diag(1 / np.diag(SPD))
 def solve(
     a, b, damping=0.0, x0=None, m=None, radius=None, maxiter=50, tolerance=1e-11, **kw
 ):
-    return ncg.conjugate_gradient(
+    return ncg.solvers.conjugate_gradient(
         lambda v: a @ v,
         b,
         damping,
@@ -246,7 +247,7 @@ def test_a_product_that_turns_nan_ends_with_the_last_finite_iterate():
     a = np.array([[2.0, 1.0, 0.0], [1.0, 3.0, 1.0], [0.0, 1.0, 2.0]])
     b = np.array([1.0, 0.0, 0.0])
     turning = jax.jit(
-        lambda b: ncg.conjugate_gradient(
+        lambda b: ncg.solvers.conjugate_gradient(
             lambda v: jnp.where(v[1] != 0, jnp.nan, a @ v), b, maxiter=5, tolerance=0.0
         )
     )
@@ -288,7 +289,7 @@ def test_the_solve_does_not_know_the_scale(scale, spectrum):
 
     @jax.jit
     def jitted(a, b, damping, tolerance):
-        return ncg.conjugate_gradient(
+        return ncg.solvers.conjugate_gradient(
             lambda v: jnp.matmul(a, v, precision="highest"),
             b,
             damping,
@@ -331,7 +332,7 @@ def test_trees_of_mixed_dtypes():
     b = {"a": jnp.ones(2, jnp.float32), "b": jnp.ones(2, jnp.float64)}
     product = lambda v: {"a": d32 * v["a"], "b": d64 * v["b"]}  # noqa: E731
     result = jax.jit(
-        lambda b: ncg.conjugate_gradient(product, b, maxiter=4, tolerance=1e-6)
+        lambda b: ncg.solvers.conjugate_gradient(product, b, maxiter=4, tolerance=1e-6)
     )(b)
     assert [x.dtype for x in jax.tree.leaves(result.solution)] == ["float32", "float64"]
     assert result.residual.dtype == jnp.float64
@@ -342,9 +343,9 @@ def test_trees_of_mixed_dtypes():
 def test_products_in_bfloat16():
     a = jnp.asarray(SPD, jnp.bfloat16)
     like = jnp.zeros(6, jnp.bfloat16)
-    product = _tree.in_dtypes_of(like, lambda v: a @ v)
+    product = pytree.in_dtypes_of(like, lambda v: a @ v)
     result = jax.jit(
-        lambda b: ncg.conjugate_gradient(product, b, maxiter=12, tolerance=0.02)
+        lambda b: ncg.solvers.conjugate_gradient(product, b, maxiter=12, tolerance=0.02)
     )(jnp.asarray(RHS, jnp.float32))
     assert result.solution.dtype == jnp.float32
     exact = np.linalg.solve(np.asarray(a, np.float64), RHS)
@@ -564,7 +565,7 @@ def test_no_preconditioner_is_applied_to_the_last_residual(maxiter, iterations):
         return r / 2
 
     diagonal = jnp.arange(1.0, 7.0)
-    result = ncg.conjugate_gradient(
+    result = ncg.solvers.conjugate_gradient(
         lambda v: diagonal * v,
         jnp.ones(6),
         maxiter=maxiter,

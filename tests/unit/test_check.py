@@ -31,7 +31,7 @@ def test_a_semidefinite_matrix_passes(dtype):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_gauss_newton_passes(dtype):
     params, loss = tiny_net(jnp.dtype(dtype))
-    product = ncg.curvature_product(ncg.gauss_newton(), loss, params)
+    product = ncg.curvature.curvature_product(ncg.gauss_newton(), loss, params)
     ncg.check_operator(product, params, positive=True)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from oracles import symmetric, vector
 
-from ncg_optax import _cholesky
+from ncg_optax.solvers.residual_space import dense_solve as _cholesky
 
 pytestmark = pytest.mark.usefixtures("x64")
 

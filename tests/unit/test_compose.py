@@ -8,7 +8,7 @@ import pytest
 from oracles import as_matrix, make_step, symmetric, tiny_net, vector
 
 import ncg_optax as ncg
-from ncg_optax._solver import SampledProduct
+from ncg_optax.solvers.base import SampledProduct
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -37,7 +37,7 @@ def dense(function, state, damping, params):
 
 def diagonal(d):
     """A known diagonal, with a square root."""
-    return ncg.Preconditioner(
+    return ncg.preconditioners.Preconditioner(
         init=lambda params: (),
         update=lambda state, *_: (state, 0),
         apply=lambda state, r, lam: r / (d + lam),
@@ -109,7 +109,7 @@ def iterations(preconditioner):
     product = lambda v: BADLY_SCALED @ v  # noqa: E731
     state, _ = updated(preconditioner, product, jnp.zeros(N), damping)
     result = jax.jit(
-        lambda b: ncg.conjugate_gradient(
+        lambda b: ncg.solvers.conjugate_gradient(
             product,
             b,
             damping,

@@ -9,8 +9,8 @@ from jax.flatten_util import ravel_pytree
 from oracles import as_matrix, dense_gradient, dense_hessian, tiny_net
 
 import ncg_optax as ncg
-from ncg_optax import curvature_product as product_of
-from ncg_optax._loss import as_objective
+from ncg_optax.curvature import curvature_product as product_of
+from ncg_optax.losses.composite import as_objective
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -6,7 +6,7 @@ import pytest
 from oracles import outcome
 
 import ncg_optax as ncg
-from ncg_optax._damping import as_damping
+from ncg_optax.globalization.damping import as_damping
 
 RULE = dict(initial=1.0, decrease=0.25, increase=3.0, low=0.2, high=0.8)
 

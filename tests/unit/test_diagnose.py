@@ -156,7 +156,7 @@ def closes_over():
 
 
 def negative_preconditioner():
-    negative = ncg.Preconditioner(
+    negative = ncg.preconditioners.Preconditioner(
         init=lambda params: (),
         update=lambda state, *_: (state, 0),
         apply=lambda state, r, damping: -r,

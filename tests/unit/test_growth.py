@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import ncg_optax as ncg
-from ncg_optax import _growth
+from ncg_optax.curvature.sampling import growth as _growth
 
 DIAGONAL = jnp.array([1.0, 4.0])
 D = jnp.array([1.0, 0.5])  # d.Bd = 2
@@ -116,7 +116,9 @@ def test_the_step_that_disagrees_is_the_last_of_the_sample():
 def test_agreement_is_that_of_products_outside():
     updates, state = step_from(optimizer(grow_below=0.5))
     along = [
-        ncg.curvature_product(ncg.gauss_newton(), LOSS, START, x=X[::k], y=Y[::k])
+        ncg.curvature.curvature_product(
+            ncg.gauss_newton(), LOSS, START, x=X[::k], y=Y[::k]
+        )
         for k in (4, 1)
     ]
     sample, batch = (updates @ product(updates) for product in along)

@@ -101,7 +101,7 @@ def test_conjugate_gradients_take_fewer_iterations():
 
     def iterations(precondition=None):
         result = jax.jit(
-            lambda b: ncg.conjugate_gradient(
+            lambda b: ncg.solvers.conjugate_gradient(
                 lambda v: a @ v,
                 b,
                 maxiter=500,

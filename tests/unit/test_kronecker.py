@@ -9,8 +9,8 @@ from jax.flatten_util import ravel_pytree
 from oracles import assert_trees_close, assert_trees_equal, krylov, symmetric, vector
 
 import ncg_optax as ncg
-from ncg_optax import _tree
-from ncg_optax._solver import SampledProduct
+from ncg_optax._utils import pytree
+from ncg_optax.solvers.base import SampledProduct
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -306,7 +306,7 @@ def test_dead_inputs_are_divided_by_the_own_damping():
         image = of.apply(state, dead, 0.0)
         assert not image[0].any() and not image[2].any()
         live = of.apply(state, jnp.zeros((M, N)).at[0].set(1.0), 0.0)
-        return float(_tree.norm(image) / _tree.norm(dead)), live
+        return float(pytree.norm(image) / pytree.norm(dead)), live
 
     sizes = [stretch(own)[0] for own in (0.4, 0.04, 0.004)]
     # In units of the curvature, which is about 1, of the dead side alone.
@@ -471,12 +471,12 @@ def test_the_state_keeps_its_shapes_and_dtypes(dtype):
     start = KRONECKER.init(params)
     narrow = [{k: x for k, x in t.items() if k != "complex"} for t in start.factors]
     assert {x.dtype.name for x in jax.tree.leaves(narrow)} == {"float32"}
-    grads = _tree.widen(params)
+    grads = pytree.widen(params)
 
     def run(state, key):
         def body(state, key):
             # The transform widens the vectors that the product of narrow ones takes.
-            product = _tree.in_dtypes_of(params, lambda v: v)
+            product = pytree.in_dtypes_of(params, lambda v: v)
             return KRONECKER.update(state, product, grads, 0.0, key, 0)
 
         state, products = jax.lax.scan(body, state, jax.random.split(key, 4))
@@ -568,7 +568,7 @@ def test_conjugate_gradients_take_a_third_of_the_iterations():
         state, _ = preconditioner.update(
             preconditioner.init(params), product, params, damping, key, 0
         )
-        return ncg.conjugate_gradient(
+        return ncg.solvers.conjugate_gradient(
             product,
             unravel(b),
             damping,

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from oracles import rosenbrock
 
-from ncg_optax import _ladder
-from ncg_optax._ladder import Steps
-from ncg_optax._loss import as_objective
+from ncg_optax.losses.composite import as_objective
+from ncg_optax.solvers.residual_space import candidates as _ladder
+from ncg_optax.solvers.residual_space.candidates import Steps
 
 
 def choose(losses, reductions, bends=0.0, ratio=0.1, start=1.0):

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import ncg_optax as ncg
-from ncg_optax._linesearch import full_step, rounding_level, single_trial
+from ncg_optax.globalization.armijo import full_step, rounding_level, single_trial
 
 
 def search(along, slope, start=1.0, line_search=None, bend=1.0):

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import ncg_optax as ncg
-from ncg_optax._loss import as_objective, drop_aux, route, scalar_loss
+from ncg_optax.losses.composite import as_objective, drop_aux, route, scalar_loss
 
 EXTRA = {"x": 1, "y": 2, "value": 3, "grad": 4, "value_fn": 5}
 

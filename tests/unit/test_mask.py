@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ncg_optax import _mask
+from ncg_optax.step import mask as _mask
 
 TREE = {"body": {"w": jnp.ones((2, 2)), "b": jnp.zeros(2)}, "head": jnp.full(3, 5.0)}
 HEAD_ONLY = {"body": {"w": False, "b": False}, "head": True}

@@ -18,7 +18,7 @@ M = np.diag(1 / np.diag(SPD))
 # maxiter is only compared with: it may be traced, and one compilation serves all.
 @jax.jit
 def solve(a, b, damping=0.0, m=None, maxiter=50, tolerance=1e-11):
-    return ncg.minimum_residual(
+    return ncg.solvers.minimum_residual(
         lambda v: a @ v,
         b,
         damping,

@@ -8,7 +8,7 @@ import pytest
 from oracles import constant_preconditioner, krylov, outcome, symmetric, vector
 
 import ncg_optax as ncg
-from ncg_optax import _tree
+from ncg_optax._utils import pytree
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -19,20 +19,24 @@ RHS, D, LAST = vector(6), vector(6, seed=2), vector(6, seed=3)
 
 def given_solve(matvec, rhs, damping, precondition, state):
     """A solver whose direction is its state."""
-    ad = _tree.add_scaled(matvec(state), damping, state)
-    decrease = _tree.vdot(rhs, state) - 0.5 * _tree.vdot(state, ad)
+    ad = pytree.add_scaled(matvec(state), damping, state)
+    decrease = pytree.vdot(rhs, state) - 0.5 * pytree.vdot(state, ad)
     zero, none = jnp.zeros_like(decrease), jnp.zeros((), jnp.int32)
-    return ncg.CGResult(state, none, none, zero, decrease, zero, rhs, zero, none), state
+    return ncg.solvers.CGResult(
+        state, none, none, zero, decrease, zero, rhs, zero, none
+    ), state
 
 
-GIVEN = ncg.Solver(init=_tree.zeros_like, solve=given_solve, update=lambda s, _: s)
+GIVEN = ncg.solvers.Solver(
+    init=pytree.zeros_like, solve=given_solve, update=lambda s, _: s
+)
 
 
 @jax.jit
 def combine(a, b, d, last, damping=0.0, fault=0.0):
     """The combination of two given directions; ``fault`` spoils some products."""
     solver = ncg.quadratic_momentum(GIVEN)
-    state = ncg.QuadraticMomentumState(solver=d, step=last)
+    state = ncg.solvers.QuadraticMomentumState(solver=d, step=last)
     product = lambda v: a @ v + jnp.where(v[0] != 0, fault, 0)  # noqa: E731
     result, state = solver.solve(product, b, damping, None, state)
     return result, state.step
@@ -94,7 +98,7 @@ def test_a_damping_that_the_solver_chose_counts():
             return result._replace(damping=jnp.asarray(0.7)), state
 
         solver = ncg.quadratic_momentum(GIVEN._replace(solve=chosen))
-        state = ncg.QuadraticMomentumState(d, last)
+        state = ncg.solvers.QuadraticMomentumState(d, last)
         return solver.solve(lambda v: SPD @ v, b, 0.0, None, state)[0]
 
     result = solve(RHS, D, LAST)
@@ -114,7 +118,7 @@ def after_cg(last):
     state = inner.init(last)
     alone, _ = inner.solve(product, RHS, 0.3, None, state)
     together, _ = outer.solve(
-        product, RHS, 0.3, None, ncg.QuadraticMomentumState(state, last)
+        product, RHS, 0.3, None, ncg.solvers.QuadraticMomentumState(state, last)
     )
     return alone, together
 

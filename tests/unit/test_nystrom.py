@@ -85,7 +85,7 @@ def test_the_approximation_is_below_the_operator_and_near_it():
 
 def iterations(a, precondition=None):
     result = jax.jit(
-        lambda b: ncg.conjugate_gradient(
+        lambda b: ncg.solvers.conjugate_gradient(
             lambda v: a @ v,
             b,
             1e-5,

@@ -117,7 +117,9 @@ def test_pearlmutters_product_is_our_hessian_product():
         return lambda s: jax.grad(slope)(params, s)
 
     theirs = as_matrix(pearlmutter, params)
-    ours = as_matrix(lambda p: ncg.curvature_product(ncg.hessian(), loss, p), params)
+    ours = as_matrix(
+        lambda p: ncg.curvature.curvature_product(ncg.hessian(), loss, p), params
+    )
     np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-13)
     np.testing.assert_allclose(
         theirs, dense_hessian(loss, params), rtol=1e-10, atol=1e-13

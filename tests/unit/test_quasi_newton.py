@@ -7,18 +7,18 @@ import pytest
 from oracles import constant_preconditioner, krylov, symmetric, vector
 
 import ncg_optax as ncg
-from ncg_optax import _quasi_newton
+from ncg_optax.solvers import secant_pairs as _quasi_newton
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 SPD = symmetric(np.array([0.5, 1.0, 2.0, 3.0, 5.0, 8.0]))
 RHS = vector(6)
 M = np.diag(1 / np.diag(SPD))
-CAPTURED = ncg.Solver(
+CAPTURED = ncg.solvers.Solver(
     init=lambda params: (),
     # As its direction, what the preconditioner makes of the right-hand side.
     solve=lambda matvec, rhs, damping, precondition, state: (
-        ncg.conjugate_gradient(matvec, rhs, maxiter=1, tolerance=0.0)._replace(
+        ncg.solvers.conjugate_gradient(matvec, rhs, maxiter=1, tolerance=0.0)._replace(
             solution=precondition(rhs)
         ),
         state,
@@ -56,7 +56,7 @@ def random_pairs(number, memory_size=4, seed=0):
     s /= np.linalg.norm(s, axis=1, keepdims=True)
     s[: memory_size - number] = 0
     y = s @ SPD
-    return ncg.SecantPairs(*map(jnp.asarray, (s, y, np.sum(s * y, axis=1))))
+    return ncg.solvers.SecantPairs(*map(jnp.asarray, (s, y, np.sum(s * y, axis=1))))
 
 
 def dense(pairs, damping, m):

@@ -10,7 +10,7 @@ from oracles import flat, make_step, tiny_net, train
 
 import ncg_optax as ncg
 from ncg_optax import Status
-from ncg_optax._loss import as_objective
+from ncg_optax.losses.composite import as_objective
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -64,7 +64,7 @@ WEIGHTED = ncg.CompositeLoss(model, weighted)
 def _system(loss, params, data):
     """The dense Gauss-Newton matrix and the right-hand side."""
     bound = loss.bind(**data)
-    product = ncg.curvature_product(ncg.gauss_newton(), bound, params)
+    product = ncg.curvature.curvature_product(ncg.gauss_newton(), bound, params)
     vector, unravel = ravel_pytree(params)
     column = lambda e: ravel_pytree(product(unravel(e)))[0]  # noqa: E731
     gradient = ravel_pytree(jax.grad(bound)(params))[0]
@@ -375,8 +375,10 @@ def test_complex_parameters(examples):
     def by_conjugate_gradients(params):
         bound = loss.bind(**data)
         rhs = jax.tree.map(lambda g: -jnp.conj(g), jax.grad(bound)(params))
-        matvec = ncg.curvature_product(ncg.gauss_newton(), bound, params)
-        return ncg.conjugate_gradient(matvec, rhs, 0.1, maxiter=99, tolerance=1e-13)
+        matvec = ncg.curvature.curvature_product(ncg.gauss_newton(), bound, params)
+        return ncg.solvers.conjugate_gradient(
+            matvec, rhs, 0.1, maxiter=99, tolerance=1e-13
+        )
 
     result, _ = solve(loss, params, data, **fast)
     expected = flat(by_conjugate_gradients(params).solution)

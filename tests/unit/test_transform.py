@@ -137,7 +137,7 @@ def test_schedules_are_functions_of_the_step_count(what):
 def test_a_preconditioner_is_applied():
     with jax.enable_x64(True):
         diag = jnp.array([1.0, 1e2, 1e4, 1e6])
-        exact = ncg.Preconditioner(
+        exact = ncg.preconditioners.Preconditioner(
             init=lambda params: (),
             update=lambda state, *_: (state, 3),
             apply=lambda state, r, damping: r / (diag + damping),
@@ -348,9 +348,14 @@ def faulty(guarded):
 
 def damping_of(state):
     leaves = jax.tree.leaves(
-        state, is_leaf=lambda x: isinstance(x, ncg.LevenbergMarquardtState)
+        state,
+        is_leaf=lambda x: isinstance(x, ncg.globalization.LevenbergMarquardtState),
     )
-    return next(x.damping for x in leaves if isinstance(x, ncg.LevenbergMarquardtState))
+    return next(
+        x.damping
+        for x in leaves
+        if isinstance(x, ncg.globalization.LevenbergMarquardtState)
+    )
 
 
 @pytest.mark.parametrize("fault", FAULTS)

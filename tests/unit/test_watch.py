@@ -34,7 +34,7 @@ def an_info(**numbers):
     empty = ncg.get_info(ncg.newton_cg().init(jnp.ones(2)))
     given = empty._replace(**usual | numbers)
     arrays = [np.asarray(x, y.dtype) for x, y in zip(given, empty, strict=True)]
-    return ncg.NewtonCGInfo(*np.broadcast_arrays(*arrays))
+    return ncg.step.NewtonCGInfo(*np.broadcast_arrays(*arrays))
 
 
 def one(infos, k):
@@ -47,7 +47,7 @@ def one(infos, k):
 def test_to_dict_holds_every_number_as_a_float():
     info = an_info(loss=jnp.float32(1.25))
     numbers = watch.to_dict(info)
-    assert list(numbers) == list(ncg.NewtonCGInfo._fields)
+    assert list(numbers) == list(ncg.step.NewtonCGInfo._fields)
     assert {type(x) for x in numbers.values()} == {float}
     assert numbers["loss"] == 1.25 and numbers["status"] == float(Status.ACCEPTED)
     assert json.loads(json.dumps(numbers)) == numbers
@@ -59,7 +59,7 @@ def test_to_dict_takes_prefixes_words_and_states():
     assert all(name.startswith("newton/") for name in numbers)
     assert numbers["newton/status_name"] == "NOT_STARTED"
     assert numbers["newton/solver_status_name"] == "NOT_STARTED"
-    assert len(numbers) == len(ncg.NewtonCGInfo._fields) + 2
+    assert len(numbers) == len(ncg.step.NewtonCGInfo._fields) + 2
 
 
 def test_to_dict_is_one_transfer(monkeypatch):

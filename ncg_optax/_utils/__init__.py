@@ -1,0 +1,1 @@
+"""What every part uses: vector arithmetic, reductions, argument checks, statuses."""

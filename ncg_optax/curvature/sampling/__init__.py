@@ -1,0 +1,1 @@
+"""Which examples the curvature is computed on, and how many at a time."""

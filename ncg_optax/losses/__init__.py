@@ -1,0 +1,1 @@
+"""How a loss is given to the optimizer."""

@@ -1,0 +1,1 @@
+"""Exact damped Gauss-Newton steps by dense linear algebra."""

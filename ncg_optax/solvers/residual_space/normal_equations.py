@@ -1,0 +1,180 @@
+"""The damped Gauss-Newton system as a dense one in the smaller of two spaces.
+
+With ``A`` the weighted Jacobian (see :mod:`ncg_optax.solvers.residual_space.weighted_jacobian`) and the right
+hand side written as ``b = -A^T q + r``::
+
+  (A^T A + damping I) d = b                               in parameter space
+  (A A^T + damping I) y = -q - A r / damping,
+                      d = A^T y + r / damping             in residual space
+
+The second is Woodbury's identity. ``r`` is what of ``b`` is no combination of rows:
+nothing, for the gradient of a squared loss.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from ncg_optax._utils import pytree
+from ncg_optax.solvers.residual_space.weighted_jacobian import WeightedJacobian
+
+PyTree = Any
+
+
+class System(NamedTuple):
+    """The normal equations in one of the two spaces, ``m`` its dimension.
+
+    With a previous direction ``p``, scaled by the momentum, it is ``d - p`` that solves
+    the damped system: its right-hand side is ``b - A^T A p``.
+
+    Attributes:
+      gram: ``A A^T`` or ``A^T A``, shape=(m, m).
+      target: ``target(damping)``, the right-hand side in this space, shape=(m,).
+      lift: ``lift(y, damping)``, from there to a direction.
+      product: ``v -> A^T A v``.
+      bend: ``v -> |A v|^2``.
+    """
+
+    gram: jax.Array
+    target: Callable[[jax.Array], jax.Array]
+    lift: Callable[[jax.Array, jax.Array], PyTree]
+    product: Callable[[PyTree], PyTree]
+    bend: Callable[[PyTree], jax.Array]
+
+
+def normal_equations(
+    jac: WeightedJacobian,
+    b: PyTree,
+    previous: PyTree | None,
+    max_size: int,
+    chunk: int,
+) -> System:
+    """The system in the smaller of the two spaces.
+
+    Args:
+      jac: the weighted Jacobian.
+      b: the right-hand side, a real vector.
+      previous: the last direction times the momentum, or None.
+      max_size: largest dimension.
+      chunk: rows of the Jacobian that are computed at once.
+
+    Raises:
+      ValueError: if both spaces are larger than ``max_size``.
+    """
+    parameters = sum(x.size for x in jax.tree.leaves(b))
+    residuals = jac.residuals
+    smaller = min(parameters, residuals)
+    if smaller > max_size:
+        gigabytes = smaller**2 * pytree.scalar_dtype(b).itemsize / 2**30
+        raise ValueError(
+            f"residual_space: {residuals} residuals and {parameters} parameters are "
+            f"too many, the smaller space has a matrix of {smaller} x {smaller} "
+            f"numbers, {gigabytes:.1f} GB. Use cg(), a smaller batch, or raise "
+            f"max_size={max_size} if there is the memory."
+        )
+    if residuals <= parameters:
+        return _in_residual_space(jac, b, previous, chunk)
+    return _in_parameter_space(jac, b, previous, chunk)
+
+
+def _in_residual_space(
+    jac: WeightedJacobian, b: PyTree, previous: PyTree | None, chunk: int
+) -> System:
+    a = jac.rows(chunk)
+    q = -jac.target
+    gram = pytree.gram(a)
+    noise = jnp.vdot(jnp.sqrt(jnp.diagonal(gram)), jnp.abs(q))
+    factor, rest = _split(b, pytree.combine_rows(q, a), jac.rest, noise)
+    q = factor * q
+    if previous is not None:
+        q = q - pytree.rows_times(a, previous)
+    a_rest = pytree.rows_times(a, rest)
+
+    def lift(y, damping):
+        d = pytree.add_scaled(pytree.combine_rows(y, a), _inverse(damping), rest)
+        return d if previous is None else pytree.add_scaled(d, 1.0, previous)
+
+    return System(
+        gram=gram,
+        target=lambda damping: q - _inverse(damping) * a_rest,
+        lift=lift,
+        product=lambda v: pytree.combine_rows(pytree.rows_times(a, v), a),
+        bend=lambda v: jnp.sum(jnp.square(pytree.rows_times(a, v))),
+    )
+
+
+def _in_parameter_space(
+    jac: WeightedJacobian, b: PyTree, previous: PyTree | None, chunk: int
+) -> System:
+    vector, unravel = ravel_pytree(b)
+    size, dtype = vector.size, vector.dtype
+
+    def ravel(tree):
+        return ravel_pytree(tree)[0]
+
+    def fold(carry, rows, targets):
+        gram, inside, noise = carry
+        a, q = jax.vmap(ravel)(rows).astype(dtype), targets.astype(dtype)
+        lengths = jnp.linalg.norm(a, axis=1)
+        return gram + a.T @ a, inside - a.T @ q, noise + lengths @ jnp.abs(q)
+
+    carry = tuple(jnp.zeros(shape, dtype) for shape in ((size, size), size, ()))
+    gram, inside, noise = jac.fold_rows(fold, carry, chunk)
+    factor, rest = _split(b, unravel(inside), jac.rest, noise)
+    target = factor * inside + ravel(rest)
+
+    def damped_target(damping):
+        # For d itself, not for d - previous.
+        return target if previous is None else target + damping * ravel(previous)
+
+    return System(
+        gram=gram,
+        target=damped_target,
+        lift=lambda y, damping: unravel(y),
+        product=lambda v: unravel(gram @ ravel(v)),
+        bend=lambda v: jnp.vdot(ravel(v), gram @ ravel(v)),
+    )
+
+
+def _inverse(damping: jax.Array) -> jax.Array:
+    """``1 / damping``; 0 for no damping, which gives the step of least norm."""
+    return jnp.where(damping > 0, 1 / jnp.where(damping > 0, damping, 1), 0)
+
+
+def _split(
+    b: PyTree, inside: PyTree, outside: PyTree, noise: jax.Array
+) -> tuple[jax.Array, PyTree]:
+    """``(factor, rest)`` with ``b = factor * inside + rest``.
+
+    ``inside - outside`` is the negative gradient of the loss that the rows belong to.
+    What ``b`` differs from it by rounding (that of the user's gradient, which may come
+    from bfloat16 or TF32 products) is dropped: along directions that the rows do not
+    span it would be divided by the damping. A ``b`` that was clipped as a whole is
+    still combined of rows.
+
+    Args:
+      b: the right-hand side.
+      inside: ``-A^T q``.
+      outside: the gradient's part that is no combination of rows.
+      noise: ``sum_i |a_i| |q_i|`` over the rows, in units of whose rounding ``inside``
+        is known. (``|A| |q|`` would be too much: a confident mistake of a classifier
+        has a tiny row and a huge residual.)
+    """
+    eps = jnp.finfo(pytree.scalar_dtype(b)).eps
+    own = pytree.add_scaled(inside, -1.0, outside)
+
+    def remainder(factor):
+        extra = pytree.add_scaled(b, -factor, own)
+        level = eps**0.25 * pytree.norm(own) + 100 * eps * noise
+        return extra, pytree.norm(extra) > jnp.abs(factor) * level
+
+    differs = remainder(1.0)[1]
+    length2 = pytree.vdot(own, own)
+    fitted = pytree.vdot(b, own) / jnp.where(length2 > 0, length2, 1)
+    factor = jnp.where(differs & (length2 > 0), fitted, 1)
+    extra, differs = remainder(factor)
+    extra = pytree.where(differs, extra, pytree.zeros_like(extra))
+    return factor, pytree.add_scaled(extra, -factor, outside)

@@ -1,0 +1,106 @@
+"""Trust-region conjugate gradients: Steihaug's method."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ncg_optax._utils import pytree, validate
+from ncg_optax.solvers.base import Solver
+from ncg_optax.solvers.cg import conjugate_gradient
+from ncg_optax.solvers.tolerance import Forcing, tolerance_rule
+
+
+class SteihaugState(NamedTuple):
+    """State of :func:`steihaug`.
+
+    Attributes:
+      radius: of the trust region, in units of the parameters, shape=().
+      length: of the last solution, in the same norm, shape=().
+      forcing: a :class:`Forcing`, or None with a fixed tolerance.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> state = ncg.steihaug(radius=0.5).init(jnp.zeros(2))
+      >>> print(state.radius)
+      0.5
+    """
+
+    radius: jax.Array
+    length: jax.Array
+    forcing: Forcing | None
+
+
+def steihaug(
+    maxiter: int = 200,
+    rtol: float = 0.1,
+    radius: float = 1.0,
+    max_radius: float = 1e3,
+    forcing: str | None = "eisenstat_walker",
+) -> Solver:
+    r"""Trust-region conjugate gradients with the radius in the state.
+
+    Minimises the model within :math:`|d| \le \Delta`: the solve ends on the boundary
+    where it would leave it, or along the first direction of negative curvature
+    (Steihaug 1983; Nocedal and Wright 2006, algorithms 7.2 and 4.1). The radius
+    becomes a quarter of the step's length if the reduction ratio is below 1/4, and is
+    doubled if it is above 3/4 and the step was on the boundary. Lengths are in the norm
+    of ``M^-1`` if there is a preconditioner ``M``. Use it with ``damping=0.0`` and
+    ``linesearch=None``: one globalisation is enough.
+
+    Args:
+      maxiter: largest number of iterations, that is of products.
+      rtol: relative tolerance on the residual; with ``forcing`` the largest one.
+      radius: the first radius, in units of the parameters.
+      max_radius: the largest one.
+      forcing: as for :func:`cg`.
+
+    Returns:
+      A :class:`Solver`.
+
+    Raises:
+      TypeError: if a setting is not a number, or ``maxiter`` not an integer.
+      ValueError: if a setting is out of range or NaN.
+
+    Examples:
+      >>> import ncg_optax as ncg
+      >>> tx = ncg.newton_cg(solver=ncg.steihaug(), damping=0.0, linesearch=None)
+    """
+    validate.integer("steihaug: maxiter", maxiter, low=1)
+    rule = tolerance_rule("steihaug", rtol, forcing)
+    validate.number("steihaug: radius", radius, low=0.0, low_open=True)
+    validate.number("steihaug: max_radius", max_radius, low=0.0, low_open=True)
+
+    def init(params):
+        dtype = pytree.scalar_dtype(params)
+        return SteihaugState(
+            radius=jnp.asarray(radius, dtype),
+            length=jnp.zeros((), dtype),
+            forcing=rule.init(dtype),
+        )
+
+    def solve(matvec, rhs, damping, precondition, state):
+        norm = pytree.norm(rhs)
+        eta, new_forcing = rule.next(state.forcing, norm)
+        result = conjugate_gradient(
+            matvec,
+            rhs,
+            damping,
+            maxiter=maxiter,
+            tolerance=eta * norm,
+            precondition=precondition,
+            radius=state.radius,
+        )
+        return result, state._replace(length=result.length, forcing=new_forcing)
+
+    def update(state, outcome):
+        good = outcome.ratio_at_least(0.75) & (state.length > 0.99 * state.radius)
+        bad = jnp.logical_not(outcome.ratio_at_least(0.25))
+        grown = jnp.minimum(2 * state.radius, max_radius)
+        radius = jnp.where(good, grown, state.radius)
+        # A failed solve has no length: its radius shrinks from what it was.
+        length = jnp.where(state.length > 0, state.length, state.radius)
+        return state._replace(radius=jnp.where(bad, length / 4, radius))
+
+    return Solver(init, solve, update, needs_outcome=True)
