@@ -16,7 +16,7 @@ from ncg_optax import parallel as parallel
 from ncg_optax._utils.reductions import value_and_grad
 from ncg_optax._utils.status import Status, explain
 from ncg_optax.curvature.gauss_newton import empirical_fisher, gauss_newton, hessian
-from ncg_optax.curvature.sampling.every_kth import sampling
+from ncg_optax.curvature.sampling.settings import sampling
 from ncg_optax.diagnostics.check_operator import check_operator
 from ncg_optax.diagnostics.diagnose import diagnose
 from ncg_optax.globalization.armijo import armijo, safeguard

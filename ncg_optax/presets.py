@@ -7,7 +7,7 @@ import optax
 
 from ncg_optax._utils import validate
 from ncg_optax.curvature.gauss_newton import Curvature, gauss_newton, hessian
-from ncg_optax.curvature.sampling.every_kth import Sampling, sampling
+from ncg_optax.curvature.sampling.settings import Sampling, sampling
 from ncg_optax.globalization.armijo import LineSearch, armijo, safeguard
 from ncg_optax.globalization.damping import Damping, levenberg_marquardt
 from ncg_optax.preconditioners.base import Preconditioner

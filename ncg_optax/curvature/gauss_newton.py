@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from ncg_optax._utils import pytree, validate
 from ncg_optax._utils.reductions import reduced_axes_size
-from ncg_optax.losses.composite import Objective, as_objective
+from ncg_optax.losses.objective import Objective, as_objective
 
 PyTree = Any
 Matvec = Callable[[PyTree], PyTree]

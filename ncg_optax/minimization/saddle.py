@@ -9,7 +9,7 @@ from ncg_optax._utils import pytree
 from ncg_optax._utils.status import Status
 from ncg_optax.curvature.gauss_newton import hessian
 from ncg_optax.globalization.armijo import SearchResult, armijo
-from ncg_optax.losses.composite import Objective
+from ncg_optax.losses.objective import Objective
 from ncg_optax.solvers.cg import conjugate_gradient
 
 PyTree = Any

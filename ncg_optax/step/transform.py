@@ -20,9 +20,11 @@ import optax
 from ncg_optax._utils import pytree, reductions, validate
 from ncg_optax._utils.status import Status
 from ncg_optax.curvature.gauss_newton import Curvature, hessian
-from ncg_optax.curvature.sampling import every_kth as _batches
+from ncg_optax.curvature.sampling import every_kth as _every_kth
 from ncg_optax.curvature.sampling import growth as _growth
-from ncg_optax.curvature.sampling.every_kth import Sample, Sampling, sampling
+from ncg_optax.curvature.sampling import microbatches as _microbatches
+from ncg_optax.curvature.sampling.every_kth import Sample
+from ncg_optax.curvature.sampling.settings import Sampling, sampling
 from ncg_optax.globalization.armijo import (
     LineSearch,
     SearchResult,
@@ -33,7 +35,7 @@ from ncg_optax.globalization.armijo import (
     single_trial,
 )
 from ncg_optax.globalization.damping import Damping, as_damping, levenberg_marquardt
-from ncg_optax.losses.composite import as_objective
+from ncg_optax.losses.objective import as_objective
 from ncg_optax.preconditioners.base import Preconditioner, identity
 from ncg_optax.solvers.base import CGResult, Operator, Outcome, SampledProduct, Solver
 from ncg_optax.solvers.cg import cg
@@ -250,7 +252,7 @@ def scale_by_newton_cg(
     # A solver that works on the loss itself has that of the sample for good.
     grow_below = None if solver.needs_objective else sampling.grow_below
     microbatch_size = sampling.microbatch_size
-    curvature = _batches.curvature_in_microbatches(curvature, microbatch_size)
+    curvature = _microbatches.curvature_in_microbatches(curvature, microbatch_size)
     damping = as_damping(damping)
     preconditioner = preconditioner or identity()
     if linesearch is None:
@@ -271,7 +273,7 @@ def scale_by_newton_cg(
             damping=damping.init(dtype),
             solver=solver.init(trained),
             preconditioner=preconditioner.init(trained),
-            sample=_growth.first(grow_below, dtype),
+            sample=_growth.first_state(grow_below, dtype),
             info=first_info(dtype),
         )
         # No two leaves may share memory: a jitted step could not donate the state.
@@ -310,7 +312,7 @@ def scale_by_newton_cg(
             )
             return SampledProduct(pytree.in_dtypes_of(trained, product), share)
 
-        sample = _batches.curvature_sample(
+        sample = _every_kth.curvature_sample(
             objective, varying, curvature_batch, sampling, state.count
         )
         sample_loss, of_sample = curvature.linearize(sample.objective, varying)
@@ -323,11 +325,11 @@ def scale_by_newton_cg(
             batch_loss, of_batch = curvature.linearize(objective, varying)
             batch_matvec = operator(batch_loss, of_batch, 1.0)
             share = jnp.where(state.sample.grown, 1, sample.share)
-            either = _growth.either(state.sample, of_batch, of_sample)
+            either = _growth.sample_or_batch_product(state.sample, of_sample, of_batch)
             matvec = operator(sample_loss, either, share)
 
         # The loss itself, always on the whole batch.
-        value_at = _batches.in_microbatches(objective, microbatch_size).value
+        value_at = _microbatches.in_microbatches(objective, microbatch_size).value
         whole = sample.objective is objective
         if is_reduced:
             loss = objective.reduced_value.astype(dtype)
@@ -344,7 +346,7 @@ def scale_by_newton_cg(
         lam = jnp.asarray(lam, dtype)
 
         # The preconditioner, which may do with fewer examples than the solver.
-        few = _batches.every_kth(
+        few = _every_kth.every_kth(
             objective,
             varying,
             preconditioner.fraction,
@@ -385,7 +387,7 @@ def scale_by_newton_cg(
         # Whether the curvature of the sample is that of the batch, along it.
         sample_state, looks = state.sample, 0
         if grows:
-            sample_state, looks = _growth.look(
+            sample_state, looks = _growth.measure_agreement(
                 state.sample,
                 state.count,
                 direction.d,
@@ -399,7 +401,7 @@ def scale_by_newton_cg(
         tried, offset = Sample(objective, 1.0), 0
         if linesearch.on_sample and not whole:
             tried, offset = sample, loss - reductions.mean(sample_loss, axes)
-        tried_at = _batches.in_microbatches(tried.objective, microbatch_size).value
+        tried_at = _microbatches.in_microbatches(tried.objective, microbatch_size).value
 
         def loss_at(step):
             moved = pytree.add_scaled(pytree.widen(trained), step, direction.d)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from oracles import rosenbrock
 
-from ncg_optax.losses.composite import as_objective
+from ncg_optax.losses.objective import as_objective
 from ncg_optax.solvers.residual_space import candidates as _ladder
 from ncg_optax.solvers.residual_space.candidates import Steps
 

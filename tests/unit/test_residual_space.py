@@ -10,7 +10,7 @@ from oracles import flat, make_step, tiny_net, train
 
 import ncg_optax as ncg
 from ncg_optax import Status
-from ncg_optax.losses.composite import as_objective
+from ncg_optax.losses.objective import as_objective
 
 pytestmark = pytest.mark.usefixtures("x64")
 

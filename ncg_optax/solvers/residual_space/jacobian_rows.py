@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ncg_optax._utils import pytree, reductions
-from ncg_optax.losses.composite import Objective
+from ncg_optax.losses.objective import Objective
 from ncg_optax.solvers.residual_space.loss_hessian import Group
 
 PyTree = Any
@@ -70,7 +70,7 @@ def per_example_route(
             else (leaf[:1] if length(leaf) in lengths else leaf)
             for leaf in leaves
         ]
-        return objective.on(treedef.unflatten(cut)).model(params)
+        return objective.with_data(treedef.unflatten(cut)).model(params)
 
     def pull(cotangents, item):
         flat, pullback = jax.vjp(
@@ -81,7 +81,7 @@ def per_example_route(
         )
 
     items = [jnp.asarray(leaf) for leaf in leaves if length(leaf) == group.examples]
-    if not items or objective.on is None:
+    if not items:
         return None
     try:
         one = jax.eval_shape(outputs_of_one, params, [x[0] for x in items])

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ncg_optax._utils import reductions
-from ncg_optax.losses.composite import Objective
+from ncg_optax.losses.objective import Objective
 
 PyTree = Any
 

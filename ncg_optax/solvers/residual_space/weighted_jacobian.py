@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ncg_optax._utils import pytree, reductions
-from ncg_optax.losses.composite import Objective
+from ncg_optax.losses.objective import Objective
 from ncg_optax.solvers.residual_space import jacobian_rows as _jacobian
 from ncg_optax.solvers.residual_space.jacobian_rows import Route
 from ncg_optax.solvers.residual_space.loss_hessian import (
