@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ncg_optax.curvature.gauss_newton import Curvature
+from ncg_optax.curvature.base import Curvature
 from ncg_optax.curvature.sampling.examples import (
     map_examples,
     number_of_examples,
