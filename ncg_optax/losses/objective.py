@@ -44,6 +44,22 @@ class Objective(NamedTuple):
     reduced_value: jax.Array | None = None
     product_dtype: Any = None
 
+    def model_and_loss(
+        self, who: str
+    ) -> tuple[Callable[[PyTree], PyTree], Callable[[PyTree], jax.Array]]:
+        """``model`` and ``loss`` of a composite loss, which ``who`` needs.
+
+        Raises:
+          TypeError: if the loss is a plain function.
+        """
+        if self.model is None or self.loss is None:
+            raise TypeError(
+                f"{who} needs to see where the network ends and the loss begins: pass "
+                "value_fn=ncg_optax.CompositeLoss(model_fn, loss_fn) (or its "
+                ".bind(...)), not a plain function."
+            )
+        return self.model, self.loss
+
     def restricted(self, embed: Callable[[PyTree], PyTree]) -> "Objective":
         """The same loss as a function of ``p``, at the parameters ``embed(p)``."""
         model = self.model

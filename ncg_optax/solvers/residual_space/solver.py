@@ -2,10 +2,10 @@
 
 One solve, from top to bottom::
 
-  params, loss -> weighted_jacobian -> the loss at the outputs, the way to the rows
-  its rows, -g -> normal_equations -> a dense system in the smaller space
-  dampings -> Cholesky factorisations -> a step for each
-  steps -> true losses -> the largest step that keeps its promise
+  params, loss -> weighted_jacobian -> loss Hessian, how to compute the rows
+  rows, -g -> normal_equations -> a dense system in the smaller space
+  dampings -> solve_for_dampings -> a step for each
+  steps -> choose_step -> the largest step whose reduction ratio passes
 """
 
 import dataclasses
@@ -18,9 +18,16 @@ from ncg_optax._utils import pytree, reductions, validate
 from ncg_optax._utils.status import Status, first_match
 from ncg_optax.globalization.base import Outcome
 from ncg_optax.solvers.base import DirectSolver, Model, SolverResult
-from ncg_optax.solvers.residual_space import candidates as _ladder
-from ncg_optax.solvers.residual_space.candidates import Steps
-from ncg_optax.solvers.residual_space.dense_solve import solve_ladder, solve_shifted
+from ncg_optax.solvers.residual_space.candidates import (
+    Steps,
+    choose_step,
+    geometric_dampings,
+    loss_after_step,
+)
+from ncg_optax.solvers.residual_space.dense_solve import (
+    solve_for_dampings,
+    solve_shifted,
+)
 from ncg_optax.solvers.residual_space.normal_equations import System, normal_equations
 from ncg_optax.solvers.residual_space.weighted_jacobian import (
     UNKNOWN,
@@ -36,20 +43,21 @@ class ResidualSpaceState(NamedTuple):
     Attributes:
       damping: the last lambda of the ladder, 0 before the first; shape=().
       direction: the last direction, for the momentum; None without.
-      route: how the rows of the Jacobian are computed, found out at the first step:
-        0 not known yet, 1 example by example, 2 over the whole batch; int32, shape=().
+      jacobian_mode: how the rows of the Jacobian are computed, determined at the first
+        step: 0 not known yet, 1 example by example, 2 over the whole batch; int32,
+        shape=().
 
     Examples:
       >>> import jax.numpy as jnp
       >>> import ncg_optax as ncg
       >>> state = ncg.residual_space().init(jnp.zeros(2))
-      >>> print(state.damping, state.direction, state.route)
+      >>> print(state.damping, state.direction, state.jacobian_mode)
       0.0 None 0
     """
 
     damping: jax.Array
     direction: PyTree | None
-    route: jax.Array
+    jacobian_mode: jax.Array
 
 
 OPTIONS = ("auto", "per_example", "whole_batch")
@@ -189,7 +197,7 @@ class residual_space(DirectSolver):
         return ResidualSpaceState(
             damping=jnp.zeros((), pytree.scalar_dtype(params)),
             direction=pytree.widened_zeros_like(params) if self.momentum else None,
-            route=jnp.asarray(UNKNOWN, jnp.int32),
+            jacobian_mode=jnp.asarray(UNKNOWN, jnp.int32),
         )
 
     def solve(
@@ -212,7 +220,7 @@ class residual_space(DirectSolver):
             previous = pytree.scale(pytree.as_real(state.direction), self.momentum)
         params = reductions.to_varying(model.params, objective.axes)
         jac = weighted_jacobian(
-            objective, params, state.route, self.jacobian, self.chunk
+            objective, params, state.jacobian_mode, self.jacobian, self.chunk
         )
         system = normal_equations(jac, b, previous, self.max_size, self.chunk)
 
@@ -222,16 +230,16 @@ class residual_space(DirectSolver):
             step, passed = _step(system, b, y, lam), True
         else:
             centre = _centre(system.gram, b, state.damping, model.damping)
-            lams = _ladder.rungs(centre, self.ladder, self.spread)
-            lams, ys = solve_ladder(
+            lams = geometric_dampings(centre, self.ladder, self.spread)
+            lams, ys = solve_for_dampings(
                 system.gram,
                 lams.astype(state.damping.dtype),
                 system.target,
                 self.spread**2,
             )
             steps = jax.vmap(lambda y, lam: _step(system, b, y, lam))(ys, lams)
-            loss_at = _ladder.loss_along(objective, params, like=rhs)
-            step, passed = _ladder.choose(steps, loss_at, self.ratio)
+            loss_at = loss_after_step(objective, params, like=rhs)
+            step, passed = choose_step(steps, loss_at, self.ratio)
 
         result = _result(system, step, rhs)._replace(products=jac.products)
         direction = None
@@ -240,7 +248,7 @@ class residual_space(DirectSolver):
             # not taken.
             kept = passed & (step.slope > 0)
             direction = pytree.scale(result.solution, jnp.where(kept, 1, 0))
-        new_state = ResidualSpaceState(state.damping, direction, jac.route)
+        new_state = ResidualSpaceState(state.damping, direction, jac.mode)
         if self.ladder is None:
             return result, new_state
         # Without a gradient all steps pass, which says nothing about the damping.
@@ -275,7 +283,7 @@ def _centre(gram: jax.Array, b: PyTree, last: jax.Array, given: jax.Array) -> ja
 
 def _step(system: System, b: PyTree, y: jax.Array, damping: jax.Array) -> Steps:
     """The step that the solution ``y`` of the dense system stands for."""
-    d = system.lift(y, damping)
+    d = system.to_direction(y, damping)
     return Steps(d, damping, slope=pytree.vdot(b, d), bend=system.bend(d))
 
 
