@@ -29,12 +29,18 @@ class Part(Protocol):
             cls.__repr__ = Part.__repr__
 
     def __repr__(self) -> str:
-        changed = [
-            f"{field.name}={_short(getattr(self, field.name))}"
-            for field in dataclasses.fields(self)  # type: ignore[arg-type]
-            if field.repr and not _is_default(field, getattr(self, field.name))
+        fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
+        shown = [
+            _short(value) if _is_required(field) else f"{field.name}={_short(value)}"
+            for field in fields
+            if not _is_default(field, value := getattr(self, field.name))
         ]
-        return f"{type(self).__name__}({', '.join(changed)})"
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
 
 
 def _is_default(field: dataclasses.Field, value: Any) -> bool:

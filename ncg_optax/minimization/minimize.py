@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ncg_optax._utils import pytree, validate
-from ncg_optax._utils.status import Status
+from ncg_optax._utils.status import Status, first_match
 from ncg_optax.losses.objective import Objective, as_objective
 from ncg_optax.minimization.saddle import leave_saddle
 from ncg_optax.presets import newton_cg
@@ -205,10 +205,10 @@ def _start(settings: _Settings, objective: Objective, params: PyTree) -> _Loop:
         idle=zero,
         k=zero,
         cost=_Cost(zero, zero, jnp.ones_like(norm)),
-        status=_first_true(
+        status=first_match(
             (no_steps, Status.MAX_STEPS),
             (~finite, Status.DIVERGED),
-            default=Status.RUNNING,
+            otherwise=Status.RUNNING,
         ),
     )
 
@@ -263,8 +263,8 @@ def _check_minimum(settings: _Settings, objective: Objective, loop: _Loop) -> _L
     )
     new = _advance(settings, loop, params, loop.state, value, grads, cost)
     return new._replace(
-        status=_first_true(
-            (moved, new.status), (lower, Status.MAX_STEPS), default=found.status
+        status=first_match(
+            (moved, new.status), (lower, Status.MAX_STEPS), otherwise=found.status
         ),
         k=jnp.where(moved, new.k, loop.k),
         idle=jnp.zeros_like(loop.idle),
@@ -308,23 +308,16 @@ def _advance(
         idle=idle,
         k=k,
         cost=cost,
-        status=_first_true(
+        status=first_match(
             (~(jnp.isfinite(value) & jnp.isfinite(norm)), Status.DIVERGED),
             # The next iteration checks the curvature.
             (norm <= settings.gtol, Status.RUNNING),
             (flat & (settings.ftol > 0), Status.CONVERGED_VALUE),
             (idle >= PATIENCE, Status.STALLED),
             (k >= settings.maxiter, Status.MAX_STEPS),
-            default=Status.RUNNING,
+            otherwise=Status.RUNNING,
         ),
     )
-
-
-def _first_true(*cases: tuple[Any, Any], default: Any) -> jax.Array:
-    """The status of the first case whose condition holds, int32."""
-    conditions, statuses = zip(*cases, strict=True)
-    codes = [jnp.asarray(status, jnp.int32) for status in statuses]
-    return jnp.select(list(conditions), codes, jnp.asarray(default, jnp.int32))
 
 
 def _largest_entry(grads: PyTree, params: PyTree) -> jax.Array:

@@ -202,18 +202,24 @@ def test_a_fraction_costs_its_share_and_keeps_the_loss_of_the_batch(examples, at
 def test_a_search_on_the_sample_sees_its_rise_added_to_the_loss_of_the_batch():
     loss = composite(2048)
 
-    def search(loss_at, value, slope, bend):
-        full = jnp.ones((), value.dtype)
-        return ncg.globalization.SearchResult(
-            full, loss_at(full), jnp.array(1), jnp.array(True)
-        )
+    class FullStep(ncg.globalization.LineSearch):
+        def __init__(self, on_sample):
+            self.on_sample = on_sample
+
+        def search(self, line):
+            full = jnp.ones((), line.loss.dtype)
+            loss_at = line.sample_loss_at if self.on_sample else line.loss_at
+            share = line.sample_share if self.on_sample else 1.0
+            return ncg.globalization.SearchResult(
+                full, loss_at(full), jnp.array(1), jnp.array(True), share
+            )
 
     infos = []
     for on_sample in (True, False):
         tx = ncg.newton_cg(
             curvature=ncg.gauss_newton(),
             sampling=ncg.sampling(0.25),
-            linesearch=ncg.globalization.LineSearch(search, on_sample),
+            linesearch=FullStep(on_sample),
         )
         updates, state = updates_of(tx, loss)
         infos.append(ncg.get_info(state))

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
-from oracles import flat, make_step, tiny_net, train
+from oracles import flat, make_step, solve_model, tiny_net, train
 
 import ncg_optax as ncg
 from ncg_optax import Status
@@ -82,8 +82,8 @@ def _run(solver, loss, params, data, rhs, damping, state):
         rhs = jax.tree.map(lambda g: -jnp.conj(g), jax.grad(bound)(params))
     state = solver.init(params) if state is None else state
     objective = as_objective(bound, {})
-    return solver.solve(
-        None, rhs, damping, None, state, objective=objective, params=params
+    return solve_model(
+        solver, None, rhs, damping, None, state, objective=objective, params=params
     )
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ncg_optax._utils import pytree, reductions
-from ncg_optax.globalization.armijo import rounding_level
+from ncg_optax.globalization.base import rounding_level
 from ncg_optax.losses.objective import Objective
 
 PyTree = Any
