@@ -12,7 +12,7 @@ from rich.progress import track
 
 from benchmarks.datasets import archives
 from benchmarks.scenarios._base import Batch, Params, Scenario
-from benchmarks.schedules import noam
+from benchmarks.training.schedules import noam
 
 
 class Pretraining(NamedTuple):

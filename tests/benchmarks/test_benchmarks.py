@@ -12,9 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 import ncg_optax as ncg
-from benchmarks import cost, plots, records, report
-from benchmarks.cli import QUICK_BUDGET, app
-from benchmarks.contenders import (
+from benchmarks.commands import QUICK_BUDGET, app
+from benchmarks.peers.registry import (
     CONTENDERS,
     SCHEDULES,
     Problem,
@@ -22,6 +21,9 @@ from benchmarks.contenders import (
     _plan,
     _walk,
 )
+from benchmarks.reports import curves as plots
+from benchmarks.reports import records
+from benchmarks.reports import tables as report
 from benchmarks.scenarios import SCENARIOS, Scenario
 from benchmarks.scenarios._base import PosterSettings
 from benchmarks.scenarios._networks import (
@@ -30,8 +32,9 @@ from benchmarks.scenarios._networks import (
     initialiser,
     r_squared,
 )
-from benchmarks.training import compile_method, train
-from benchmarks.tuning import rows, search
+from benchmarks.training import cost
+from benchmarks.training.run import compile_method, train
+from benchmarks.training.tuning import rows, search
 
 RUNNER = CliRunner()
 WIDE = {"COLUMNS": "300", "TERM": "dumb", "NO_COLOR": "1"}

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from benchmarks import datasets
-from benchmarks.contenders import CONTENDERS
 from benchmarks.datasets import archives
+from benchmarks.peers.registry import CONTENDERS
 from benchmarks.scenarios import (
     SCENARIOS,
     _batch_norm,

@@ -11,16 +11,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
-from benchmarks import (
-    plots,
-    poster,
-    poster_plots,
-    poster_report,
-    poster_scaling,
-    records,
-    report,
-)
-from benchmarks.cli import app
+from benchmarks.commands import app
+from benchmarks.reports import curves as plots
+from benchmarks.reports import poster, poster_scaling, records
+from benchmarks.reports import poster_figure as poster_plots
+from benchmarks.reports import poster_tables as poster_report
+from benchmarks.reports import tables as report
 
 RUNNER = CliRunner()
 BUDGET = 10.0

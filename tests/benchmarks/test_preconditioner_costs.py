@@ -12,9 +12,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import ncg_optax as ncg
-from benchmarks import cost, preconditioners
-from benchmarks.cli import app
-from benchmarks.preconditioners import CANDIDATES, Cost, Measured, Memory
+from benchmarks.commands import app
+from benchmarks.measurements import preconditioners
+from benchmarks.measurements.preconditioners import CANDIDATES, Cost, Measured, Memory
 from benchmarks.scenarios import SCENARIOS, Dataset, Scenario
 from benchmarks.scenarios._networks import (
     dense,
@@ -22,6 +22,7 @@ from benchmarks.scenarios._networks import (
     initialiser,
     r_squared,
 )
+from benchmarks.training import cost
 
 SIZES = (6, 16, 4)
 SIDES = ((6, 16), (16, 1), (16, 4), (4, 1))  # of the leaves, as matrices

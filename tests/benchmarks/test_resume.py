@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import competition, plots, poster, resume, tuning
-from benchmarks.cli import app
-from benchmarks.contenders import CONTENDERS, Problem, Setting
-from benchmarks.resume import Checkpoint, Journal
+from benchmarks.commands import app
+from benchmarks.peers.registry import CONTENDERS, Problem, Setting
+from benchmarks.reports import curves as plots
+from benchmarks.reports import poster
 from benchmarks.scenarios import SCENARIOS, Dataset, Scenario
 from benchmarks.scenarios._networks import (
     dense,
@@ -22,7 +22,9 @@ from benchmarks.scenarios._networks import (
     initialiser,
     r_squared,
 )
-from benchmarks.training import Curve, Run, compile_method, train
+from benchmarks.training import competition, resume, tuning
+from benchmarks.training.resume import Checkpoint, Journal
+from benchmarks.training.run import Curve, Run, compile_method, train
 
 RUNNER = CliRunner()
 BUDGET = 6.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import datasets
-from benchmarks.contenders import CONTENDERS
+from benchmarks.peers.registry import CONTENDERS
 from benchmarks.scenarios import SCENARIOS, convection_pinn, mnist, shakespeare
 
 IMAGES = datasets.Images(

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks.contenders import CONTENDERS
+from benchmarks.peers.registry import CONTENDERS
 from benchmarks.peers.soap import scale_by_soap, soap
 
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from benchmarks import datasets
-from benchmarks.contenders import CONTENDERS
+from benchmarks.peers.registry import CONTENDERS
 from benchmarks.scenarios import SCENARIOS, _pretraining, _seq2seq, translation
 from benchmarks.scenarios._base import Scenario, dataset
 from benchmarks.scenarios._pretraining import Pretraining, pretrained

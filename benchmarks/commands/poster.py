@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import poster as rows
-from benchmarks import poster_report, poster_scaling, records, report
+from benchmarks.reports import poster as rows
+from benchmarks.reports import poster_scaling, records
+from benchmarks.reports import poster_tables as poster_report
+from benchmarks.reports import tables as report
 
 FOLDER = "poster"  # within a directory of results: those for the poster's table
 STORED = poster_scaling.RESULTS / FOLDER
@@ -86,7 +88,8 @@ def _draw(
     scaling: list[poster_scaling.Scaling],
     directory: pathlib.Path,
 ) -> None:
-    from benchmarks import plots, poster_plots
+    from benchmarks.reports import curves as plots
+    from benchmarks.reports import poster_figure as poster_plots
 
     for line in lines:
         of_line = [record for record in stored if record["scenario"] == line.scenario]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ncg_optax as ncg
-from benchmarks.records import Record
+from benchmarks.reports.records import Record
 from benchmarks.scenarios import SCENARIOS, Scenario
 
 DEVICES = 4

@@ -13,11 +13,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from benchmarks import plots
-from benchmarks.poster import COLUMNS, ROWS, Line
-from benchmarks.poster_report import NOT_RUN, heading
-from benchmarks.poster_scaling import Scaling
-from benchmarks.scaling_prediction import POSTER_DEVICES
+from benchmarks.reports import curves as plots
+from benchmarks.reports.poster import COLUMNS, ROWS, Line
+from benchmarks.reports.poster_scaling import Scaling
+from benchmarks.reports.poster_tables import NOT_RUN, heading
+from benchmarks.scaling.prediction import POSTER_DEVICES
 
 # Of the colours of plots.STYLES. Every line has its own dashes, for print.
 STYLES = {

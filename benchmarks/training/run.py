@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.contenders import Method, Problem
-from benchmarks.resume import Checkpoint
+from benchmarks.peers.registry import Method, Problem
 from benchmarks.scenarios._base import Batch, Params
+from benchmarks.training.resume import Checkpoint
 
 POINTS = 128  # at most so many points of a curve are kept, evenly spaced in units
 

@@ -7,10 +7,10 @@ from statistics import median
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.poster import COLUMNS, ROWS, RULE, Cell, Line, summary
-from benchmarks.poster_scaling import Scaling
-from benchmarks.report import floor, number
-from benchmarks.scaling_prediction import POSTER_DEVICES
+from benchmarks.reports.poster import COLUMNS, ROWS, RULE, Cell, Line, summary
+from benchmarks.reports.poster_scaling import Scaling
+from benchmarks.reports.tables import floor, number
+from benchmarks.scaling.prediction import POSTER_DEVICES
 
 BEGIN, END = "<!-- poster-table:begin -->", "<!-- poster-table:end -->"
 NOT_RUN = "not run"

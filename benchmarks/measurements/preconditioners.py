@@ -17,11 +17,11 @@ import optax
 from rich.table import Table
 
 import ncg_optax as ncg
-from benchmarks import cost
-from benchmarks.contenders import newton_step
-from benchmarks.records import Record
+from benchmarks.peers.registry import newton_step
+from benchmarks.reports.records import Record
 from benchmarks.scenarios import Scenario
 from benchmarks.scenarios._base import Batch, Params
+from benchmarks.training import cost
 
 SHARE_TARGET = 0.25  # of the seconds of a step
 MEMORY_TARGET = 3.0  # in multiples of the parameters, beside the factors

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import jax
 
-from benchmarks import cost_model
-from benchmarks.cost_model import A100_RESNET50, Pass, Processor, Recipe
-from benchmarks.records import Record
+from benchmarks.reports.records import Record
+from benchmarks.scaling import cost_model
+from benchmarks.scaling.cost_model import A100_RESNET50, Pass, Processor, Recipe
 
 POSTER_DEVICES = (1, 2, 4, 8)
 POSTER_SECONDS = (238.0, 121.0, 65.0, 37.0)  # an epoch, batch 512
@@ -50,7 +50,7 @@ def resnet50_sides() -> tuple[tuple[int, int], ...]:
         >>> sum(m * n for m, n in resnet50_sides())
         25557032
     """
-    from benchmarks.scaling_models import RESNET50
+    from benchmarks.scaling.models import RESNET50
 
     shapes = [leaf.shape for leaf in jax.tree.leaves(RESNET50.parameters())]
     return tuple(

@@ -61,7 +61,8 @@ import typer
 from jax.flatten_util import ravel_pytree
 
 import ncg_optax
-from benchmarks import records, report
+from benchmarks.reports import records
+from benchmarks.reports import tables as report
 
 OURS = "ours"
 SCIPY = {

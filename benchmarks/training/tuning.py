@@ -8,9 +8,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.contenders import Contender, Problem, Setting
-from benchmarks.resume import Checkpoint, Journal
-from benchmarks.training import Compiled, compile_method, finite, train
+from benchmarks.peers.registry import Contender, Problem, Setting
+from benchmarks.training.resume import Checkpoint, Journal
+from benchmarks.training.run import Compiled, compile_method, finite, train
 
 EXTENSIONS = 8  # half decades a row may grow by on each side
 SET_ASIDE = 0.1  # of the training examples, where these judge the tuning

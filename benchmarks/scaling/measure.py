@@ -21,10 +21,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.communication import Collective
-from benchmarks.records import Record
+from benchmarks.reports.records import Record
+from benchmarks.scaling.communication import Collective
 
-ROOT = pathlib.Path(__file__).parent.parent  # from where workers find this package
+ROOT = pathlib.Path(__file__).parents[2]  # from where workers find this package
 CYCLE = 5  # steps after which the work of kronecker repeats
 TIMEOUT = 3600.0
 FUNCTIONAL = {
@@ -146,7 +146,9 @@ def measure(spec: Spec) -> Record:
     import jax
     import numpy as np
 
-    from benchmarks import communication, records, scaling_models
+    from benchmarks.reports import records
+    from benchmarks.scaling import communication
+    from benchmarks.scaling import models as scaling_models
     from ncg_optax import make_train_step, parallel
 
     model = scaling_models.MODELS[spec.model]
@@ -223,7 +225,7 @@ def run(spec: Spec, timeout: float = TIMEOUT) -> Record:
             [
                 sys.executable,
                 "-m",
-                "benchmarks.scaling_worker",
+                "benchmarks.scaling.worker",
                 json.dumps(
                     spec._replace(process=index, core=cores[index % len(cores)])
                 ),

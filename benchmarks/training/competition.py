@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 from rich.progress import Progress
 
-from benchmarks import records, tuning
-from benchmarks.contenders import Contender, Problem
-from benchmarks.report import number
-from benchmarks.resume import Checkpoint, Journal, Say
+from benchmarks.peers.registry import Contender, Problem
+from benchmarks.reports import records
+from benchmarks.reports.tables import number
 from benchmarks.scenarios import Dataset
-from benchmarks.training import Compiled, Run, compile_method, train
+from benchmarks.training import tuning
+from benchmarks.training.resume import Checkpoint, Journal, Say
+from benchmarks.training.run import Compiled, Run, compile_method, train
 
 
 class TuneOn(StrEnum):

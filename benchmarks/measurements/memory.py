@@ -14,8 +14,8 @@ import numpy as np
 import optax
 
 import ncg_optax as ncg
-from benchmarks.records import Record
-from benchmarks.scaling_models import MODELS, Model
+from benchmarks.reports.records import Record
+from benchmarks.scaling.models import MODELS, Model
 
 PIECES = 16  # that the batch goes through memory in
 

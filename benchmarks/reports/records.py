@@ -14,9 +14,9 @@ from typing import Any
 import jax
 
 import ncg_optax
-from benchmarks.resume import write_atomically
-from benchmarks.training import Run
-from benchmarks.tuning import Tuned
+from benchmarks.training.resume import write_atomically
+from benchmarks.training.run import Run
+from benchmarks.training.tuning import Tuned
 
 Record = dict[str, Any]
 PACKAGES = (

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.records import Record, spread
+from benchmarks.reports.records import Record, spread
 
 RULE = " ".join((__doc__ or "").split("\n\n")[1].split())
 MARKS = ("--", "-", "o", "+", "++")  # the poster's own, from worst to best

@@ -4,8 +4,8 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
-from benchmarks.scaling_prediction import POSTER_DEVICES, POSTER_SECONDS
-from benchmarks.scaling_report import FILES, RESULTS
+from benchmarks.reports.scaling import FILES, RESULTS
+from benchmarks.scaling.prediction import POSTER_DEVICES, POSTER_SECONDS
 
 BATCH = 512  # the poster's
 

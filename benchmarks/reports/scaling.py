@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(__file__).parent.parent / "results"
 FILES = {
     "devices": "scaling_devices.json",
     "processes": "scaling_processes.json",

@@ -16,25 +16,22 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from benchmarks import lead as leading
-from benchmarks import overhead as overheads
-from benchmarks import (
-    plots,
-    poster,
-    poster_cli,
-    poster_report,
-    records,
-    report,
-    scaling_cli,
-    tuning,
-)
-from benchmarks import preconditioners as preconditioning
-from benchmarks.competition import Entry, TuneOn, compete, open_journal
-from benchmarks.contenders import CONTENDERS, Contender, Problem
-from benchmarks.resume import Journal
+from benchmarks.commands import poster as poster_cli
+from benchmarks.commands import scaling as scaling_cli
+from benchmarks.measurements import overhead as overheads
+from benchmarks.measurements import preconditioners as preconditioning
+from benchmarks.peers.registry import CONTENDERS, Contender, Problem
+from benchmarks.reports import curves as plots
+from benchmarks.reports import lead as leading
+from benchmarks.reports import poster, records
+from benchmarks.reports import poster_tables as poster_report
+from benchmarks.reports import tables as report
 from benchmarks.scenarios import SCENARIOS, Scenario
+from benchmarks.training import tuning
+from benchmarks.training.competition import Entry, TuneOn, compete, open_journal
+from benchmarks.training.resume import Journal
 
-COMMITTED = pathlib.Path(__file__).parent / "results"
+COMMITTED = pathlib.Path(__file__).parent.parent / "results"
 QUICK_BUDGET = 100.0
 
 app = typer.Typer(

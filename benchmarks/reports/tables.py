@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.contenders import CONTENDERS, Contender
-from benchmarks.records import Record, spread
+from benchmarks.peers.registry import CONTENDERS, Contender
+from benchmarks.reports.records import Record, spread
 from benchmarks.scenarios import SCENARIOS
 
 BEGIN, END = "<!-- benchmark-table:begin -->", "<!-- benchmark-table:end -->"

@@ -12,11 +12,11 @@ import optax
 from optax.contrib import muon
 
 import ncg_optax as ncg
-from benchmarks import cost
 from benchmarks.peers.soap import soap
 from benchmarks.scenarios import Scenario
 from benchmarks.scenarios._base import Batch, Params
-from benchmarks.schedules import SCHEDULES
+from benchmarks.training import cost
+from benchmarks.training.schedules import SCHEDULES
 
 State = Any
 NEWTON_BATCH = 512  # terms of the loss in a mini-batch of stochastic_hessian_free

@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogFormatter, NullFormatter
 
-from benchmarks.records import Record
-from benchmarks.report import floor
+from benchmarks.reports.records import Record
+from benchmarks.reports.tables import floor
 
 # Okabe and Ito's colours, which people with any kind of colour vision tell apart, and
 # two browns for the others; the dashes help in print.

@@ -1,4 +1,4 @@
-"""A process that measures a step: python -m benchmarks.scaling_worker SPEC.
+"""A process that measures a step: python -m benchmarks.scaling.worker SPEC.
 
 SPEC is a `scaling.Spec` as a JSON list. The process prints what it measured as a line
 of JSON. Everything that JAX reads when it starts is set before it is imported.
@@ -30,7 +30,7 @@ def main(text: str) -> None:
     prepare(core, devices // processes)
     import jax
 
-    from benchmarks import scaling
+    from benchmarks.scaling import measure as scaling
 
     spec = scaling.Spec(*values)
     if spec.processes > 1:

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import scaling_report
-from benchmarks.records import Record
+from benchmarks.reports import scaling as scaling_report
+from benchmarks.reports.records import Record
 
 Output = Annotated[
     pathlib.Path,
@@ -49,7 +49,7 @@ def _counts(text: str, option: str) -> list[int]:
 
 
 def _stored(record: Record, command: str, path: pathlib.Path, machine: Record) -> None:
-    from benchmarks import records
+    from benchmarks.reports import records
 
     record = {
         "command": f"python -m benchmarks {command}",
@@ -105,8 +105,9 @@ def scaling(
     scaling_prediction.json. Where JAX finds only a CPU the devices are fake ones, which
     share its cores: that checks that everything works, and is no timing.
     """
-    from benchmarks import scaling as measuring
-    from benchmarks import scaling_models, scaling_prediction
+    from benchmarks.scaling import measure as measuring
+    from benchmarks.scaling import models as scaling_models
+    from benchmarks.scaling import prediction as scaling_prediction
 
     if predict:
         record = scaling_prediction.predict()
@@ -156,8 +157,9 @@ def memory(
     output: Output = scaling_report.RESULTS,
 ) -> None:
     """Memory of a step as XLA plans it, against Adam's. Writes memory.json."""
-    from benchmarks import memory as planning
-    from benchmarks import records, scaling_models
+    from benchmarks.measurements import memory as planning
+    from benchmarks.reports import records
+    from benchmarks.scaling import models as scaling_models
 
     names = _names(models, tuple(scaling_models.MODELS), "model")
     found = planning.measure(tuple(names), progress=typer.echo)
@@ -178,7 +180,8 @@ def precision(
     output: Output = scaling_report.RESULTS,
 ) -> None:
     """Convergence with products sent in bfloat16. Writes product_precision.json."""
-    from benchmarks import product_precision, records
+    from benchmarks.measurements import product_precision
+    from benchmarks.reports import records
     from benchmarks.scenarios import SCENARIOS
 
     names = _names(scenarios, tuple(SCENARIOS), "scenario")

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from benchmarks import report
-from benchmarks.poster import median_curve
-from benchmarks.records import Record
+from benchmarks.reports import tables as report
+from benchmarks.reports.poster import median_curve
+from benchmarks.reports.records import Record
 
 
 class Lead(NamedTuple):
