@@ -17,7 +17,7 @@ import optax
 from rich.table import Table
 
 import ncg_optax as ncg
-from benchmarks.peers.registry import newton_step
+from benchmarks.peers.newton import newton_step
 from benchmarks.reports.records import Record
 from benchmarks.scenarios import Scenario
 from benchmarks.scenarios._base import Batch, Params

@@ -63,7 +63,7 @@ def plot(records: Sequence[Record], path: pathlib.Path) -> pathlib.Path:
     """Draws the results of one scenario: medians over seeds, bands from best to worst.
 
     Args:
-        records: one per contender, all of the same scenario.
+        records: one per competitor, all of the same scenario.
         path: the PNG to write.
     """
     order = list(STYLES)
@@ -116,7 +116,7 @@ def draw(
 
     Args:
         axis: to draw on.
-        record: of one contender.
+        record: of one competitor.
         column: of its curves: what the loss is a function of.
         logarithmic: whether the axis of the loss is.
         from_zero: whether the other one begins at zero, so it is not logarithmic.

@@ -1,17 +1,17 @@
 """The poster's eleven rows, and the marks that our measurements earn.
 
-The rule of the marks. A contender is judged by the curve of its median loss over the
+The rule of the marks. A competitor is judged by the curve of its median loss over the
 seeds against gradient-equivalents. If it ends as low as the best of its rivals, its
 score is the whole budget over the part of it that it took to get as low as that rival.
 If it ends higher, its score is the part of the budget that the fastest of its rivals
 took to get as low as it ended, over the whole budget. A score of 4 or more is ++, of 2
 or more +, of 1/2 or less -, of 1/4 or less --, and o lies between. Losses that differ
 by less than a thousandth of the descent from the start to the lowest end count as
-equal. Stability counts as well: a contender that diverged on any seed, or ended no
+equal. Stability counts as well: a competitor that diverged on any seed, or ended no
 lower than it began, has --, and one whose worst seed alone would have a mark two or
 more lower loses one mark.
 
-So a mark says how many times faster or slower a contender was than the best of the
+So a mark says how many times faster or slower a competitor was than the best of the
 others, and neither the unit of a loss nor what it counts from has any part in it. The
 poster (arXiv 2208.02017) says of its own marks "loss, stability, epochs", not how they
 came about.
@@ -132,7 +132,7 @@ def median_curve(runs: Sequence[Record], column: str, stop: float = math.inf) ->
     """The median loss of some runs.
 
     Args:
-        runs: of one contender. A run that has ended stays where it is.
+        runs: of one competitor. A run that has ended stays where it is.
         column: of the stored curves: what the loss is a function of.
         stop: what lies beyond is left out.
     """
@@ -180,16 +180,16 @@ def margin(curves: Sequence[Curve]) -> float:
 
 
 def marks(
-    contenders: Mapping[str, Sequence[Record]], budget: float
+    competitors: Mapping[str, Sequence[Record]], budget: float
 ) -> dict[str, str | None]:
-    """The mark of every contender, by the rule; ``None`` for one that is alone.
+    """The mark of every competitor, by the rule; ``None`` for one that is alone.
 
     Args:
-        contenders: the runs of each.
+        competitors: the runs of each.
         budget: the gradients that each of them could spend.
     """
     curves = {
-        name: median_curve(runs, "units", budget) for name, runs in contenders.items()
+        name: median_curve(runs, "units", budget) for name, runs in competitors.items()
     }
     equal = margin(list(curves.values()))
 
@@ -197,7 +197,7 @@ def marks(
         rivals = [curve for other, curve in curves.items() if other != name]
         if not rivals:
             return None
-        seeds = [median_curve([run], "units", budget) for run in contenders[name]]
+        seeds = [median_curve([run], "units", budget) for run in competitors[name]]
         if any(math.isinf(seed.end) for seed in seeds):
             return MARKS[0]
         if curves[name].end >= curves[name].loss[0]:
@@ -207,14 +207,14 @@ def marks(
         unstable = grade(score(worst, rivals, budget, equal)) <= found - 2
         return MARKS[found - unstable]
 
-    return {name: mark(name) for name in contenders}
+    return {name: mark(name) for name in competitors}
 
 
 class Cell(NamedTuple):
     """What stands for a column on a scenario.
 
     Attributes:
-        record: of the contender, as it is stored.
+        record: of the competitor, as it is stored.
         mark: that it earns; ``None`` if there is nobody to compare it with.
         loss: its final training loss: median, best, worst.
         units: gradients until it was as low as the better baseline at the end;
@@ -240,7 +240,7 @@ class Line(NamedTuple):
         row: of the poster.
         scenario: its name.
         cells: by column, without those that were not run.
-        budget: the gradients that every contender is compared at.
+        budget: the gradients that every competitor is compared at.
         clock: what the seconds are: "cpu_seconds", or "wall_seconds" of an accelerator.
         margin: training losses that differ by no more are equal.
         remark: what a reader has to know, or nothing.
@@ -279,7 +279,7 @@ def line(row: Row, scenario: str, records: Sequence[Record]) -> Line:
     Args:
         row: that it belongs to.
         scenario: its name.
-        records: of any contenders, on this scenario; may be empty.
+        records: of any competitors, on this scenario; may be empty.
     """
     found = {column: representative(records, column) for column in COLUMNS}
     chosen = {column: record for column, record in found.items() if record}

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from statistics import median
+from typing import NamedTuple
 
 from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.reports.poster import COLUMNS, ROWS, RULE, Cell, Line, summary
 from benchmarks.reports.poster_scaling import Scaling
-from benchmarks.reports.tables import floor, number
+from benchmarks.reports.tables import floor, make_table, number
 from benchmarks.scaling.prediction import POSTER_DEVICES
 
 BEGIN, END = "<!-- poster-table:begin -->", "<!-- poster-table:end -->"
@@ -26,6 +27,20 @@ NOTE = (
 )
 
 
+class Style(NamedTuple):
+    """How the same cells are written for rich and in Markdown, as format strings."""
+
+    mark: str
+    poster: str
+    not_run: str
+    title: str
+    between: str
+
+
+RICH = Style("[bold]{}[/]  ", "poster {}", "[dim]{}[/]\n", "{} {}\n[dim]{}[/]", "\n")
+MARKDOWN = Style("**`{}`** ", "(poster `{}`)", "{} ", "{}. {}<br>`{}`", "<br>")
+
+
 def heading(column: str) -> str:
     return HEADINGS.get(column, f"{column}, tuned")
 
@@ -40,7 +55,7 @@ def held_out_text(cell: Cell) -> str:
 
 
 def examined_text(cell: Cell) -> str:
-    """Medians of what the scenario says of trained parameters besides, such as BLEU."""
+    """Medians of the further scores of trained parameters, such as BLEU."""
     found: dict[str, list[float]] = {}
     for run in cell.record["runs"]:
         for name, value in run.get("examined", {}).items():
@@ -49,7 +64,7 @@ def examined_text(cell: Cell) -> str:
 
 
 def cost_text(cell: Cell) -> str:
-    """What it took to reach the level of the better baseline.
+    """The cost of reaching the level of the better baseline.
 
     Example:
         >>> cost_text(Cell({}, "o", (1.0, 1.0, 1.0), math.inf, math.inf, 1.0, 1.0))
@@ -62,57 +77,63 @@ def cost_text(cell: Cell) -> str:
     return f"{cell.units:.3g} gradients, {cell.seconds:.3g} s"
 
 
-def seeds_text(line: Line) -> str:
+def setup_parts(line: Line) -> list[str]:
+    """Data, seeds, budget and remark of a line."""
     counts = sorted({len(record["runs"]) for record in line.records})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    return f"{seeds} seed{'' if counts == [1] else 's'}"
+    parts = (
+        line.data,
+        f"{seeds} seed{'' if counts == [1] else 's'}",
+        f"{line.budget:g} gradient{'' if line.budget == 1 else 's'}",
+        line.remark,
+    )
+    return [part for part in parts if part]
 
 
-def budget_text(line: Line) -> str:
-    return f"{line.budget:g} gradient{'' if line.budget == 1 else 's'}"
+def _row(line: Line, style: Style) -> list[str]:
+    """The cells of a line."""
+    rich = style is RICH
+    setup = NOT_RUN
+    if line.cells:
+        text = ("\n" if rich else "; ").join(setup_parts(line))
+        setup = escape(text) if rich else text
+
+    def entry(column: str) -> str:
+        poster = style.poster.format(line.row.poster_mark(column))
+        if column not in line.cells:
+            return style.not_run.format(NOT_RUN) + poster
+        cell = line.cells[column]
+        name = cell.record["optimizer"]
+        mark = style.mark.format(cell.mark) if cell.mark else "no mark "
+        parts = [mark + poster, loss_text(cell), held_out_text(cell)]
+        parts += [escape(examined_text(cell))] if rich else []
+        parts += [cost_text(cell), f"[dim]{name}[/]" if rich else f"`{name}`"]
+        return style.between.join(filter(None, parts))
+
+    title = style.title.format(line.row.number, line.row.title, line.scenario)
+    return [title, setup, *map(entry, COLUMNS)]
 
 
 def rich_table(lines: Sequence[Line]) -> Table:
     """The ten rows of training problems."""
-    table = Table(title="The poster's table, measured", caption=NOTE, show_lines=True)
-    for name in ("problem", "data, seeds, budget", *map(heading, COLUMNS)):
-        table.add_column(name)
-
-    def entry(line: Line, column: str) -> str:
-        poster = f"poster {line.row.poster_mark(column)}"
-        if column not in line.cells:
-            return f"[dim]{NOT_RUN}[/]\n{poster}"
-        cell = line.cells[column]
-        parts = [
-            f"[bold]{cell.mark or 'no mark'}[/]  {poster}",
-            loss_text(cell),
-            held_out_text(cell),
-            escape(examined_text(cell)),
-            cost_text(cell),
-            f"[dim]{cell.record['optimizer']}[/]",
-        ]
-        return "\n".join(filter(None, parts))
-
+    headings = ("problem", "data, seeds, budget", *map(heading, COLUMNS))
+    table = make_table(
+        headings,
+        len(headings),
+        title="The poster's table, measured",
+        caption=NOTE,
+        show_lines=True,
+    )
     for line in lines:
-        what = f"{line.row.number} {line.row.title}\n[dim]{line.scenario}[/]"
-        how = f"[dim]{NOT_RUN}[/]"
-        if line.cells:
-            parts = [line.data, seeds_text(line), budget_text(line), line.remark]
-            how = escape("\n".join(filter(None, parts)))
-        table.add_row(what, how, *(entry(line, column) for column in COLUMNS))
+        table.add_row(*_row(line, RICH))
     return table
 
 
 def scaling_table(found: Sequence[Scaling]) -> Table:
     """The row of the scaling over devices."""
-    table = Table(
-        title=f"{ROWS[-1].number} {ROWS[-1].title}: parallel efficiency",
-        show_lines=True,
-    )
-    table.add_column("what")
-    table.add_column("model, hardware")
-    for devices in POSTER_DEVICES:
-        table.add_column(f"{devices}", justify="right")
+    title = f"{ROWS[-1].number} {ROWS[-1].title}: parallel efficiency"
+    headings = ("what", "model, hardware", *map(str, POSTER_DEVICES))
+    table = make_table(headings, 2, title=title, show_lines=True)
     for scaling in found:
         cells = map(scaling.efficiency_text, POSTER_DEVICES)
         table.add_row(scaling.what, scaling.where, *cells)
@@ -137,13 +158,9 @@ def headline(lines: Sequence[Line]) -> str:
 
 
 def tuning_text(lines: Sequence[Line]) -> str:
-    """What the learning rates and schedules were chosen by."""
-    chosen = {
-        record.get("tuned_on") or "training"
-        for line in lines
-        for record in line.records
-        if record.get("grid")
-    }
+    """The data by which learning rates and schedules were chosen."""
+    records = [record for line in lines for record in line.records if record["grid"]]
+    chosen = {record.get("tuned_on") or "training" for record in records}
     if not chosen:
         return ""
     where = " or ".join(sorted(chosen))
@@ -151,7 +168,7 @@ def tuning_text(lines: Sequence[Line]) -> str:
 
 
 def not_run(lines: Sequence[Line]) -> str:
-    """What is missing."""
+    """The scenarios and optimizers that are missing."""
     gaps = [
         f"{line.row.number} {line.row.title} ({line.scenario}"
         + (f": {', '.join(missing)})" if line.cells else ")")
@@ -163,32 +180,13 @@ def not_run(lines: Sequence[Line]) -> str:
 
 
 def notes(lines: Sequence[Line]) -> list[str]:
-    """What has to be said below the table."""
+    """The text below the table."""
     found = [headline(lines), tuning_text(lines), not_run(lines), RULE]
     return [note for note in found if note]
 
 
 def markdown(lines: Sequence[Line], scaling: Sequence[Scaling]) -> str:
     """Both tables and the notes, for a README."""
-
-    def entry(line: Line, column: str) -> str:
-        poster = f"`{line.row.poster_mark(column)}`"
-        if column not in line.cells:
-            return f"{NOT_RUN} (poster {poster})"
-        cell = line.cells[column]
-        mark = f"**`{cell.mark}`**" if cell.mark else "no mark"
-        parts = [f"{mark} (poster {poster})", loss_text(cell), held_out_text(cell)]
-        name = f"`{cell.record['optimizer']}`"
-        return "<br>".join([*parts, cost_text(cell), name])
-
-    def row(line: Line) -> list[str]:
-        how = NOT_RUN
-        if line.cells:
-            parts = [line.data, seeds_text(line), budget_text(line), line.remark]
-            how = "; ".join(filter(None, parts))
-        what = f"{line.row.number}. {line.row.title}<br>`{line.scenario}`"
-        return [what, how, *(entry(line, column) for column in COLUMNS)]
-
     headings = ["problem", "data, seeds, budget", *map(heading, COLUMNS)]
     devices = [f"on {count}" for count in POSTER_DEVICES]
     efficiencies = [
@@ -197,15 +195,15 @@ def markdown(lines: Sequence[Line], scaling: Sequence[Scaling]) -> str:
     last = f"{ROWS[-1].number}. {ROWS[-1].title}, parallel efficiency"
     parts = [
         headline(lines),
-        _table(headings, [row(line) for line in lines]),
+        _markdown_table(headings, [_row(line, MARKDOWN) for line in lines]),
         NOTE,
-        _table([last, "model, hardware", *devices], efficiencies),
+        _markdown_table([last, "model, hardware", *devices], efficiencies),
         *notes(lines)[1:],
     ]
     return "\n\n".join(parts)
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table. A bar within a cell would end it."""
     cells = [headings, ["---"] * len(headings), *rows]
     clean = ([cell.replace("|", "\\|") for cell in row] for row in cells)

@@ -1,4 +1,4 @@
-"""Results as JSON: what was run, on what, and every curve. One file per contender."""
+"""Results as JSON: what was run, on what, and every curve. One file per competitor."""
 
 import json
 import math

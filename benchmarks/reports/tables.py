@@ -1,20 +1,22 @@
-"""Tables: for the terminal with rich, for the README in Markdown."""
+"""Tables of training results: for the terminal with rich, for pages in Markdown."""
 
 import math
 import pathlib
 import sys
 from collections.abc import Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.peers.registry import CONTENDERS, Contender
+from benchmarks.peers import COMPETITORS, Competitor
 from benchmarks.reports.records import Record, spread
 from benchmarks.scenarios import SCENARIOS
 
 BEGIN, END = "<!-- benchmark-table:begin -->", "<!-- benchmark-table:end -->"
 FLOOR = 1e-7  # a mean of float32 terms below this is rounding: such losses are equal
 FLOOR_X64 = 1e-15
+ALWAYS = ("optimizer", "loss", "units", "seconds")  # columns that are never left out
 
 
 def console() -> Console:
@@ -22,6 +24,14 @@ def console() -> Console:
     # A table squeezed into the 80 columns of a log file cannot be read.
     found = Console(file=sys.stdout)
     return found if found.is_terminal else Console(file=sys.stdout, width=160)
+
+
+def make_table(headings: Sequence[str], left: int = 1, **options: str) -> Table:
+    """A table for rich, the first columns to the left, the others to the right."""
+    table = Table(**options)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index < left else "right")
+    return table
 
 
 def floor(record: Record) -> float:
@@ -49,13 +59,13 @@ def listing() -> tuple[Table, Table]:
     for scenario in SCENARIOS.values():
         scenarios.add_row(scenario.name, scenario.description, f"{scenario.budget:g}")
     optimizers = Table("optimizer", "what", title="Optimizers")
-    for contender in CONTENDERS.values():
-        optimizers.add_row(contender.name, contender.description)
+    for competitor in COMPETITORS.values():
+        optimizers.add_row(competitor.name, competitor.description)
     return scenarios, optimizers
 
 
 def grid_table(record: Record) -> Table:
-    """The tuning grid of a first-order method: the losses it goes by, winner marked."""
+    """The tuning grid of a first-order method: the losses, with the best marked."""
     cells = {(c["batch"], c["schedule"], c["learning_rate"]): c for c in record["grid"]}
     rates = sorted({rate for *_, rate in cells})
     tuned_on = record.get("tuned_on", "training")
@@ -63,9 +73,8 @@ def grid_table(record: Record) -> Table:
         f"{record['optimizer']} on {record['scenario']}: "
         f"{tuned_on} loss by learning rate"
     )
-    table = Table("batch", "schedule", title=title, caption="★ the winner, on seed 0")
-    for rate in rates:
-        table.add_column(f"{rate:.1e}", justify="right")
+    headings = ("batch", "schedule", *(f"{rate:.1e}" for rate in rates))
+    table = make_table(headings, 2, title=title, caption="★ the winner, on seed 0")
     for batch, schedule in dict.fromkeys((b, s) for b, s, _ in cells):
         row = [cells.get((batch, schedule, rate)) for rate in rates]
         cells_of_row = (_cell(cell, floor(record)) for cell in row)
@@ -81,41 +90,79 @@ def _cell(cell: Record | None, floor: float) -> str:
     return f"[bold green]★ {text}[/]" if cell["winner"] else text
 
 
-def result_table(records: Sequence[Record]) -> Table:
-    """What every contender reached within the budget, medians over the seeds."""
+def result_table(records: Sequence[Record], width: int = 160) -> Table:
+    """The losses that were reached within the budget, medians over the seeds.
+
+    Columns that the width has no room for are left out, apart from those of `ALWAYS`,
+    whose text is always whole.
+
+    Args:
+        records: one of each optimizer, all of the same scenario.
+        width: characters in a line.
+    """
     first = records[0]
-    table = Table(
+    rows = [_result_row(record) for record in records]
+    chosen = _columns(rows, width)
+    table = make_table(
+        chosen,
         title=f"{first['scenario']}: training loss within {first['budget']:g} units",
         caption="Medians over seeds. A unit is a full-batch gradient. "
-        "CPU and wall: seconds of the steps alone.",
+        "Seconds are of the processor, wall s of the clock, for the steps alone.",
     )
-    for heading in (
-        "optimizer", "loss", "best … worst", f"held-out {first['metric']}", "steps",
-        "units", "CPU s", "wall s", "compile s", "setting",
-    ):  # fmt: skip
-        right = heading not in ("optimizer", "setting")
-        table.add_column(heading, justify="right" if right else "left")
+    for column in table.columns:
+        column.no_wrap = True
     lowest = min(_losses(record)[0] for record in records)
-    for record in records:
-        median, low, high = _losses(record)
-
-        def last(column: str, record: Record = record) -> float:
-            return spread(record, lambda run: run["curve"][column][-1])[0]
-
-        table.add_row(
-            record["optimizer"],
-            number(median, floor(record)),
-            f"{number(low, floor(record))} … {number(high, floor(record))}",
-            number(spread(record, lambda run: run["held_out_metric"])[0]),
-            f"{last('steps'):.0f}",
-            f"{last('units'):.4g}",
-            f"{last('cpu_seconds'):.2f}",
-            f"{last('wall_seconds'):.2f}",
-            f"{record['compile_seconds']:.1f}",
-            record["setting"],
-            style="bold" if median == lowest else None,
-        )
+    for record, row in zip(records, rows, strict=True):
+        style = "bold" if _losses(record)[0] == lowest else None
+        table.add_row(*(row[name] for name in chosen), style=style)
     return table
+
+
+def print_result(records: Sequence[Record], console: Console) -> None:
+    """Prints `result_table`; a line longer than the console's is not cut."""
+    table = result_table(records, console.width)
+    headings = [str(column.header) for column in table.columns]
+    columns = zip(headings, (column.cells for column in table.columns), strict=True)
+    table.width = _width([[heading, *cells] for heading, cells in columns])
+    console.print(table, width=max(console.width, table.width), crop=False)
+
+
+def _result_row(record: Record) -> dict[str, str]:
+    """The columns of a record, those that matter most first."""
+    losses = [number(value, floor(record)) for value in _losses(record)]
+
+    def last(column: str) -> float:
+        return spread(record, lambda run: run["curve"][column][-1])[0]
+
+    metric = spread(record, lambda run: run["held_out_metric"])[0]
+    return {
+        "optimizer": record["optimizer"],
+        "loss": losses[0],
+        "units": f"{last('units'):.4g}",
+        "seconds": f"{last('cpu_seconds'):.2f}",
+        "best … worst": " … ".join(losses[1:]),
+        f"held-out {record['metric']}": number(metric),
+        "setting": record["setting"],
+        "steps": f"{last('steps'):.0f}",
+        "wall s": f"{last('wall_seconds'):.2f}",
+        "compile s": f"{record['compile_seconds']:.1f}",
+    }
+
+
+def _columns(rows: Sequence[dict[str, str]], width: int) -> list[str]:
+    """The columns that there is room for."""
+    chosen: list[str] = []
+    for name in rows[0]:
+        more = [*chosen, name]
+        texts = [[heading, *(row[heading] for row in rows)] for heading in more]
+        if name in ALWAYS or _width(texts) <= width:
+            chosen = more
+    return chosen
+
+
+def _width(columns: Sequence[Sequence[str]]) -> int:
+    """Characters in a line of a table: a space on both sides of a cell, and lines."""
+    return 1 + sum(3 + max(map(cell_len, column)) for column in columns)
 
 
 def _losses(record: Record) -> tuple[float, float, float]:
@@ -140,9 +187,9 @@ def markdown(records: Sequence[Record]) -> str:
     """
     by_cell = {(r["scenario"], r["optimizer"]): r for r in records}
     scenarios = [name for name in SCENARIOS if any(s == name for s, _ in by_cell)]
-    names = [name for name in CONTENDERS if any(o == name for _, o in by_cell)]
+    names = [name for name in COMPETITORS if any(o == name for _, o in by_cell)]
     lines = [
-        _row(["Training loss", "budget", *(_heading(CONTENDERS[n]) for n in names)]),
+        _row(["Training loss", "budget", *(_heading(COMPETITORS[n]) for n in names)]),
         _row(["---", "--:", *("--:" for _ in names)]),
     ]
     for scenario in scenarios:
@@ -154,8 +201,8 @@ def markdown(records: Sequence[Record]) -> str:
     return "\n".join([*lines, "", _footnote(records)])
 
 
-def _heading(contender: Contender) -> str:
-    return f"{contender.name} (tuned)" if contender.exponents else contender.name
+def _heading(competitor: Competitor) -> str:
+    return f"{competitor.name} (tuned)" if competitor.exponents else competitor.name
 
 
 def _entry(record: Record | None, lowest: float) -> str:
@@ -188,7 +235,7 @@ def _footnote(records: Sequence[Record]) -> str:
 def write_into(
     readme: pathlib.Path, table: str, begin_mark: str = BEGIN, end_mark: str = END
 ) -> None:
-    """Replaces what stands between two marks of a README.
+    """Replaces the text between two marks of a Markdown file.
 
     Raises:
         ValueError: if the file does not have both marks, in order.

@@ -1,4 +1,4 @@
-"""One contender on one scenario: tuned, run on every seed, looked at, put on record."""
+"""One optimizer on one scenario: tuned, run on every seed, examined, recorded."""
 
 import functools
 import pathlib
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from rich.progress import Progress
 
-from benchmarks.peers.registry import Contender, Problem
+from benchmarks.peers import Competitor, Problem
 from benchmarks.reports import records
 from benchmarks.reports.tables import number
 from benchmarks.scenarios import Dataset
@@ -27,7 +27,7 @@ class Entry(NamedTuple):
     """Who competes, on what, and how.
 
     Attributes:
-        contender: the optimizer.
+        competitor: the optimizer.
         problem: the scenario and its budget.
         note: of its data, see `Dataset`.
         seeds: how many runs.
@@ -36,7 +36,7 @@ class Entry(NamedTuple):
         stem: where the files of the results lie, as far as their names are the same.
     """
 
-    contender: Contender
+    competitor: Competitor
     problem: Problem
     note: str
     seeds: int
@@ -46,7 +46,7 @@ class Entry(NamedTuple):
 
     @property
     def title(self) -> str:
-        return f"{self.problem.scenario.name} · {self.contender.name}"
+        return f"{self.problem.scenario.name} · {self.competitor.name}"
 
 
 def open_journal(entry: Entry, fresh: bool, say: Say) -> Journal:
@@ -60,7 +60,7 @@ def open_journal(entry: Entry, fresh: bool, say: Say) -> Journal:
 def compete(
     entry: Entry, journal: Journal, progress: Progress, say: Say, log: Say
 ) -> records.Record:
-    """Tunes a contender if it has something to tune, then runs it on every seed.
+    """Tunes a competitor if it has something to tune, then runs it on every seed.
 
     Args:
         entry: who competes on what.
@@ -69,17 +69,17 @@ def compete(
         say: told what has to be known.
         log: told about every row of the tuning and every seed.
     """
-    contender, problem = entry.contender, entry.problem
+    competitor, problem = entry.competitor, entry.problem
     task = progress.add_task(entry.title, total=None)
 
     def show(what: str) -> None:
         progress.update(task, description=f"{entry.title} · {what}")
 
     tuned, setting, rate = None, None, 0.0
-    if contender.exponents:
+    if competitor.exponents:
         show("tuning")
         tuned = tuning.tune(
-            contender,
+            competitor,
             problem,
             journal,
             entry.quick,
@@ -97,7 +97,7 @@ def compete(
     @functools.cache  # once, and only if there is something left to run
     def compiled() -> Compiled:
         show("compiling")
-        return compile_method(contender.build(problem, setting), problem)
+        return compile_method(competitor.build(problem, setting), problem)
 
     def cost(_: Checkpoint) -> records.Record:
         prices = compiled().method.prices
@@ -154,10 +154,10 @@ def _identity(entry: Entry) -> records.Record:
         "scenario": scenario.name,
         "description": scenario.description,
         "data": entry.note,
-        "optimizer": entry.contender.name,
+        "optimizer": entry.competitor.name,
         "budget": entry.problem.budget,
         "quick": entry.quick,
-        "tuned_on": str(entry.tune_on) if entry.contender.exponents else None,
+        "tuned_on": str(entry.tune_on) if entry.competitor.exponents else None,
     }
 
 

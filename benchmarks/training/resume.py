@@ -1,6 +1,6 @@
 """Long work that can be stopped at any time: what is done lies on disk.
 
-A `Journal` keeps the finished pieces of a contender's work, a cell of the tuning or a
+A `Journal` keeps the finished pieces of a competitor's work, a cell of the tuning or a
 seed, each a value of JSON. A `Checkpoint` keeps the run under way.
 """
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.peers.registry import Method, Problem
+from benchmarks.peers import Method, Problem
 from benchmarks.scenarios._base import Batch, Params
 from benchmarks.training.resume import Checkpoint
 

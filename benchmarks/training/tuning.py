@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.peers.registry import Contender, Problem, Setting
+from benchmarks.peers import Competitor, Problem, Setting
 from benchmarks.training.resume import Checkpoint, Journal
 from benchmarks.training.run import Compiled, compile_method, finite, train
 
@@ -52,11 +52,11 @@ class Tuned(NamedTuple):
 
 
 def rows(
-    contender: Contender, problem: Problem, quick: bool
+    competitor: Competitor, problem: Problem, quick: bool
 ) -> list[tuple[int | None, str]]:
     """Batch sizes and schedules to try; a quick run makes do with one of each."""
-    sizes = (contender.batch,)
-    if contender.minibatch and contender.batch is None:
+    sizes = (competitor.batch,)
+    if competitor.minibatch and competitor.batch is None:
         sizes = problem.scenario.batch_sizes
     grid = [
         (size, schedule) for size in sizes for schedule in problem.scenario.schedules
@@ -88,7 +88,7 @@ def set_aside(problem: Problem) -> Problem:
 
 
 def tune(
-    contender: Contender,
+    competitor: Competitor,
     problem: Problem,
     journal: Journal,
     quick: bool = False,
@@ -102,7 +102,7 @@ def tune(
     best learning rate lies inside, so that no winner sits at an edge.
 
     Args:
-        contender: the method to tune.
+        competitor: the method to tune.
         problem: data, model, budget.
         journal: remembers the cells that are done.
         quick: every other learning rate, a single row, and no growth.
@@ -112,13 +112,13 @@ def tune(
         row_done: called with the best cell of every row.
     """
     trials: list[Trial] = []
-    exponents = list(contender.exponents)[:: 2 if quick else 1]
-    plan = rows(contender, problem, quick)
+    exponents = list(competitor.exponents)[:: 2 if quick else 1]
+    plan = rows(competitor, problem, quick)
     known = set_aside(problem) if validate else problem
 
     for index, (batch, schedule) in enumerate(plan):
         first, pending = len(trials), (len(plan) - index - 1) * len(exponents)
-        trial = _trainer(contender, known, batch, schedule, journal, validate)
+        trial = _trainer(competitor, known, batch, schedule, journal, validate)
         for exponent, _ in search(
             lambda e, trial=trial: trial(e).score, exponents, 0 if quick else EXTENSIONS
         ):
@@ -136,7 +136,7 @@ def _best(trials: list[Trial]) -> Trial:
 
 
 def _trainer(
-    contender: Contender,
+    competitor: Competitor,
     problem: Problem,
     batch: int | None,
     schedule: str,
@@ -150,7 +150,7 @@ def _trainer(
 
     @functools.cache
     def compiled() -> Compiled:
-        method = contender.build(problem, Setting(batch, schedule, 0))
+        method = competitor.build(problem, Setting(batch, schedule, 0))
         return compile_method(method, problem)
 
     @functools.cache

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import datasets
 from benchmarks.datasets import archives
-from benchmarks.peers.registry import CONTENDERS
+from benchmarks.peers import COMPETITORS
 from benchmarks.scenarios import (
     SCENARIOS,
     _batch_norm,
@@ -227,8 +227,8 @@ def test_steps_of_adam_lower_the_loss(network):
     ["resnet50", "resnet50_narrow", "mobilenet", "mobilenet_last_layer", "breakhis"],
 )
 def test_who_takes_part(name):
-    fitting = {n for n, c in CONTENDERS.items() if c.fits(SCENARIOS[name])}
-    minibatch = {n for n, c in CONTENDERS.items() if c.minibatch}
+    fitting = {n for n, c in COMPETITORS.items() if c.fits(SCENARIOS[name])}
+    minibatch = {n for n, c in COMPETITORS.items() if c.minibatch}
     assert minibatch | {"poster"} <= fitting
     assert ("hessian_free" in fitting) == (name == "mobilenet_last_layer")
 

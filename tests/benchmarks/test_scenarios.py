@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import datasets
-from benchmarks.peers.registry import CONTENDERS
+from benchmarks.peers import COMPETITORS
 from benchmarks.scenarios import SCENARIOS, convection_pinn, mnist, shakespeare
 
 IMAGES = datasets.Images(
@@ -159,11 +159,11 @@ def test_float64_variants_keep_the_rest():
         ("boston_x64", set()),
         (
             "convection_pinn",
-            {"kfac", "poster"} | {n for n, c in CONTENDERS.items() if c.minibatch},
+            {"kfac", "poster"} | {n for n, c in COMPETITORS.items() if c.minibatch},
         ),
-        ("shakespeare", {n for n, c in CONTENDERS.items() if not c.minibatch}),
+        ("shakespeare", {n for n, c in COMPETITORS.items() if not c.minibatch}),
     ],
 )
-def test_contenders_that_do_not_fit_are_known(scenario, left_out):
-    fitting = {n for n, c in CONTENDERS.items() if c.fits(SCENARIOS[scenario])}
-    assert fitting == set(CONTENDERS) - left_out
+def test_competitors_that_do_not_fit_are_known(scenario, left_out):
+    fitting = {n for n, c in COMPETITORS.items() if c.fits(SCENARIOS[scenario])}
+    assert fitting == set(COMPETITORS) - left_out

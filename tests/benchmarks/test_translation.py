@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from benchmarks import datasets
-from benchmarks.peers.registry import CONTENDERS
+from benchmarks.peers import COMPETITORS
 from benchmarks.scenarios import SCENARIOS, _pretraining, _seq2seq, translation
 from benchmarks.scenarios._base import Scenario, dataset
 from benchmarks.scenarios._pretraining import Pretraining, pretrained
@@ -288,8 +288,8 @@ def test_continued_runs_begin_at_the_checkpoint(folder, monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_mini_batch_methods_and_the_posters_take_part(name):
-    fitting = {n for n, c in CONTENDERS.items() if c.fits(SCENARIOS[name])}
-    expected = {n for n, c in CONTENDERS.items() if c.minibatch} | {"poster"}
+    fitting = {n for n, c in COMPETITORS.items() if c.fits(SCENARIOS[name])}
+    expected = {n for n, c in COMPETITORS.items() if c.minibatch} | {"poster"}
     assert fitting == expected
 
 
