@@ -49,8 +49,7 @@ def _store(
 
 def scaling(
     devices: Annotated[
-        str,
-        typer.Option(help="Numbers of devices, the first one is the reference."),
+        str, typer.Option(help="Numbers of devices, the first one is the reference.")
     ] = "1,2,4",
     processes: Annotated[
         str | None,
@@ -82,8 +81,7 @@ def scaling(
         int, typer.Option(min=1, help="Steps that are timed, after five others.")
     ] = 10,
     predict: Annotated[
-        bool,
-        typer.Option("--predict", help="Measure nothing: the model's ResNet-50."),
+        bool, typer.Option("--predict", help="Measure nothing: the model's ResNet-50.")
     ] = False,
     output: CommittedOutput = COMMITTED,
 ) -> None:

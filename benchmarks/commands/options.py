@@ -23,8 +23,7 @@ COMMITTED = pathlib.Path(__file__).parents[1] / "results"
 SHOWN = "benchmarks/results"  # its name in the help, which is the same everywhere
 
 Output = Annotated[
-    pathlib.Path,
-    typer.Option(metavar="DIR", help="Where results are written."),
+    pathlib.Path, typer.Option(metavar="DIR", help="Where results are written.")
 ]
 CommittedOutput = Annotated[
     pathlib.Path,

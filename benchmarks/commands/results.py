@@ -121,9 +121,7 @@ def poster(
     scaling: Annotated[
         pathlib.Path,
         typer.Option(
-            metavar="DIR",
-            help="Where `scaling` wrote its results.",
-            show_default=SHOWN,
+            metavar="DIR", help="Where `scaling` wrote its results.", show_default=SHOWN
         ),
     ] = COMMITTED,
     readme: Annotated[pathlib.Path | None, readme_option(POSTER_MARKS)] = None,

@@ -56,11 +56,7 @@ from benchmarks.datasets.translation import (
     ted_pairs,
     translation_pairs,
 )
-from benchmarks.datasets.weights import (
-    MOBILENET_V2,
-    mobilenet_v2_weights,
-    torch_arrays,
-)
+from benchmarks.datasets.weights import MOBILENET_V2, mobilenet_v2_weights, torch_arrays
 
 __all__ = [
     "BREAKHIS",

@@ -17,22 +17,16 @@ CACHE = pathlib.Path("~/.cache/ncg_optax")
 
 
 class Archive(NamedTuple):
-    """A file that is served somewhere.
+    """A file that is served somewhere."""
 
-    Attributes:
-        name: what the file is called, there and here.
-        url: where it is served.
-        sha256: its checksum.
-        client: the command that downloads the same file, for those behind a mirror.
-        others: what other versions of it are called, as a pattern with ``*``. They are
-            taken too, for where the version that is named here is no longer served;
-            their checksums are unknown.
-    """
-
-    name: str
-    url: str
-    sha256: str
+    name: str  # what the file is called, there and here
+    url: str  # where it is served
+    sha256: str  # its checksum
+    # the command that downloads the same file, for those behind a mirror
     client: str = ""
+    # what other versions of it are called, as a pattern with ``*``. They are taken too,
+    # for where the version that is named here is no longer served; their checksums are
+    # unknown.
     others: str = ""
 
 

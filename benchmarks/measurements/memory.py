@@ -21,15 +21,10 @@ PIECES = 16  # that the batch goes through memory in
 
 
 class Candidate(NamedTuple):
-    """An optimizer, made for microbatches of so many examples or for None.
+    """An optimizer, made for microbatches of so many examples or for None."""
 
-    Attributes:
-        make: the optimizer.
-        pieces: whether the batch goes through memory in pieces.
-    """
-
-    make: Callable[[int | None], optax.GradientTransformation]
-    pieces: bool
+    make: Callable[[int | None], optax.GradientTransformation]  # the optimizer
+    pieces: bool  # whether the batch goes through memory in pieces
 
 
 def _newton_cg(microbatch: int | None) -> optax.GradientTransformation:
@@ -53,21 +48,13 @@ CANDIDATES: dict[str, Candidate] = {
 
 
 class Memory(NamedTuple):
-    """Bytes.
+    """Bytes."""
 
-    Attributes:
-        parameters: the network's.
-        state: of the optimizer.
-        batch: the examples.
-        temporary: everything in between.
-        peak: all of it, and what of the results lies elsewhere.
-    """
-
-    parameters: int
-    state: int
-    batch: int
-    temporary: int
-    peak: int
+    parameters: int  # the network's
+    state: int  # of the optimizer
+    batch: int  # the examples
+    temporary: int  # everything in between
+    peak: int  # all of it, and what of the results lies elsewhere
 
 
 def plan(model: Model, candidate: Candidate, batch_size: int) -> Memory:

@@ -48,26 +48,18 @@ CANDIDATES: dict[str, Candidate] = {
 
 
 class Cost(NamedTuple):
-    """Means over the steps of a cycle. A unit is a gradient, as XLA counts it.
+    """Means over the steps of a cycle. A unit is a gradient, as XLA counts it."""
 
-    Attributes:
-        step_seconds: of the whole step, its gradient included.
-        update_seconds: of the preconditioner's update. An upper bound: where it probes
-            the examples that the solver sees, the step linearises once for both.
-        apply_seconds: of all its applications.
-        iterations: of the solver.
-        products: of the preconditioner, in units of those with the whole batch.
-        product_units: what these cost.
-        step_units: what the step costs. Algebra without examples, such as rotations
-            and decompositions, is in no unit.
-    """
-
-    step_seconds: float
+    step_seconds: float  # of the whole step, its gradient included
+    # of the preconditioner's update. An upper bound: where it probes the examples that
+    # the solver sees, the step linearises once for both.
     update_seconds: float
-    apply_seconds: float
-    iterations: float
-    products: float
-    product_units: float
+    apply_seconds: float  # of all its applications
+    iterations: float  # of the solver
+    products: float  # of the preconditioner, in units of those with the whole batch
+    product_units: float  # what these cost
+    # what the step costs. Algebra without examples, such as rotations and
+    # decompositions, is in no unit.
     step_units: float
 
     @property
@@ -77,23 +69,14 @@ class Cost(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Of the compiled step, in multiples of the bytes of the parameters.
+    """Of the compiled step, in multiples of the bytes of the parameters."""
 
-    Attributes:
-        arguments: parameters, state and data.
-        outputs: new parameters and state; none of the arguments is donated.
-        temporary: what XLA plans for everything in between.
-        state: of the optimizer.
-        factors: of this, the matrices of the preconditioner.
-        beyond_none: state and temporary arrays, less those of a step without a
-            preconditioner.
-    """
-
-    arguments: float
-    outputs: float
-    temporary: float
-    state: float
-    factors: float
+    arguments: float  # parameters, state and data
+    outputs: float  # new parameters and state; none of the arguments is donated
+    temporary: float  # what XLA plans for everything in between
+    state: float  # of the optimizer
+    factors: float  # of this, the matrices of the preconditioner
+    # state and temporary arrays, less those of a step without a preconditioner
     beyond_none: float = 0.0
 
     @property
@@ -115,16 +98,12 @@ class _Counted(NamedTuple):
 
 
 class _Program(NamedTuple):
-    """The step of a trainer, and the parts of it that are the preconditioner's.
+    """The step of a trainer, and the parts of it that are the preconditioner's."""
 
-    Attributes:
-        step: ``step(params, state, data) -> (params, state)``, an executable.
-        update: ``update(params, state, grads, data) -> preconditioner's state``.
-        apply: ``apply(preconditioner's state, r, damping, times) -> vector``.
-    """
-
-    step: Any
+    step: Any  # ``step(params, state, data) -> (params, state)``, an executable
+    # ``update(params, state, grads, data) -> preconditioner's state``
     update: Callable[..., _Counted]
+    # ``apply(preconditioner's state, r, damping, times) -> vector``
     apply: Callable[..., Params]
 
 

@@ -45,10 +45,7 @@ COMPETITORS: dict[str, Competitor] = {
         ),
         *_FULL[:2],
         Competitor(
-            "lbfgs",
-            "optax.lbfgs(), full batch, no settings",
-            lbfgs,
-            deterministic=True,
+            "lbfgs", "optax.lbfgs(), full batch, no settings", lbfgs, deterministic=True
         ),
         *_FULL[2:],
         Competitor(

@@ -11,17 +11,11 @@ State = Any
 
 
 class Setting(NamedTuple):
-    """What is tuned for a first-order method; the others have no setting at all.
+    """What is tuned for a first-order method; the others have no setting at all."""
 
-    Attributes:
-        batch: examples in a step, ``None`` for all of them.
-        schedule: one of `SCHEDULES`.
-        exponent: the learning rate in half decades, so that grids can grow exactly.
-    """
-
-    batch: int | None
-    schedule: str
-    exponent: int
+    batch: int | None  # examples in a step, ``None`` for all of them
+    schedule: str  # one of `SCHEDULES`
+    exponent: int  # the learning rate in half decades, so that grids can grow exactly
 
     @property
     def learning_rate(self) -> float:
@@ -52,55 +46,42 @@ class Problem(NamedTuple):
 
 
 class Method(NamedTuple):
-    """An optimizer bound to a problem.
+    """An optimizer bound to a problem."""
 
-    Attributes:
-        init: ``init(params, seed, learning_rate) -> state``, jittable.
-        advance: ``advance(params, state, data) -> (params, state)``, jittable: one
-            step, or an epoch of mini-batch steps, or a part of one.
-        spent: gradients that the latest `advance` cost, from its state.
-        steps: optimizer steps in one `advance`.
-        prices: costs of the parts of a Newton-CG step; ``None`` for other methods.
-        compiles: whether `init` and `advance` compile what they need by themselves,
-            and must not be jitted.
-    """
-
+    # ``init(params, seed, learning_rate) -> state``, jittable
     init: Callable[[Params, Any, Any], State]
+    # ``advance(params, state, data) -> (params, state)``, jittable: one step, or an
+    # epoch of mini-batch steps, or a part of one
     advance: Callable[[Params, State, Batch], tuple[Params, State]]
+    # gradients that the latest `advance` cost, from its state
     spent: Callable[[State], float]
-    steps: int = 1
+    steps: int = 1  # optimizer steps in one `advance`
+    # costs of the parts of a Newton-CG step; ``None`` for other methods
     prices: CostModel | None = None
+    # whether `init` and `advance` compile what they need by themselves, and must not be
+    # jitted
     compiles: bool = False
 
 
 class Competitor(NamedTuple):
-    """An optimizer that can enter the comparison.
+    """An optimizer that can enter the comparison."""
 
-    Attributes:
-        name: its name on the command line.
-        description: one line for ``python -m benchmarks list``.
-        build: binds it to a problem; only batch and schedule of the setting matter.
-        exponents: learning rates to begin the tuning with, in half decades; empty if
-            there is nothing to tune.
-        minibatch: whether it takes shuffled mini-batches, as large as the scenario's
-            `batch_sizes`, instead of the full batch.
-        registers: whether it has to know the kind of loss by name.
-        exact: whether it solves to the last digits, which needs float64.
-        deterministic: whether it needs the same loss at every step.
-        needs_poster: whether it takes its settings from the poster's code.
-        batch: largest number of examples in a mini-batch, for a method that does not
-            use the scenario's `batch_sizes`.
-    """
-
-    name: str
-    description: str
+    name: str  # its name on the command line
+    description: str  # one line for ``python -m benchmarks list``
+    # binds it to a problem; only batch and schedule of the setting matter
     build: Callable[[Problem, Setting | None], Method]
+    # learning rates to begin the tuning with, in half decades; empty if there is
+    # nothing to tune
     exponents: range = range(0)
+    # whether it takes shuffled mini-batches, as large as the scenario's `batch_sizes`,
+    # instead of the full batch
     minibatch: bool = False
-    registers: bool = False
-    exact: bool = False
-    deterministic: bool = False
-    needs_poster: bool = False
+    registers: bool = False  # whether it has to know the kind of loss by name
+    exact: bool = False  # whether it solves to the last digits, which needs float64
+    deterministic: bool = False  # whether it needs the same loss at every step
+    needs_poster: bool = False  # whether it takes its settings from the poster's code
+    # largest number of examples in a mini-batch, for a method that does not use the
+    # scenario's `batch_sizes`
     batch: int | None = None
 
     def fits(self, scenario: Scenario) -> bool:

@@ -14,35 +14,21 @@ POINTS = 32  # the loss of a run is evaluated at least so many times
 
 
 class Plan(NamedTuple):
-    """How the examples are divided.
+    """How the examples are divided."""
 
-    Attributes:
-        size: of a batch.
-        parts: of an epoch, one for each `advance`.
-        steps: in a part.
-        total: steps in the budget, if each costs one gradient of its batch.
-    """
-
-    size: int
-    parts: int
-    steps: int
-    total: int
+    size: int  # of a batch
+    parts: int  # of an epoch, one for each `advance`
+    steps: int  # in a part
+    total: int  # steps in the budget, if each costs one gradient of its batch
 
 
 class Position(NamedTuple):
-    """Where a method is in the examples, and what its latest `advance` cost.
+    """Where a method is in the examples, and what its latest `advance` cost."""
 
-    Attributes:
-        inner: the state of the method itself.
-        key: of the order of this epoch, and of the random numbers of its steps.
-        part: of this epoch.
-        cost: gradients of one batch.
-    """
-
-    inner: Any
-    key: jax.Array
-    part: jax.Array
-    cost: jax.Array
+    inner: Any  # the state of the method itself
+    key: jax.Array  # of the order of this epoch, and of the random numbers of its steps
+    part: jax.Array  # of this epoch
+    cost: jax.Array  # gradients of one batch
 
 
 def plan(problem: Problem, batch: int | None) -> Plan:

@@ -107,19 +107,12 @@ def residual_space(problem: Problem, _: Setting | None) -> Method:
 
 
 class Averaged(NamedTuple):
-    """State of mini-batch steps whose running mean is evaluated.
+    """State of mini-batch steps whose running mean is evaluated."""
 
-    Attributes:
-        inner: the state of the optimizer.
-        iterate: its parameters, before averaging.
-        count: of the steps.
-        rate: the learning rate, for an optimizer that has one.
-    """
-
-    inner: optax.OptState
-    iterate: Params
-    count: jax.Array
-    rate: jax.Array
+    inner: optax.OptState  # the state of the optimizer
+    iterate: Params  # its parameters, before averaging
+    count: jax.Array  # of the steps
+    rate: jax.Array  # the learning rate, for an optimizer that has one
 
 
 def _averaged(

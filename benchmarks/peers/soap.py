@@ -15,15 +15,10 @@ PyTree = Any
 
 
 class Side(NamedTuple):
-    """One side of a leaf that is a matrix ``G`` of shape (m, n).
+    """One side of a leaf that is a matrix ``G`` of shape (m, n)."""
 
-    Attributes:
-        gram: running mean of ``G G^T`` or ``G^T G``, shape (m, m) or (n, n).
-        basis: its eigenvectors, about, those of large eigenvalues first.
-    """
-
-    gram: jax.Array
-    basis: jax.Array
+    gram: jax.Array  # running mean of ``G G^T`` or ``G^T G``, shape (m, m) or (n, n)
+    basis: jax.Array  # its eigenvectors, about, those of large eigenvalues first
 
 
 class Sides(NamedTuple):
@@ -34,19 +29,12 @@ class Sides(NamedTuple):
 
 
 class SoapState(NamedTuple):
-    """State of `scale_by_soap`.
+    """State of `scale_by_soap`."""
 
-    Attributes:
-        count: updates done, int32, shape=().
-        mu: running mean of the gradients, in their own space.
-        nu: running mean of the squares of the rotated gradients.
-        sides: a tree like the parameters, with `Sides` in the place of each leaf.
-    """
-
-    count: jax.Array
-    mu: PyTree
-    nu: PyTree
-    sides: PyTree
+    count: jax.Array  # updates done, int32, shape=()
+    mu: PyTree  # running mean of the gradients, in their own space
+    nu: PyTree  # running mean of the squares of the rotated gradients
+    sides: PyTree  # a tree like the parameters, with `Sides` in the place of each leaf
 
 
 def _matrix(x: jax.Array) -> jax.Array:

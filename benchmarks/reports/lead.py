@@ -12,23 +12,14 @@ from benchmarks.reports.records import Record
 
 
 class Lead(NamedTuple):
-    """An optimizer beside another one; medians over the seeds.
+    """An optimizer beside another one; medians over the seeds."""
 
-    Attributes:
-        scenario: where.
-        other: whose last loss is the level.
-        level: that loss.
-        units: gradients until the optimizer was there; infinite if it never was.
-        seconds: processor seconds until then.
-        other_seconds: that the other one took.
-    """
-
-    scenario: str
-    other: str
-    level: float
-    units: float
-    seconds: float
-    other_seconds: float
+    scenario: str  # where
+    other: str  # whose last loss is the level
+    level: float  # that loss
+    units: float  # gradients until the optimizer was there; infinite if it never was
+    seconds: float  # processor seconds until then
+    other_seconds: float  # that the other one took
 
     @property
     def ratio(self) -> float:

@@ -43,19 +43,13 @@ OURS = "Newton-CG"
 
 
 class Row(NamedTuple):
-    """A row of the poster's table.
+    """A row of the poster's table."""
 
-    Attributes:
-        number: counted from the top.
-        title: what was trained.
-        poster_marks: of Adam, SGD and Newton-CG, as they are printed on the poster.
-        scenarios: that the row is measured on here.
-    """
-
-    number: int
-    title: str
+    number: int  # counted from the top
+    title: str  # what was trained
+    # of Adam, SGD and Newton-CG, as they are printed on the poster
     poster_marks: tuple[str, ...]
-    scenarios: tuple[str, ...]
+    scenarios: tuple[str, ...]  # that the row is measured on here
 
     def poster_mark(self, column: str) -> str:
         """The poster's mark in one of `COLUMNS`.
@@ -80,10 +74,7 @@ ROWS = (
     Row(7, "Simple CNN, MNIST", ("o", "o", "+"), ("mnist_cnn",)),
     Row(8, "ResNet-50, ImageNet", ("o", "o", "o"), ("resnet50", "resnet50_narrow")),
     Row(
-        9,
-        "MobileNet, ImageNet",
-        ("+", "o", "-"),
-        ("mobilenet", "mobilenet_last_layer"),
+        9, "MobileNet, ImageNet", ("+", "o", "-"), ("mobilenet", "mobilenet_last_layer")
     ),
     Row(
         10,
@@ -211,48 +202,30 @@ def marks(
 
 
 class Cell(NamedTuple):
-    """What stands for a column on a scenario.
+    """What stands for a column on a scenario."""
 
-    Attributes:
-        record: of the competitor, as it is stored.
-        mark: that it earns; ``None`` if there is nobody to compare it with.
-        loss: its final training loss: median, best, worst.
-        units: gradients until it was as low as the better baseline at the end;
-            infinite if it never was, ``None`` if no baseline was run.
-        seconds: the same, in seconds.
-        held_out_loss: median.
-        held_out_metric: median.
-    """
-
-    record: Record
-    mark: str | None
-    loss: tuple[float, float, float]
+    record: Record  # of the competitor, as it is stored
+    mark: str | None  # that it earns; ``None`` if there is nobody to compare it with
+    loss: tuple[float, float, float]  # its final training loss: median, best, worst
+    # gradients until it was as low as the better baseline at the end; infinite if it
+    # never was, ``None`` if no baseline was run
     units: float | None
-    seconds: float | None
-    held_out_loss: float
-    held_out_metric: float
+    seconds: float | None  # the same, in seconds
+    held_out_loss: float  # median
+    held_out_metric: float  # median
 
 
 class Line(NamedTuple):
-    """A scenario of a row: what was measured on it, or that nothing was.
+    """A scenario of a row: what was measured on it, or that nothing was."""
 
-    Attributes:
-        row: of the poster.
-        scenario: its name.
-        cells: by column, without those that were not run.
-        budget: the gradients that every competitor is compared at.
-        clock: what the seconds are: "cpu_seconds", or "wall_seconds" of an accelerator.
-        margin: training losses that differ by no more are equal.
-        remark: what a reader has to know, or nothing.
-    """
-
-    row: Row
-    scenario: str
-    cells: dict[str, Cell]
-    budget: float = math.nan
+    row: Row  # of the poster
+    scenario: str  # its name
+    cells: dict[str, Cell]  # by column, without those that were not run
+    budget: float = math.nan  # the gradients that every competitor is compared at
+    # what the seconds are: "cpu_seconds", or "wall_seconds" of an accelerator
     clock: str = "cpu_seconds"
-    margin: float = 0.0
-    remark: str = ""
+    margin: float = 0.0  # training losses that differ by no more are equal
+    remark: str = ""  # what a reader has to know, or nothing
 
     @property
     def records(self) -> list[Record]:

@@ -11,20 +11,14 @@ BATCH = 512  # the poster's
 
 
 class Scaling(NamedTuple):
-    """Strong scaling: the same batch on more and more devices.
+    """Strong scaling: the same batch on more and more devices."""
 
-    Attributes:
-        what: was done, by which optimizer.
-        where: model, batch and hardware, in words.
-        efficiency: by the number of devices, the lowest and the highest estimate. Empty
-            if there is no timing.
-        measured: whether it was measured, and not predicted.
-    """
-
-    what: str
-    where: str
+    what: str  # was done, by which optimizer
+    where: str  # model, batch and hardware, in words
+    # by the number of devices, the lowest and the highest estimate. Empty if there is
+    # no timing.
     efficiency: dict[int, tuple[float, float]]
-    measured: bool = True
+    measured: bool = True  # whether it was measured, and not predicted
 
     def efficiency_text(self, devices: int) -> str:
         """Percent, or nothing.

@@ -17,19 +17,12 @@ _ARRAY = re.compile(r"(pred|[a-z]+\d+)\w*\[([\d,]*)\]")
 
 
 class Collective(NamedTuple):
-    """One operation that sends something, wherever in the program it stands.
+    """One operation that sends something, wherever in the program it stands."""
 
-    Attributes:
-      kind: such as ``all-reduce``.
-      dtypes: of the arrays it sends, without repetition.
-      elements: how many numbers it sends, once.
-      bytes: their size.
-    """
-
-    kind: str
-    dtypes: tuple[str, ...]
-    elements: int
-    bytes: int
+    kind: str  # such as ``all-reduce``
+    dtypes: tuple[str, ...]  # of the arrays it sends, without repetition
+    elements: int  # how many numbers it sends, once
+    bytes: int  # their size
 
 
 def collectives(hlo: str) -> list[Collective]:

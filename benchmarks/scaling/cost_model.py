@@ -49,39 +49,24 @@ SOURCES = {
 
 
 class Algorithm(NamedTuple):
-    """One way to reduce over all devices.
+    """One way to reduce over all devices."""
 
-    Attributes:
-        name: of the algorithm and its protocol.
-        shape: a ring through all devices, or chains in the nodes and a tree over them.
-        base: seconds that every call takes.
-        inside: seconds a hop in a node.
-        between: seconds a hop between nodes.
-        node_bandwidth: bytes a second of a device with all devices in one node.
-        network_bandwidth: the same over several nodes.
-        network_latency: by which hops take longer over several nodes.
-    """
-
-    name: str
+    name: str  # of the algorithm and its protocol
+    # a ring through all devices, or chains in the nodes and a tree over them
     shape: Literal["ring", "tree"]
-    base: float
-    inside: float
-    between: float
-    node_bandwidth: float
-    network_bandwidth: float
-    network_latency: float = 1.0
+    base: float  # seconds that every call takes
+    inside: float  # seconds a hop in a node
+    between: float  # seconds a hop between nodes
+    node_bandwidth: float  # bytes a second of a device with all devices in one node
+    network_bandwidth: float  # the same over several nodes
+    network_latency: float = 1.0  # by which hops take longer over several nodes
 
 
 class Network(NamedTuple):
-    """How devices are connected.
+    """How devices are connected."""
 
-    Attributes:
-        per_node: devices in a node.
-        algorithms: of which the fastest is taken, as NCCL does.
-    """
-
-    per_node: int
-    algorithms: tuple[Algorithm, ...]
+    per_node: int  # devices in a node
+    algorithms: tuple[Algorithm, ...]  # of which the fastest is taken, as NCCL does
 
 
 class Transfer(NamedTuple):
@@ -148,23 +133,14 @@ DGX_A100 = Network(
 
 
 class Processor(NamedTuple):
-    """What one device does, for one network.
+    """What one device does, for one network."""
 
-    Attributes:
-        gradient_rate: examples a second of a gradient, with large batches.
-        product_rate: the same at the precision of curvature products.
-        overhead: seconds that a gradient takes beside its examples.
-        memory_bandwidth: bytes a second.
-        matrix_flops: operations a second in products of matrices.
-        eigen_flops: the same in eigendecompositions.
-    """
-
-    gradient_rate: float
-    product_rate: float
-    overhead: float
-    memory_bandwidth: float
-    matrix_flops: float
-    eigen_flops: float
+    gradient_rate: float  # examples a second of a gradient, with large batches
+    product_rate: float  # the same at the precision of curvature products
+    overhead: float  # seconds that a gradient takes beside its examples
+    memory_bandwidth: float  # bytes a second
+    matrix_flops: float  # operations a second in products of matrices
+    eigen_flops: float  # the same in eigendecompositions
 
 
 # Images a second of ResNet-50 by the batch size: a forward pass on one A100 in TF32,
@@ -229,68 +205,41 @@ A100_RESNET50 = Processor(
 
 
 class Pass(NamedTuple):
-    """Something that goes over examples, forward or back.
+    """Something that goes over examples, forward or back."""
 
-    Attributes:
-        count: how often a step does it.
-        cost: in gradients on as many examples.
-        fraction: of the batch that it sees.
-        at_least: so many examples of all devices, if the batch has them.
-        precise: whether in full float32.
-    """
-
-    count: float
-    cost: float
-    fraction: float = 1.0
-    at_least: int = 1
-    precise: bool = False
+    count: float  # how often a step does it
+    cost: float  # in gradients on as many examples
+    fraction: float = 1.0  # of the batch that it sees
+    at_least: int = 1  # so many examples of all devices, if the batch has them
+    precise: bool = False  # whether in full float32
 
 
 class Recipe(NamedTuple):
-    """What a step of an optimizer does.
+    """What a step of an optimizer does."""
 
-    Attributes:
-        name: of the optimizer and its settings.
-        passes: over the examples, the gradient among them.
-        products: all-reduces of a vector like the parameters, beside the gradient's.
-        numbers: all-reduces of one number.
-        product_bytes: of one number in those of products.
-        sweeps: how often a step reads or writes a vector like the parameters.
-        matrix_flops: operations of the preconditioner in products of matrices.
-        eigen_flops: the same in eigendecompositions.
-        shared_numbers: of the decompositions' results, sent once a step if every
-            device decomposes its share of the matrices; 0 if each does all.
-    """
-
-    name: str
-    passes: tuple[Pass, ...]
+    name: str  # of the optimizer and its settings
+    passes: tuple[Pass, ...]  # over the examples, the gradient among them
+    # all-reduces of a vector like the parameters, beside the gradient's
     products: float = 0
-    numbers: float = 0
-    product_bytes: int = 4
-    sweeps: float = 10
-    matrix_flops: float = 0
-    eigen_flops: float = 0
+    numbers: float = 0  # all-reduces of one number
+    product_bytes: int = 4  # of one number in those of products
+    sweeps: float = 10  # how often a step reads or writes a vector like the parameters
+    matrix_flops: float = 0  # operations of the preconditioner in products of matrices
+    eigen_flops: float = 0  # the same in eigendecompositions
+    # of the decompositions' results, sent once a step if every device decomposes its
+    # share of the matrices; 0 if each does all
     shared_numbers: float = 0
 
 
 class Breakdown(NamedTuple):
-    """Seconds of a step, part by part.
+    """Seconds of a step, part by part."""
 
-    Attributes:
-        compute: of examples.
-        overhead: of passes, however few examples they have.
-        bandwidth: of all-reduces, by their bytes.
-        latency: of all-reduces, by their hops.
-        vectors: of the solver and the update.
-        preconditioner: of its matrices.
-    """
-
-    compute: float
-    overhead: float
-    bandwidth: float
-    latency: float
-    vectors: float
-    preconditioner: float
+    compute: float  # of examples
+    overhead: float  # of passes, however few examples they have
+    bandwidth: float  # of all-reduces, by their bytes
+    latency: float  # of all-reduces, by their hops
+    vectors: float  # of the solver and the update
+    preconditioner: float  # of its matrices
 
     @property
     def seconds(self) -> float:
@@ -359,10 +308,7 @@ def step(
         overhead += part.count * part.cost * processor.overhead
     reductions = (
         (1, all_reduce(4 * (weights + 1), devices, network)),
-        (
-            recipe.products,
-            all_reduce(recipe.product_bytes * weights, devices, network),
-        ),
+        (recipe.products, all_reduce(recipe.product_bytes * weights, devices, network)),
         (recipe.numbers, all_reduce(4, devices, network)),
         (
             1 if recipe.shared_numbers else 0,

@@ -34,47 +34,27 @@ FUNCTIONAL = {
 
 
 class Spec(NamedTuple):
-    """What a worker measures.
+    """What a worker measures."""
 
-    Attributes:
-        model: of `scaling_models.MODELS`.
-        optimizer: of `scaling_models.OPTIMIZERS`.
-        batch: examples of all devices.
-        devices: in the mesh, of all processes.
-        steps: that are timed.
-        warmup: steps before them.
-        processes: that the devices are spread over.
-        process: number of this one.
-        port: of process 0.
-        core: that the process may use, or None for all.
-    """
-
-    model: str
-    optimizer: str
-    batch: int
-    devices: int
-    steps: int = 2 * CYCLE
-    warmup: int = CYCLE
-    processes: int = 1
-    process: int = 0
-    port: int = 0
-    core: int | None = None
+    model: str  # of `scaling_models.MODELS`
+    optimizer: str  # of `scaling_models.OPTIMIZERS`
+    batch: int  # examples of all devices
+    devices: int  # in the mesh, of all processes
+    steps: int = 2 * CYCLE  # that are timed
+    warmup: int = CYCLE  # steps before them
+    processes: int = 1  # that the devices are spread over
+    process: int = 0  # number of this one
+    port: int = 0  # of process 0
+    core: int | None = None  # that the process may use, or None for all
 
 
 class Traffic(NamedTuple):
-    """Bytes that the all-reduces of a program average, at each place in it.
+    """Bytes that the all-reduces of a program average, at each place in it."""
 
-    Attributes:
-        gradient: of gradient and loss, once a step.
-        product: of one curvature product; 0 if there is none.
-        product_sites: places in the program that make products.
-        number: of one trial value; 0 if there is none.
-    """
-
-    gradient: int
-    product: int
-    product_sites: int
-    number: int
+    gradient: int  # of gradient and loss, once a step
+    product: int  # of one curvature product; 0 if there is none
+    product_sites: int  # places in the program that make products
+    number: int  # of one trial value; 0 if there is none
 
     def of_a_step(self, products: float, evaluations: float) -> float:
         """Of a step with so many products and trial values.

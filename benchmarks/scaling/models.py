@@ -27,23 +27,17 @@ SYMBOLS, CONTEXT, WIDTH, HEADS, LAYERS = 64, 64, 128, 4, 2
 
 
 class Model(NamedTuple):
-    """A network with its loss and a batch for it.
+    """A network with its loss and a batch for it."""
 
-    Attributes:
-        description: one line.
-        init: initial parameters for a seed.
-        model: maps parameters and inputs to outputs.
-        loss: maps outputs and targets to a mean over the examples.
-        batch: inputs and targets for so many examples.
-        batch_size: a sensible number of them.
-    """
-
-    description: str
-    init: Callable[[int], Params]
+    description: str  # one line
+    init: Callable[[int], Params]  # initial parameters for a seed
+    # maps parameters and inputs to outputs
     model: Callable[[Params, jax.Array], jax.Array]
+    # maps outputs and targets to a mean over the examples
     loss: Callable[[jax.Array, jax.Array], jax.Array]
+    # inputs and targets for so many examples
     batch: Callable[[int], dict[str, np.ndarray]]
-    batch_size: int
+    batch_size: int  # a sensible number of them
 
     def composite(self) -> ncg.CompositeLoss:
         """The loss as the optimizers want it."""

@@ -15,32 +15,21 @@ Batch = dict[str, Any]  # {"x": inputs, "y": targets}, examples first; maybe a "
 
 
 class Dataset(NamedTuple):
-    """A fixed split into training and held-out examples.
+    """A fixed split into training and held-out examples."""
 
-    Attributes:
-        train: to train on.
-        held_out: to score on.
-        note: what one should know of the data beyond the scenario's description, such
-            as that they stand in for others.
-    """
-
-    train: Batch
-    held_out: Batch
+    train: Batch  # to train on
+    held_out: Batch  # to score on
+    # what one should know of the data beyond the scenario's description, such as that
+    # they stand in for others
     note: str = ""
 
 
 class PosterSettings(NamedTuple):
-    """What the poster's own code sets for its Newton-CG method on a scenario.
+    """What the poster's own code sets for its Newton-CG method on a scenario."""
 
-    Attributes:
-        learning_rate: that every step is multiplied by.
-        damping: the poster's tau, which is its descent threshold as well.
-        batch: examples per step, ``None`` for all of them.
-    """
-
-    learning_rate: float
-    damping: float
-    batch: int | None = None
+    learning_rate: float  # that every step is multiplied by
+    damping: float  # the poster's tau, which is its descent threshold as well
+    batch: int | None = None  # examples per step, ``None`` for all of them
 
 
 class Scenario(NamedTuple):
@@ -48,62 +37,51 @@ class Scenario(NamedTuple):
 
     The loss is ``loss(model(params, x), y)``. Network and loss are kept apart because
     the Gauss-Newton matrix has to see where the one ends and the other begins.
-
-    Attributes:
-        name: what the command line calls it.
-        description: one line for ``python -m benchmarks list``.
-        load: reads the data; called only when the scenario is run.
-        init: initial parameters for a seed.
-        model: maps parameters and inputs to outputs.
-        loss: maps outputs and targets to the scalar that is minimised.
-        metric: maps outputs and targets to a number people can read.
-        metric_name: what ``metric`` measures.
-        budget: default budget in gradient-equivalents.
-        seeds: default number of runs of each optimizer.
-        batch_sizes: that the mini-batch methods are tuned over; empty if the examples
-            cannot be drawn one by one.
-        terms: of the loss in an example, at most: the tokens of a sequence, say.
-        full_batch: whether the full-batch methods take part: some data sets are too
-            large for them.
-        curve_examples: the training loss that is reported is that of so many examples,
-            evenly spaced; ``None`` for all of them.
-        registration: for methods that know losses by name, which it is and its weight:
-            a sum over outputs, a mean over examples. ``None`` if it has no name.
-        x64: whether it is run in double precision. Whoever loads the data and trains
-            has to do both within ``jax.enable_x64(scenario.x64)``.
-        random: whether the model draws random numbers: it is ``model(params, x, key)``
-            then, and sees another key at every step.
-        predict: what is scored on held-out examples, ``predict(params, x, context)``
-            with some training examples and a fixed key as the context: a network with
-            batch normalisation takes its statistics from them, one with random weights
-            averages over several draws. ``None`` for the model itself.
-        examine: looks at trained parameters, ``examine(params, data, stem)``: draws
-            pictures into files whose paths begin with the stem, and returns further
-            scores by name. ``None`` if there is nothing more to see.
-        schedules: learning-rate schedules to tune first-order methods over.
-        poster: settings of the poster's own method, or ``None`` if it has none.
     """
 
-    name: str
-    description: str
-    load: Callable[[], Dataset]
-    init: Callable[[int], Params]
+    name: str  # what the command line calls it
+    description: str  # one line for ``python -m benchmarks list``
+    load: Callable[[], Dataset]  # reads the data; called only when the scenario is run
+    init: Callable[[int], Params]  # initial parameters for a seed
+    # maps parameters and inputs to outputs
     model: Callable[[Params, jax.Array], Outputs]
+    # maps outputs and targets to the scalar that is minimised
     loss: Callable[[Outputs, jax.Array], jax.Array]
+    # maps outputs and targets to a number people can read
     metric: Callable[[Outputs, jax.Array], jax.Array]
-    metric_name: str
-    budget: float = 500.0
-    seeds: int = 5
+    metric_name: str  # what ``metric`` measures
+    budget: float = 500.0  # default budget in gradient-equivalents
+    seeds: int = 5  # default number of runs of each optimizer
+    # that the mini-batch methods are tuned over; empty if the examples cannot be drawn
+    # one by one
     batch_sizes: tuple[int, ...] = (64,)
-    terms: int = 1
+    terms: int = 1  # of the loss in an example, at most: the tokens of a sequence, say
+    # whether the full-batch methods take part: some data sets are too large for them
     full_batch: bool = True
+    # the training loss that is reported is that of so many examples, evenly spaced;
+    # ``None`` for all of them
     curve_examples: int | None = None
+    # for methods that know losses by name, which it is and its weight: a sum over
+    # outputs, a mean over examples. ``None`` if it has no name.
     registration: tuple[LossKind, float] | None = None
+    # whether it is run in double precision. Whoever loads the data and trains has to do
+    # both within ``jax.enable_x64(scenario.x64)``.
     x64: bool = False
+    # whether the model draws random numbers: it is ``model(params, x, key)`` then, and
+    # sees another key at every step
     random: bool = False
+    # what is scored on held-out examples, ``predict(params, x, context)`` with some
+    # training examples and a fixed key as the context: a network with batch
+    # normalisation takes its statistics from them, one with random weights averages
+    # over several draws. ``None`` for the model itself.
     predict: Callable[[Params, Any, Batch], Outputs] | None = None
+    # looks at trained parameters, ``examine(params, data, stem)``: draws pictures into
+    # files whose paths begin with the stem, and returns further scores by name.
+    # ``None`` if there is nothing more to see.
     examine: Callable[[Params, Dataset, pathlib.Path], dict[str, float]] | None = None
+    # learning-rate schedules to tune first-order methods over
     schedules: tuple[str, ...] = ("constant", "cosine")
+    # settings of the poster's own method, or ``None`` if it has none
     poster: PosterSettings | None = None
 
     def outputs(self, params: Params, data: Batch) -> Outputs:

@@ -16,19 +16,12 @@ from benchmarks.scenarios._convolution import convolve
 
 
 class Stage(NamedTuple):
-    """Blocks with the same number of channels.
+    """Blocks with the same number of channels."""
 
-    Attributes:
-        expansion: channels within a block, in multiples of those that come in.
-        channels: that come out.
-        count: of blocks.
-        stride: of the first one.
-    """
-
-    expansion: int
-    channels: int
-    count: int
-    stride: int
+    expansion: int  # channels within a block, in multiples of those that come in
+    channels: int  # that come out
+    count: int  # of blocks
+    stride: int  # of the first one
 
 
 STAGES = (
@@ -88,12 +81,6 @@ class InvertedResidual(linen.Module):
 class MobileNetV2(linen.Module):
     """Logits for images of shape (rows, height, width, 3).
 
-    Attributes:
-        classes: number of them; ``None`` for the features before the classifier.
-        stages: the blocks.
-        stem: channels of the first layer.
-        head: features.
-
     Example:
         >>> images = jnp.zeros((2, 64, 64, 3))
         >>> shapes = jax.eval_shape(
@@ -103,10 +90,11 @@ class MobileNetV2(linen.Module):
         3504872
     """
 
+    # number of them; ``None`` for the features before the classifier
     classes: int | None = 1000
-    stages: tuple[Stage, ...] = STAGES
-    stem: int = STEM
-    head: int = HEAD
+    stages: tuple[Stage, ...] = STAGES  # the blocks
+    stem: int = STEM  # channels of the first layer
+    head: int = HEAD  # features
 
     @linen.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

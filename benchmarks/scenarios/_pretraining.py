@@ -16,17 +16,11 @@ from benchmarks.training.schedules import noam
 
 
 class Pretraining(NamedTuple):
-    """How Adam is run: with the Noam schedule, from seed 0.
+    """How Adam is run: with the Noam schedule, from seed 0."""
 
-    Attributes:
-        learning_rate: at the schedule's peak.
-        batch: examples per step.
-        epochs: over the training data.
-    """
-
-    learning_rate: float
-    batch: int
-    epochs: int
+    learning_rate: float  # at the schedule's peak
+    batch: int  # examples per step
+    epochs: int  # over the training data
 
 
 class _Progress(NamedTuple):

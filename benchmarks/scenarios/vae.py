@@ -13,13 +13,7 @@ import numpy as np
 
 from benchmarks import datasets
 from benchmarks.scenarios import mnist_autoencoder
-from benchmarks.scenarios._base import (
-    Batch,
-    Dataset,
-    Params,
-    PosterSettings,
-    Scenario,
-)
+from benchmarks.scenarios._base import Batch, Dataset, Params, PosterSettings, Scenario
 from benchmarks.scenarios._networks import dense, init_dense, pixel_cross_entropy
 
 PIXELS, HIDDEN, LATENT = 784, 64, 2

@@ -24,24 +24,15 @@ class TuneOn(StrEnum):
 
 
 class Entry(NamedTuple):
-    """Who competes, on what, and how.
+    """Who competes, on what, and how."""
 
-    Attributes:
-        competitor: the optimizer.
-        problem: the scenario and its budget.
-        note: of its data, see `Dataset`.
-        seeds: how many runs.
-        quick: whether the grid is coarse.
-        tune_on: which loss the tuning goes by.
-        stem: where the files of the results lie, as far as their names are the same.
-    """
-
-    competitor: Competitor
-    problem: Problem
-    note: str
-    seeds: int
-    quick: bool
-    tune_on: TuneOn
+    competitor: Competitor  # the optimizer
+    problem: Problem  # the scenario and its budget
+    note: str  # of its data, see `Dataset`
+    seeds: int  # how many runs
+    quick: bool  # whether the grid is coarse
+    tune_on: TuneOn  # which loss the tuning goes by
+    # where the files of the results lie, as far as their names are the same
     stem: pathlib.Path
 
     @property

@@ -16,19 +16,13 @@ Curvature = Literal["hessian", "gauss_newton"]
 
 
 class CostModel(NamedTuple):
-    """Prices of the parts of a Newton-CG step, in gradients.
+    """Prices of the parts of a Newton-CG step, in gradients."""
 
-    Attributes:
-        gradient_flops: floating-point operations of the unit itself.
-        setup: linearising the curvature, beyond what the gradient shares with it.
-        product: one curvature product with everything at the parameters precomputed.
-        evaluation: one evaluation of the loss.
-    """
-
-    gradient_flops: float
-    setup: float
+    gradient_flops: float  # floating-point operations of the unit itself
+    setup: float  # linearising the curvature, beyond what the gradient shares with it
+    # one curvature product with everything at the parameters precomputed
     product: float
-    evaluation: float
+    evaluation: float  # one evaluation of the loss
 
     def price(self, products: float, evaluations: float) -> float:
         """The cost of one step: its gradient, the set-up, products and evaluations.

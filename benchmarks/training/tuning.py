@@ -17,17 +17,11 @@ SET_ASIDE = 0.1  # of the training examples, where these judge the tuning
 
 
 class Trial(NamedTuple):
-    """A cell of the grid: a setting and what it led to.
+    """A cell of the grid: a setting and what it led to."""
 
-    Attributes:
-        setting: what was tried.
-        loss: the final training loss, infinite after a divergence.
-        validation_loss: the loss of the examples that were set aside, ``None`` if none
-            were.
-    """
-
-    setting: Setting
-    loss: float
+    setting: Setting  # what was tried
+    loss: float  # the final training loss, infinite after a divergence
+    # the loss of the examples that were set aside, ``None`` if none were
     validation_loss: float | None = None
 
     @property
