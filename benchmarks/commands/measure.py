@@ -8,17 +8,7 @@ import optax
 import typer
 from rich.console import Console
 
-from benchmarks.commands.options import (
-    COMMITTED,
-    CommittedOutput,
-    UsageError,
-    check_output,
-    counts_of,
-    explained,
-    names_of,
-    one_of,
-    progress_bar,
-)
+from benchmarks.commands import options
 from benchmarks.measurements import memory as memory_plans
 from benchmarks.measurements import overhead as overheads
 from benchmarks.measurements import preconditioners as preconditioning
@@ -83,7 +73,7 @@ def scaling(
     predict: Annotated[
         bool, typer.Option("--predict", help="Measure nothing: the model's ResNet-50.")
     ] = False,
-    output: CommittedOutput = COMMITTED,
+    output: options.CommittedOutput = options.COMMITTED,
 ) -> None:
     """Measure weak and strong scaling of a step, or predict it.
 
@@ -91,23 +81,23 @@ def scaling(
     scaling_prediction.json. Where JAX finds only a CPU the devices are fake ones, which
     share its cores: that checks that everything works, and is no timing.
     """
-    check_output(output)
+    options.check_output(output)
     if predict:
         record = prediction.predict()
         for name in ("strong", "weak", "variants", "checks"):
             typer.echo(f"\n{getattr(report, name)(record)}")
         _store(record, "scaling --predict", output / report.FILES["prediction"], {})
         return
-    one_of(model, networks.MODELS, "model")
-    names = names_of(optimizer, networks.OPTIMIZERS, "optimizer")
+    options.one_of(model, networks.MODELS, "model")
+    names = options.names_of(optimizer, networks.OPTIMIZERS, "optimizer")
     option = "processes" if processes else "devices"
-    counts = counts_of(processes or devices, f"--{option}")
+    counts = options.counts_of(processes or devices, f"--{option}")
     kinds = [k for k, wanted in (("strong", strong), ("weak", weak)) if wanted]
     if not kinds:
-        raise UsageError("nothing to do with --no-strong and --no-weak.")
+        raise options.UsageError("nothing to do with --no-strong and --no-weak.")
     chosen = networks.MODELS[model]
     size = batch or chosen.batch_size
-    with explained(ValueError, RuntimeError):
+    with options.explained(ValueError, RuntimeError):
         points = measuring.sweep(
             model, names, counts, size, kinds, steps, bool(processes), typer.echo
         )
@@ -133,11 +123,11 @@ def memory(
     models: Annotated[
         str, typer.Option(help="Which, separated by commas.")
     ] = "mlp,cnn,transformer",
-    output: CommittedOutput = COMMITTED,
+    output: options.CommittedOutput = options.COMMITTED,
 ) -> None:
     """Memory of a step as XLA plans it, against Adam's. Writes memory.json."""
-    names = names_of(models, networks.MODELS, "model")
-    check_output(output)
+    names = options.names_of(models, networks.MODELS, "model")
+    options.check_output(output)
     found = memory_plans.measure(tuple(names), progress=typer.echo)
     command = f"memory --models {','.join(names)}"
     _store({"models": found}, command, output / report.FILES["memory"])
@@ -152,13 +142,13 @@ def precision(
     budget: Annotated[
         float, typer.Option(min=1, help="Gradients that a run may spend.")
     ] = 300.0,
-    output: CommittedOutput = COMMITTED,
+    output: options.CommittedOutput = options.COMMITTED,
 ) -> None:
     """Convergence with products sent in bfloat16. Writes product_precision.json."""
-    names = names_of(scenarios, SCENARIOS, "scenario")
-    check_output(output)
+    names = options.names_of(scenarios, SCENARIOS, "scenario")
+    options.check_output(output)
     product_precision.use_fake_devices()
-    with explained(*UNAVAILABLE):
+    with options.explained(*UNAVAILABLE):
         found = product_precision.compare(
             names, seeds=seeds, budget=budget, progress=typer.echo
         )
@@ -176,7 +166,7 @@ def preconditioners(
     repeats: Annotated[
         int, typer.Option(min=1, help="How often every step is timed.")
     ] = 5,
-    output: CommittedOutput = COMMITTED,
+    output: options.CommittedOutput = options.COMMITTED,
 ) -> None:
     """Measure the part of a preconditioner in a step: seconds, products, memory.
 
@@ -185,8 +175,8 @@ def preconditioners(
     longer than they work. `taskset -c 0` in front of the command prevents that.
     """
     names = list(dict.fromkeys(scenarios or ["digits_autoencoder"]))
-    chosen = [SCENARIOS[one_of(name, SCENARIOS, "scenario")] for name in names]
-    check_output(output)
+    chosen = [SCENARIOS[options.one_of(name, SCENARIOS, "scenario")] for name in names]
+    options.check_output(output)
     console, found = tables.console(), {}
     for item in chosen:
         found[item.name] = _preconditioners(item, repeats, console)
@@ -198,8 +188,8 @@ def _preconditioners(
     scenario: Scenario, repeats: int, console: Console
 ) -> records.Record:
     """Measures and prints those of one scenario."""
-    with jax.enable_x64(scenario.x64), progress_bar(console) as progress:
-        with explained(*UNAVAILABLE):
+    with jax.enable_x64(scenario.x64), options.progress_bar(console) as progress:
+        with options.explained(*UNAVAILABLE):
             data = scenario.load().train
         task = progress.add_task(scenario.name, total=None)
         measured = preconditioning.measure(

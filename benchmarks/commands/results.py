@@ -5,16 +5,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.commands.options import (
-    COMMITTED,
-    SHOWN,
-    Output,
-    Stored,
-    UsageError,
-    explained,
-    one_of,
-    readme_option,
-)
+from benchmarks.commands import options
 from benchmarks.peers import COMPETITORS
 from benchmarks.reports import (
     curves,
@@ -48,7 +39,7 @@ def plot(
             show_default="every stored scenario",
         ),
     ] = None,
-    output: Output = pathlib.Path("results"),
+    output: options.Output = pathlib.Path("results"),
 ) -> None:
     """Draw loss against gradients, steps and seconds, from stored results.
 
@@ -59,17 +50,19 @@ def plot(
     ]
     names = [target for target in targets or [] if not target.endswith(".json")]
     for name in names:
-        one_of(name, SCENARIOS, "scenario")
+        options.one_of(name, SCENARIOS, "scenario")
     groups: dict[str, list[tuple[pathlib.Path, records.Record]]] = {}
-    with explained(ValueError):
+    with options.explained(ValueError):
         loaded = [(path.parent, records.load(path)) for path in files]
         for name in names or ([] if files else SCENARIOS):
             found = records.load_all(output, name)
             if name in names and not found:
-                raise UsageError(f"no results of {name} in {output}: run it first.")
+                raise options.UsageError(
+                    f"no results of {name} in {output}: run it first."
+                )
             loaded += [(output / name, record) for record in found]
     if not loaded:
-        raise UsageError(f"no results in {output}: `run` something first.")
+        raise options.UsageError(f"no results in {output}: `run` something first.")
     for folder, record in loaded:
         groups.setdefault(record["scenario"], []).append((folder, record))
     for group in groups.values():
@@ -79,21 +72,23 @@ def plot(
 
 
 def table(
-    directory: Stored = COMMITTED,
+    directory: options.Stored = options.COMMITTED,
     readme: Annotated[
-        pathlib.Path | None, readme_option(MAIN_MARKS, POSTER_MARKS)
+        pathlib.Path | None, options.readme_option(MAIN_MARKS, POSTER_MARKS)
     ] = None,
 ) -> None:
     """Build Markdown tables from stored results: final losses, the poster's rows.
 
     The second one is built from DIRECTORY/poster, if that is there.
     """
-    with explained(ValueError):
+    with options.explained(ValueError):
         stored = records.load_all(directory)
         lines = rows.lines(records.load_all(directory / POSTER))
         has_poster = any(line.cells for line in lines)
         if not stored and not has_poster:
-            raise UsageError(f"no results in {directory}: `run` something first.")
+            raise options.UsageError(
+                f"no results in {directory}: `run` something first."
+            )
         if stored:
             _put(tables.markdown(stored), MAIN_MARKS, readme)
         if has_poster:
@@ -115,16 +110,18 @@ def poster(
         pathlib.Path,
         typer.Argument(
             help="Where `run ... --output` wrote its results.",
-            show_default=f"{SHOWN}/{POSTER}",
+            show_default=f"{options.SHOWN}/{POSTER}",
         ),
-    ] = COMMITTED / POSTER,
+    ] = options.COMMITTED / POSTER,
     scaling: Annotated[
         pathlib.Path,
         typer.Option(
-            metavar="DIR", help="Where `scaling` wrote its results.", show_default=SHOWN
+            metavar="DIR",
+            help="Where `scaling` wrote its results.",
+            show_default=options.SHOWN,
         ),
-    ] = COMMITTED,
-    readme: Annotated[pathlib.Path | None, readme_option(POSTER_MARKS)] = None,
+    ] = options.COMMITTED,
+    readme: Annotated[pathlib.Path | None, options.readme_option(POSTER_MARKS)] = None,
     figures: Annotated[
         bool, typer.Option("--figures/--no-figures", help="Draw the curves anew.")
     ] = True,
@@ -135,7 +132,7 @@ def poster(
     overview.png with all of them.
     """
     console = tables.console()
-    with explained(ValueError):
+    with options.explained(ValueError):
         stored = records.load_all(directory)
         lines = rows.lines(stored)
         measured = poster_scaling.stored(scaling)
@@ -155,7 +152,7 @@ def poster(
 
 
 def lead(
-    directory: Stored = COMMITTED,
+    directory: options.Stored = options.COMMITTED,
     optimizer: Annotated[
         str, typer.Option(help="The optimizer that is compared with the others.")
     ] = "hessian_free",
@@ -164,11 +161,11 @@ def lead(
 
     From stored results: units and processor seconds until its loss was as low.
     """
-    one_of(optimizer, COMPETITORS, "optimizer")
-    with explained(ValueError):
+    options.one_of(optimizer, COMPETITORS, "optimizer")
+    with options.explained(ValueError):
         found = leading.leads(records.load_all(directory), optimizer)
     if not found:
-        raise UsageError(
+        raise options.UsageError(
             f"nothing to compare {optimizer} with in {directory}: `run` it and others."
         )
     tables.console().print(leading.table(found, optimizer))

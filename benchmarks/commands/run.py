@@ -8,15 +8,7 @@ import jax
 import typer
 from rich.console import Console
 
-from benchmarks.commands.options import (
-    Output,
-    UsageError,
-    check_output,
-    names_of,
-    one_of,
-    positive,
-    progress_bar,
-)
+from benchmarks.commands import options
 from benchmarks.peers import COMPETITORS, Competitor, Problem
 from benchmarks.reports import curves, poster, records, tables
 from benchmarks.scenarios import SCENARIOS, Scenario
@@ -55,7 +47,7 @@ def run(
             show_default="the scenario's own",
         ),
     ] = None,
-    output: Output = pathlib.Path("results"),
+    output: options.Output = pathlib.Path("results"),
     quick: Annotated[
         bool,
         typer.Option(
@@ -87,9 +79,9 @@ def run(
     a folder OPTIMIZER.partial beside the results until the command ends.
     """
     chosen = _scenarios(scenario)
-    competing = names_of(optimizers, COMPETITORS, "optimizer")
-    positive(budget)
-    check_output(output)
+    competing = options.names_of(optimizers, COMPETITORS, "optimizer")
+    options.positive(budget)
+    options.check_output(output)
     command = f"python -m benchmarks run {scenario} --optimizers {optimizers}"
     command += f" --seeds {seeds}" if seeds else ""
     command += f" --budget {budget:g}" if budget else ""
@@ -137,8 +129,8 @@ def _scenarios(name: str) -> list[Scenario]:
         return list(SCENARIOS.values())
     if name == "poster":
         names = dict.fromkeys(s for row in poster.ROWS for s in row.scenarios)
-        return [SCENARIOS[one_of(s, SCENARIOS, "scenario")] for s in names]
-    return [SCENARIOS[one_of(name, SCENARIOS, "scenario")]]
+        return [SCENARIOS[options.one_of(s, SCENARIOS, "scenario")] for s in names]
+    return [SCENARIOS[options.one_of(name, SCENARIOS, "scenario")]]
 
 
 def _fitting(
@@ -154,7 +146,7 @@ def _fitting(
 def _skip(error: Exception, console: Console, skip: bool) -> None:
     """Continues without missing data or a missing package if there is more to run."""
     if not skip:
-        raise UsageError(str(error)) from error
+        raise options.UsageError(str(error)) from error
     console.print(f"Left out: {error}")
 
 
@@ -162,7 +154,7 @@ def _results(
     entries: list[Entry], console: Console, fresh: bool, skip: bool
 ) -> Iterator[tuple[records.Record, Journal]]:
     """Runs all entries: their records, and where their finished parts are kept."""
-    with progress_bar(console) as progress:
+    with options.progress_bar(console) as progress:
         for entry in entries:
 
             def say(text: str, title: str = entry.title) -> None:

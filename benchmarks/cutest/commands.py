@@ -12,14 +12,7 @@ import jax
 import typer
 from rich.progress import Progress, TimeElapsedColumn
 
-from benchmarks.commands.options import (
-    Commands,
-    UsageError,
-    check_output,
-    explained,
-    names_of,
-    readme_option,
-)
+from benchmarks.commands import options
 from benchmarks.cutest.comparison import MARKS, Results, draw_profile, markdown, show
 from benchmarks.cutest.methods import METHODS, OURS, run_one
 from benchmarks.cutest.problems import Settings, load, select_problems, why_excluded
@@ -27,7 +20,7 @@ from benchmarks.reports import records, tables
 from benchmarks.training.resume import write_atomically
 
 app = typer.Typer(
-    cls=Commands,
+    cls=options.Commands,
     help="Small unconstrained CUTEst problems: scipy's Newton methods against ours.",
     no_args_is_help=True,
     add_completion=False,
@@ -66,7 +59,7 @@ def read(path: pathlib.Path) -> Results:
         results = json.loads(path.read_text())
         results["runs"], results["excluded"], results["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is not a file that run wrote") from error
+        raise options.UsageError(f"{path} is not a file that run wrote") from error
     return results
 
 
@@ -103,11 +96,11 @@ def run(
     ] = None,
 ) -> None:
     """Run methods on problems. The file is written as it goes: stop and --resume."""
-    chosen = names_of(methods, METHODS, "method")
+    chosen = options.names_of(methods, METHODS, "method")
     names = [name.strip() for name in (problems or "").split(",") if name.strip()]
     if output.is_dir():
-        raise UsageError(f"--output {output}: this is a folder, not a file.")
-    check_output(output.parent)
+        raise options.UsageError(f"--output {output}: this is a folder, not a file.")
+    options.check_output(output.parent)
     jax.config.update("jax_enable_x64", True)
     folder = cache or pathlib.Path(tempfile.gettempdir()) / "ncg_optax_jax_cache"
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -135,7 +128,7 @@ def resumed(old: Results, new: Results) -> Results:
         UsageError: If the settings differ.
     """
     if old["settings"] != new["settings"]:
-        raise UsageError(
+        raise options.UsageError(
             f"the output file was made with {old['settings']}, not {new['settings']}"
         )
     return new | {"excluded": old["excluded"], "runs": old["runs"]}
@@ -172,13 +165,13 @@ def run_all(
 def table(
     file: File,
     reference: Reference = OURS,
-    readme: Annotated[pathlib.Path | None, readme_option(MARKS)] = None,
+    readme: Annotated[pathlib.Path | None, options.readme_option(MARKS)] = None,
 ) -> None:
     """Show which method solves what, and at what cost."""
     if readme is None:
         show(read(file), reference)
         return
-    with explained(ValueError):
+    with options.explained(ValueError):
         tables.write_into(readme, markdown(read(file)), *MARKS)
     typer.echo(f"Wrote the table into {readme}")
 

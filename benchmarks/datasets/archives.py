@@ -71,14 +71,12 @@ def members(archive: Archive, pattern: str) -> dict[str, bytes]:
 
 def read(archive: Archive, pattern: str) -> dict[str, bytes]:
     """The files of an archive whose names match, without their folders, unzipped."""
-    found = {
-        pathlib.PurePosixPath(name).name: data
-        for name, data in members(archive, pattern).items()
-    }
-    return {
-        name.removesuffix(".gz"): gzip.decompress(data) if name[-3:] == ".gz" else data
-        for name, data in found.items()
-    }
+    found = {}
+    for path, data in members(archive, pattern).items():
+        name = path.rpartition("/")[2]
+        data = gzip.decompress(data) if name.endswith(".gz") else data
+        found[name.removesuffix(".gz")] = data
+    return found
 
 
 def version(name: str) -> list[int]:

@@ -108,23 +108,15 @@ def idx(raw: bytes) -> np.ndarray:
 
 
 def _images(files: dict[str, bytes]) -> Images:
-    return Images(
-        idx(files["train-images-idx3-ubyte"]),
-        idx(files["train-labels-idx1-ubyte"]),
-        idx(files["t10k-images-idx3-ubyte"]),
-        idx(files["t10k-labels-idx1-ubyte"]),
-    )
+    parts = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3")
+    names = (*parts, "t10k-labels-idx1")
+    return Images(*(idx(files[f"{name}-ubyte"]) for name in names))
 
 
 def _cifar10_subset(path: pathlib.Path) -> Images:
+    names = ("train_images", "train_labels", "test_images", "test_labels")
     with np.load(path) as arrays:
-        return Images(
-            *(
-                arrays[f"{part}_{kind}"]
-                for part in ("train", "test")
-                for kind in ("images", "labels")
-            )
-        )
+        return Images(*(arrays[name] for name in names))
 
 
 def _counts(images: Images) -> str:

@@ -55,7 +55,7 @@ def translation_pairs(
         min_words: fewest words of a sentence, in both languages.
         max_words: most words of a sentence.
         seed: of the split.
-        share: of the files that are for validation, and of those that are for testing.
+        share: of the files for validation, and of those for testing.
     """
     portuguese, english = (
         {
@@ -117,13 +117,8 @@ def split_by_file(
 ) -> tuple[list[Pair], list[Pair], list[Pair]]:
     """Splits pairs for training, validation and testing, whole files at a time.
 
-    Every pair is there once. What is held out has no source in common with what is
-    not, as help pages repeat themselves.
-
-    Args:
-        pairs: those of each file.
-        seed: of the order of the files.
-        share: of the files that go to validation, and of those that go to testing.
+    Every pair occurs once, and each source in one part only: help pages repeat
+    themselves. ``share`` is that of the files for validation, and of those for testing.
 
     Example:
         >>> files = {"a": [("um", "one")], "b": [("um", "a")], "c": [("dois", "two")]}

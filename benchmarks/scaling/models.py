@@ -11,15 +11,10 @@ import jax
 import numpy as np
 
 import ncg_optax as ncg
+from benchmarks.scenarios import _networks as networks
 from benchmarks.scenarios import mnist
 from benchmarks.scenarios._base import Params
 from benchmarks.scenarios._batch_norm import Network
-from benchmarks.scenarios._networks import (
-    autoencoder,
-    initialiser,
-    pixel_cross_entropy,
-    softmax_cross_entropy,
-)
 from benchmarks.scenarios._resnet import ResNet50, group_norm
 from benchmarks.scenarios._transformer import init_transformer, transformer
 
@@ -83,17 +78,17 @@ RESNET50 = Network(ResNet50(norm=group_norm), (224, 224, 3))
 MODELS: dict[str, Model] = {
     "tiny": Model(
         "autoencoder 16-8-4-8-16, for tests",
-        initialiser(16, 8, 4, 8, 16),
-        autoencoder,
-        pixel_cross_entropy,
+        networks.initialiser(16, 8, 4, 8, 16),
+        networks.autoencoder,
+        networks.pixel_cross_entropy,
         _autoencoded(16),
         64,
     ),
     "mlp": Model(
         "autoencoder 784-1000-500-250-30-250-500-1000-784",
-        initialiser(784, 1000, 500, 250, 30, 250, 500, 1000, 784),
-        autoencoder,
-        pixel_cross_entropy,
+        networks.initialiser(784, 1000, 500, 250, 30, 250, 500, 1000, 784),
+        networks.autoencoder,
+        networks.pixel_cross_entropy,
         _autoencoded(784),
         2048,
     ),
@@ -101,7 +96,7 @@ MODELS: dict[str, Model] = {
         "two convolutions and a dense layer on 28x28 images",
         mnist.init_cnn,
         mnist.cnn,
-        softmax_cross_entropy,
+        networks.softmax_cross_entropy,
         _classified(10, 28, 28, 1),
         1024,
     ),
@@ -109,7 +104,7 @@ MODELS: dict[str, Model] = {
         f"decoder, {LAYERS} layers, width {WIDTH}, context {CONTEXT}",
         lambda seed: init_transformer(seed, SYMBOLS, CONTEXT, WIDTH, LAYERS),
         lambda params, x: transformer(params, x, HEADS),
-        softmax_cross_entropy,
+        networks.softmax_cross_entropy,
         _text,
         64,
     ),
@@ -117,7 +112,7 @@ MODELS: dict[str, Model] = {
         "ResNet-50 with group normalisation on 224x224 images",
         RESNET50.init,
         RESNET50.outputs,
-        softmax_cross_entropy,
+        networks.softmax_cross_entropy,
         _classified(1000, 224, 224, 3),
         512,
     ),

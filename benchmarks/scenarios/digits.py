@@ -1,12 +1,7 @@
 """Handwritten digits: 1,797 images of 8x8 pixels, ten classes."""
 
+from benchmarks.scenarios import _networks as networks
 from benchmarks.scenarios._base import Dataset, Scenario, dataset
-from benchmarks.scenarios._networks import (
-    accuracy,
-    dense,
-    initialiser,
-    softmax_cross_entropy,
-)
 
 
 def load() -> Dataset:
@@ -20,10 +15,10 @@ SCENARIO = Scenario(
     name="digits",
     description="Digits classification, 64-128-64-10 network, cross-entropy",
     load=load,
-    init=initialiser(64, 128, 64, 10),
-    model=dense,
-    loss=softmax_cross_entropy,
-    metric=accuracy,
+    init=networks.initialiser(64, 128, 64, 10),
+    model=networks.dense,
+    loss=networks.softmax_cross_entropy,
+    metric=networks.accuracy,
     metric_name="accuracy",
     registration=("softmax_cross_entropy", 1.0),
 )

@@ -1,12 +1,7 @@
 """The deep autoencoder of the Hessian-free literature, on 8x8 digits."""
 
+from benchmarks.scenarios import _networks as networks
 from benchmarks.scenarios._base import Dataset, Scenario, dataset
-from benchmarks.scenarios._networks import (
-    autoencoder,
-    initialiser,
-    pixel_cross_entropy,
-    squared_error_of_logits,
-)
 
 
 def load() -> Dataset:
@@ -20,10 +15,10 @@ SCENARIO = Scenario(
     name="digits_autoencoder",
     description="Digits autoencoder, 64-200-100-50-12-50-100-200-64, cross-entropy",
     load=load,
-    init=initialiser(64, 200, 100, 50, 12, 50, 100, 200, 64),
-    model=autoencoder,
-    loss=pixel_cross_entropy,
-    metric=squared_error_of_logits,
+    init=networks.initialiser(64, 200, 100, 50, 12, 50, 100, 200, 64),
+    model=networks.autoencoder,
+    loss=networks.pixel_cross_entropy,
+    metric=networks.squared_error_of_logits,
     metric_name="squared error",
     budget=600.0,
     registration=("sigmoid_cross_entropy", 1.0),

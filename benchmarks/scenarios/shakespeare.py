@@ -14,7 +14,7 @@ TRAINING, HELD_OUT = 1_000_000, 100_000  # characters from the beginning and the
 
 
 def load() -> Dataset:
-    text = np.array(list(datasets.shakespeare()))
+    text = np.array(list(datasets.text.shakespeare()))
     symbols, codes = np.unique(text, return_inverse=True)
     assert len(symbols) == SYMBOLS
     train, test = _windows(codes[:TRAINING]), _windows(codes[-HELD_OUT:])

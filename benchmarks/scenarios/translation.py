@@ -12,23 +12,9 @@ import numpy as np
 import optax
 
 from benchmarks import datasets
-from benchmarks.scenarios._base import (
-    Batch,
-    Dataset,
-    Params,
-    PosterSettings,
-    Scenario,
-    split,
-)
+from benchmarks.scenarios import _base as base
+from benchmarks.scenarios import _seq2seq as seq2seq_
 from benchmarks.scenarios._pretraining import Pretraining, pretrained
-from benchmarks.scenarios._seq2seq import (
-    PAD,
-    dropout,
-    greedy,
-    init_seq2seq,
-    keep,
-    seq2seq,
-)
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -55,7 +41,7 @@ class Corpus(NamedTuple):
 
 
 @functools.cache
-def corpus(read: Callable[[], datasets.Pairs]) -> Corpus:
+def corpus(read: Callable[[], datasets.translation.Pairs]) -> Corpus:
     """Reads pairs, learns a vocabulary from those for training, and picks some."""
     pairs = read()
     sentences = [pair for pair in pairs.train if _all(pair, _words_fit)]
@@ -83,7 +69,7 @@ def learn_symbols(texts: Sequence[str]) -> "SentencePieceProcessor":
         hard_vocab_limit=False,  # a tiny corpus makes do with fewer
         character_coverage=1.0,
         normalization_rule_name="identity",  # so that decoding gives the text back
-        pad_id=PAD,
+        pad_id=seq2seq_.PAD,
         unk_id=UNKNOWN,
         bos_id=BEGIN,
         eos_id=END,
@@ -92,10 +78,12 @@ def learn_symbols(texts: Sequence[str]) -> "SentencePieceProcessor":
     return SentencePieceProcessor(model_proto=model.getvalue())
 
 
-def load(read: Callable[[], datasets.Pairs]) -> Dataset:
+def load(read: Callable[[], datasets.translation.Pairs]) -> base.Dataset:
     found = corpus(read)
     parts = (encode(found.tokenizer, part) for part in (found.train, found.held_out))
-    return split(*(array for part in parts for array in part))._replace(note=found.note)
+    return base.split(*(array for part in parts for array in part))._replace(
+        note=found.note
+    )
 
 
 def encode(
@@ -112,7 +100,7 @@ def encode(
 
 
 def _rows(sentences: Sequence[Sequence[int]]) -> np.ndarray:
-    rows = np.full((len(sentences), LENGTH), PAD)
+    rows = np.full((len(sentences), LENGTH), seq2seq_.PAD)
     for row, symbols in zip(rows, sentences, strict=True):
         row[: len(symbols) + 1] = [*symbols, END]
     return rows
@@ -126,17 +114,19 @@ def _all(pair: Pair, fits: Callable[[str], bool]) -> bool:
     return all(map(fits, pair))
 
 
-def init(seed: int) -> Params:
-    return init_seq2seq(seed, SYMBOLS, LENGTH, WIDTH, HIDDEN, LAYERS)
+def init(seed: int) -> base.Params:
+    return seq2seq_.init_seq2seq(seed, SYMBOLS, LENGTH, WIDTH, HIDDEN, LAYERS)
 
 
-def model(params: Params, x: dict[str, jax.Array], key: jax.Array) -> jax.Array:
-    return seq2seq(params, x, HEADS, dropout(key, DROPOUT))
+def model(params: base.Params, x: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+    return seq2seq_.seq2seq(params, x, HEADS, seq2seq_.dropout(key, DROPOUT))
 
 
-def predict(params: Params, x: dict[str, jax.Array], context: Batch) -> jax.Array:
+def predict(
+    params: base.Params, x: dict[str, jax.Array], context: base.Batch
+) -> jax.Array:
     """The network without dropout."""
-    return seq2seq(params, x, HEADS, keep)
+    return seq2seq_.seq2seq(params, x, HEADS, seq2seq_.keep)
 
 
 def cross_entropy(outputs: jax.Array, y: jax.Array) -> jax.Array:
@@ -157,15 +147,15 @@ def accuracy(outputs: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _mean_of_real(values: jax.Array, y: jax.Array) -> jax.Array:
-    real = y != PAD
+    real = y != seq2seq_.PAD
     return jnp.sum(values * real) / jnp.sum(real)
 
 
 def translate(
-    params: Params, tokenizer: "SentencePieceProcessor", source: jax.Array
+    params: base.Params, tokenizer: "SentencePieceProcessor", source: jax.Array
 ) -> list[str]:
     """What the network makes of rows of Portuguese symbols, by greedy decoding."""
-    found = jax.jit(lambda p, rows: greedy(p, rows, BEGIN, LENGTH, HEADS))
+    found = jax.jit(lambda p, rows: seq2seq_.greedy(p, rows, BEGIN, LENGTH, HEADS))
     rows = np.asarray(found(params, source)).tolist()
     return tokenizer.decode(
         [row[: row.index(END)] if END in row else row for row in rows]
@@ -190,9 +180,9 @@ def bleu(translations: Sequence[str], references: Sequence[str]) -> dict[str, fl
 
 
 def examine(
-    read: Callable[[], datasets.Pairs],
-    params: Params,
-    data: Dataset,
+    read: Callable[[], datasets.translation.Pairs],
+    params: base.Params,
+    data: base.Dataset,
     stem: pathlib.Path,
 ) -> dict[str, float]:
     """Translates held-out sentences, scores them, and writes down a few."""
@@ -212,26 +202,26 @@ def examine(
     return bleu([row[2] for row in rows], [en for _, en in pairs])
 
 
-def read_help() -> datasets.Pairs:
-    return datasets.translation_pairs()
+def read_help() -> datasets.translation.Pairs:
+    return datasets.translation.translation_pairs()
 
 
-def read_ted() -> datasets.Pairs:
-    return datasets.ted_pairs()
+def read_ted() -> datasets.translation.Pairs:
+    return datasets.translation.ted_pairs()
 
 
 @functools.cache
-def checkpoint() -> Params:
+def checkpoint() -> base.Params:
     """What `ADAM` makes of the scenario's first seed."""
     return pretrained(SCENARIO, load(read_help).train, ADAM)
 
 
-def load_continued() -> Dataset:
+def load_continued() -> base.Dataset:
     checkpoint()  # trained now if need be, while nothing is timed
     return load(read_help)
 
 
-def init_continued(seed: int) -> Params:
+def init_continued(seed: int) -> base.Params:
     """The same for every seed: runs differ by the order of the batches and dropout.
 
     It can be traced once the data are loaded, as the checkpoint is at hand then.
@@ -239,7 +229,7 @@ def init_continued(seed: int) -> Params:
     return jax.tree.map(jnp.asarray, checkpoint())
 
 
-SCENARIO = Scenario(
+SCENARIO = base.Scenario(
     name="translation",
     description="LibreOffice's help, Portuguese to English, transformer of width 128 "
     "with 2 + 2 layers, dropout",
@@ -259,7 +249,7 @@ SCENARIO = Scenario(
     predict=predict,
     examine=functools.partial(examine, read_help),
     schedules=("noam", "cosine"),
-    poster=PosterSettings(learning_rate=1e-2, damping=10.0, batch=64),
+    poster=base.PosterSettings(learning_rate=1e-2, damping=10.0, batch=64),
 )
 TED = SCENARIO._replace(
     name="translation_ted",

@@ -112,7 +112,7 @@ def examine(params: Params, data: Dataset, stem: pathlib.Path) -> dict[str, floa
     """Draws reconstructions, samples and the latent plane; bounds the likelihood."""
     x = data.held_out["x"]
     draw_images(params, x, pathlib.Path(f"{stem}_images.png"))
-    labels = datasets.mnist().test_labels[: len(x)]
+    labels = datasets.images.mnist().test_labels[: len(x)]
     draw_latent_plane(params, x, labels, pathlib.Path(f"{stem}_latent.png"))
     bound = jax.jit(log_likelihood, static_argnames="draws")(
         params, x[:BOUND_EXAMPLES], jax.random.key(0), draws=BOUND_DRAWS

@@ -11,18 +11,9 @@ matplotlib.use("Agg")  # a file is all we draw; no display is needed
 import matplotlib.pyplot as plt
 import numpy as np
 
+from benchmarks.scenarios import _bayesian as bayesian
 from benchmarks.scenarios import wisconsin
 from benchmarks.scenarios._base import Dataset, PosterSettings, Scenario
-from benchmarks.scenarios._bayesian import (
-    Layers,
-    average,
-    classes_right,
-    classifier,
-    init_mean_field,
-    log_probabilities,
-    negative_elbo,
-    predictor,
-)
 
 EXAMPLES = 455  # of training, which share the divergence from the prior
 MALIGNANT, BENIGN = 0, 1
@@ -70,13 +61,15 @@ def expected_calibration_error(confidence: np.ndarray, right: np.ndarray) -> flo
     return float(np.sum(share * np.abs(confidence - accuracy)))
 
 
-def examine(params: Layers, data: Dataset, stem: pathlib.Path) -> dict[str, float]:
+def examine(
+    params: bayesian.Layers, data: Dataset, stem: pathlib.Path
+) -> dict[str, float]:
     """Draws what is predicted for each held-out tumour, and whether doubt is apt."""
     x, y = data.held_out["x"], np.asarray(data.held_out["y"])
-    drawn = jax.jit(log_probabilities, static_argnames=("activation", "draws"))(
-        params, x, jax.random.key(0), activation=jnp.tanh, draws=EXAMINED_DRAWS
-    )
-    log_mean = np.asarray(average(drawn))
+    drawn = jax.jit(
+        bayesian.log_probabilities, static_argnames=("activation", "draws")
+    )(params, x, jax.random.key(0), activation=jnp.tanh, draws=EXAMINED_DRAWS)
+    log_mean = np.asarray(bayesian.average(drawn))
     mean = np.exp(log_mean)
     right = mean.argmax(axis=-1) == y
     doubt = entropy(mean)
@@ -171,15 +164,15 @@ SCENARIO = Scenario(
     name="wisconsin_bayesian",
     description="Wisconsin breast cancer, Bayesian 30-32-2 network, negative ELBO",
     load=wisconsin.load,
-    init=partial(init_mean_field, (30, 32, 2)),
-    model=classifier(jnp.tanh, TRAINING_DRAWS),
-    loss=negative_elbo(EXAMPLES),
-    metric=classes_right,
+    init=partial(bayesian.init_mean_field, (30, 32, 2)),
+    model=bayesian.classifier(jnp.tanh, TRAINING_DRAWS),
+    loss=bayesian.negative_elbo(EXAMPLES),
+    metric=bayesian.classes_right,
     metric_name="accuracy",
     budget=500.0,
     batch_sizes=(128, 32),
     random=True,
-    predict=predictor(jnp.tanh),
+    predict=bayesian.predictor(jnp.tanh),
     examine=examine,
     poster=PosterSettings(learning_rate=0.03, damping=1e5, batch=128),
 )

@@ -7,9 +7,9 @@ import pytest
 
 from benchmarks import datasets
 from benchmarks.peers import COMPETITORS
-from benchmarks.scenarios import SCENARIOS, convection_pinn, mnist, shakespeare
+from benchmarks.scenarios import SCENARIOS, _networks, convection_pinn, shakespeare
 
-IMAGES = datasets.Images(
+IMAGES = datasets.images.Images(
     *(
         np.random.default_rng(0).integers(0, high, shape, dtype=np.uint8)
         for high, shape in ((256, (6, 28, 28)), (10, 6), (256, (3, 28, 28)), (10, 3))
@@ -21,9 +21,9 @@ IMAGES = datasets.Images(
 def data(monkeypatch):
     """Stands in for everything that would be downloaded."""
     text = "".join(map(chr, range(84))) * 40
-    monkeypatch.setattr(datasets, "mnist", lambda: IMAGES)
-    monkeypatch.setattr(mnist.datasets, "fashion_mnist", lambda: IMAGES)
-    monkeypatch.setattr(datasets, "shakespeare", lambda: text)
+    monkeypatch.setattr(datasets.images, "mnist", lambda: IMAGES)
+    monkeypatch.setattr(datasets.images, "fashion_mnist", lambda: IMAGES)
+    monkeypatch.setattr(datasets.text, "shakespeare", lambda: text)
     monkeypatch.setattr(shakespeare, "HELD_OUT", 200)
 
 
@@ -83,7 +83,7 @@ def test_convection_counts_every_condition_once(monkeypatch, name, seen):
         assert train["y"].shape == (15,)
 
         def u(x, t):
-            return convection_pinn.regressor(params, jnp.array([seen(x, t)]))[0]
+            return _networks.regressor(params, jnp.array([seen(x, t)]))[0]
 
         squares, slopes = [], jax.jit(jax.grad(u, argnums=(0, 1)))
         u = jax.jit(u)

@@ -29,7 +29,7 @@ TINY = {"symbols": 12, "length": 6, "width": 16, "hidden": 32, "layers": 1}
 
 def read_little():
     """Stands in for the corpora; `ç` is in the test part alone."""
-    return datasets.Pairs(
+    return datasets.translation.Pairs(
         [*SHORT[2:], LONG, SPELT, ("um", "one")],
         [],
         [*SHORT[:2], ("ç " * 4, "a b c d")],
@@ -222,7 +222,7 @@ def test_examine_compares_each_translation_with_its_own_reference(
 def test_translate_stops_at_the_end(little, monkeypatch):
     open_, end = little.tokenizer.encode("abra o novo menu."), END
     rows = jnp.array([[*open_, end, 7, 7], [*open_, *open_[:3]]])
-    monkeypatch.setattr(translation, "greedy", lambda params, source, *_: rows + source)
+    monkeypatch.setattr(_seq2seq, "greedy", lambda params, source, *_: rows + source)
     first, second = translation.translate({}, little.tokenizer, jnp.zeros((), int))
     assert first == "abra o novo menu."
     assert second.startswith(first) and second != first
@@ -295,9 +295,8 @@ def test_mini_batch_methods_and_the_posters_take_part(name):
 
 def test_scenarios_read_their_own_corpus(monkeypatch):
     for name in ("translation_pairs", "ted_pairs"):
-        monkeypatch.setattr(
-            datasets, name, lambda name=name: read_little()._replace(note=name)
-        )
+        pairs = read_little()._replace(note=name)
+        monkeypatch.setattr(datasets.translation, name, lambda pairs=pairs: pairs)
     translation.corpus.cache_clear()
     try:
         assert SCENARIOS["translation"].load().note == "translation_pairs"
