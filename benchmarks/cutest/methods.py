@@ -119,11 +119,7 @@ class Counter:
 
 
 def cost(**counts: int) -> float:
-    """Returns the gradient-equivalents of gradients, extra values and products.
-
-    >>> cost(gradients=2, values=3, products=2)
-    6.0
-    """
+    """Returns the gradient-equivalents of gradients, extra values and products."""
     return float(sum(COSTS[name] * count for name, count in counts.items()))
 
 

@@ -21,10 +21,6 @@ def curves(count: int, seed: int = 0, size: int = 28) -> np.ndarray:
 
     Returns:
         One row of ``size * size`` numbers per image.
-
-    Example:
-        >>> curves(3, size=14).shape
-        (3, 196)
     """
     rng = np.random.default_rng(seed)
     points = rng.uniform(MARGIN, size - 1 - MARGIN, (count, 3, 2))

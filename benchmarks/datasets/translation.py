@@ -100,13 +100,7 @@ def ted_pairs() -> Pairs:
 
 
 def help_pairs(portuguese: str, english: str) -> list[Pair]:
-    """The texts of two pages whose elements have the same id, if they differ.
-
-    Example:
-        >>> pt, en = '<p id="par_1">Abra o <b>menu</b></p>', '<p id="par_1">Open it</p>'
-        >>> help_pairs(pt, en)
-        [('Abra o menu', 'Open it')]
-    """
+    """The texts of two pages whose elements have the same id, if they differ."""
     source, target = _elements(portuguese), _elements(english)
     both = [(source[key], target[key]) for key in target if key in source]
     return [(pt, en) for pt, en in both if pt and en and pt != en]
@@ -119,11 +113,6 @@ def split_by_file(
 
     Every pair occurs once, and each source in one part only: help pages repeat
     themselves. ``share`` is that of the files for validation, and of those for testing.
-
-    Example:
-        >>> files = {"a": [("um", "one")], "b": [("um", "a")], "c": [("dois", "two")]}
-        >>> [len(part) for part in split_by_file(files, seed=0, share=1 / 3)]
-        [1, 0, 1]
     """
     names = np.random.default_rng(seed).permutation(sorted(pairs))
     count = max(1, round(share * len(names)))

@@ -19,6 +19,7 @@ from rich.table import Table
 import ncg_optax as ncg
 from benchmarks.peers.newton import newton_step
 from benchmarks.reports.records import Record
+from benchmarks.reports.tables import make_table
 from benchmarks.scenarios import Scenario
 from benchmarks.scenarios._base import Batch, Params
 from benchmarks.training import cost
@@ -294,37 +295,24 @@ def as_record(measured: dict[str, Measured]) -> Record:
 
 def tables(title: str, measured: dict[str, Measured]) -> tuple[Table, Table]:
     """Cost and memory; what misses its target is red."""
-    costs = Table(
+    costs = make_table(
+        ("preconditioner", "step ms", "update ms", "apply ms", "own share",
+         "iterations", "step units", "own products", "their units", "share of units"),
         title=f"{title}: own cost of preconditioners",
         caption="Means over a cycle. Units are gradients. The first row shows what the "
         f"calls alone take. Target: a share of the seconds below {SHARE_TARGET:.0%}.",
-    )
-    memories = Table(
+    )  # fmt: skip
+    memories = make_table(
+        ("preconditioner", "arguments", "outputs", "temporary", "state", "factors",
+         "added", "beside factors"),
         title=f"{title}: memory of a step, in multiples of the parameters",
         caption="Added: state and temporary arrays, less those of a step without a "
         f"preconditioner. Target: below {MEMORY_TARGET:g} beside the factors.",
-    )
-    for table, headings in (
-        (
-            costs,
-            ("step ms", "update ms", "apply ms", "own share", "iterations",
-             "step units", "own products", "their units", "share of units"),
-        ),
-        (
-            memories,
-            ("arguments", "outputs", "temporary", "state", "factors", "added",
-             "beside factors"),
-        ),
-    ):  # fmt: skip
-        table.add_column("preconditioner")
-        for heading in headings:
-            table.add_column(heading, justify="right")
+    )  # fmt: skip
     for name, (taken, memory) in measured.items():
         costs.add_row(
             name,
-            f"{1e3 * taken.step_seconds:.3g}",
-            f"{1e3 * taken.update_seconds:.3g}",
-            f"{1e3 * taken.apply_seconds:.3g}",
+            *(f"{1e3 * seconds:.3g}" for seconds in taken[:3]),
             _marked(f"{taken.share:.0%}", taken.share < SHARE_TARGET),
             f"{taken.iterations:.1f}",
             f"{taken.step_units:.2f}",

@@ -19,12 +19,7 @@ class Setting(NamedTuple):
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate.
-
-        Example:
-            >>> Setting(None, "constant", -4).learning_rate
-            0.01
-        """
+        """The learning rate."""
         return 10.0 ** (self.exponent / 2)
 
     def __str__(self) -> str:

@@ -204,13 +204,6 @@ def soap(
         eps: added to the root of the second moment.
         precondition_frequency: updates from one change of the bases to the next.
         max_size: longest side that is rotated; a longer one keeps its own basis.
-
-    Example:
-        >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
-        >>> tx = soap(0.1)
-        >>> updates, state = tx.update(params, tx.init(params))
-        >>> float(jnp.abs(updates["w"]).max())  # the first one only starts the means
-        0.0
     """
     return optax.chain(
         scale_by_soap(b1, b2, eps, precondition_frequency, max_size),

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from benchmarks.reports import tables as report
+from benchmarks.reports import tables
 from benchmarks.reports.poster import median_curve
 from benchmarks.reports.records import Record
 
@@ -27,10 +27,6 @@ class Lead(NamedTuple):
 
         0 if it never got there; infinite if it was there from the start, as beside one
         that diverged.
-
-        Example:
-            >>> Lead("boston", "adam", 0.1, 50.0, seconds=2.0, other_seconds=3.0).ratio
-            1.5
         """
         return self.other_seconds / self.seconds if self.seconds else math.inf
 
@@ -60,21 +56,20 @@ def leads(records: Sequence[Record], optimizer: str) -> list[Lead]:
 
 def table(found: Sequence[Lead], optimizer: str) -> Table:
     """The leads of an optimizer, a row each."""
-    rows = Table(
-        title=f"{optimizer}: until it was where the others ended",
+    headings = ("its last loss", "units", "CPU s", "its CPU s", "ratio")
+    rows = tables.make_table(
+        ("scenario", "other", *headings),
+        left=2,
+        title=f"{optimizer}: until its loss was as low as the last one of the others",
         caption="Medians over seeds. The ratio is of processor seconds.",
     )
-    rows.add_column("scenario")
-    rows.add_column("other")
-    for heading in ("its last loss", "units", "CPU s", "its CPU s", "ratio"):
-        rows.add_column(heading, justify="right")
     for lead in found:
         taken = (f"{lead.units:.4g}", f"{lead.seconds:.3g}")
         never = lead.ratio == 0
         rows.add_row(
             lead.scenario,
             lead.other,
-            report.number(lead.level, report.FLOOR_X64),
+            tables.number(lead.level, tables.FLOOR_X64),
             *(("never", "") if never else taken),
             f"{lead.other_seconds:.3g}",
             "" if never else f"{lead.ratio:.2f}",

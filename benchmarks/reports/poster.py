@@ -52,12 +52,7 @@ class Row(NamedTuple):
     scenarios: tuple[str, ...]  # that the row is measured on here
 
     def poster_mark(self, column: str) -> str:
-        """The poster's mark in one of `COLUMNS`.
-
-        Example:
-            >>> ROWS[0].poster_mark("Adam"), ROWS[0].poster_mark("the poster's method")
-            ('-', '++')
-        """
+        """The poster's mark in one of `COLUMNS`."""
         of_method = dict(zip((*BASELINES, OURS), self.poster_marks, strict=True))
         return of_method.get(column, of_method[OURS])
 
@@ -97,13 +92,7 @@ class Curve(NamedTuple):
         return float(self.loss[-1])
 
     def reach(self, level: float) -> float:
-        """Where the loss is first as low as a level; infinite if it never is.
-
-        Example:
-            >>> curve = Curve(np.array([0.0, 1.0, 2.0]), np.array([5.0, 3.0, 1.0]))
-            >>> curve.reach(3.0), curve.reach(0.0)
-            (1.0, inf)
-        """
+        """Where the loss is first as low as a level; infinite if it never is."""
         low = self.loss <= level
         return float(self.x[low.argmax()]) if low.any() else math.inf
 
@@ -140,12 +129,6 @@ def score(mine: Curve, rivals: Sequence[Curve], budget: float, margin: float) ->
         rivals: the curves of the others, at least one.
         budget: what every curve could spend.
         margin: losses that differ by no more are equal.
-
-    Example:
-        >>> x = np.arange(9.0)
-        >>> fast, slow = Curve(x, 8 - x), Curve(x, 8 - x / 2)
-        >>> score(fast, [slow], 8.0, 0.0), score(slow, [fast], 8.0, 0.0)
-        (2.0, 0.5)
     """
     lowest = min(rival.end for rival in rivals) + margin
     if mine.end <= lowest:
@@ -155,12 +138,7 @@ def score(mine: Curve, rivals: Sequence[Curve], budget: float, margin: float) ->
 
 
 def grade(score: float) -> int:
-    """The place of a score's mark in `MARKS`.
-
-    Example:
-        >>> [MARKS[grade(s)] for s in (0.25, 0.5, 0.6, 1.9, 2.0, 4.0)]
-        ['--', '-', 'o', 'o', '+', '++']
-    """
+    """The place of a score's mark in `MARKS`."""
     return (score > 1 / 4) + (score > 1 / 2) + (score >= 2) + (score >= 4)
 
 

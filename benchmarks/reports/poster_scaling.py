@@ -21,12 +21,7 @@ class Scaling(NamedTuple):
     measured: bool = True  # whether it was measured, and not predicted
 
     def efficiency_text(self, devices: int) -> str:
-        """Percent, or nothing.
-
-        Example:
-            >>> poster().efficiency_text(8), poster().efficiency_text(16)
-            ('80 %', '')
-        """
+        """Percent, or nothing."""
         if devices not in self.efficiency:
             return ""
         low, high = (f"{100 * value:.0f}" for value in self.efficiency[devices])

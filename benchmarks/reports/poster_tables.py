@@ -64,12 +64,7 @@ def examined_text(cell: Cell) -> str:
 
 
 def cost_text(cell: Cell) -> str:
-    """The cost of reaching the level of the better baseline.
-
-    Example:
-        >>> cost_text(Cell({}, "o", (1.0, 1.0, 1.0), math.inf, math.inf, 1.0, 1.0))
-        'never as low'
-    """
+    """The cost of reaching the level of the better baseline."""
     if cell.units is None:
         return "nothing to compare with"
     if math.isinf(cell.units):

@@ -30,14 +30,7 @@ NAMES = {
 
 
 def table(headings: Iterable[str], rows: Iterable[Iterable[str]], left: int = 1) -> str:
-    """A Markdown table, the first columns to the left.
-
-    Example:
-        >>> print(table(["what", "ms"], [["step", "3"]]))
-        | what | ms |
-        |---|--:|
-        | step | 3 |
-    """
+    """A Markdown table, the first columns to the left."""
     headings = list(headings)
     rule = "".join("---|" if i < left else "--:|" for i in range(len(headings)))
     lines = [headings, *map(list, rows)]
@@ -46,22 +39,12 @@ def table(headings: Iterable[str], rows: Iterable[Iterable[str]], left: int = 1)
 
 
 def percent(value: float) -> str:
-    """A share in percent.
-
-    Example:
-        >>> percent(0.8038)
-        '80 %'
-    """
+    """A share in percent."""
     return f"{100 * value:.0f} %"
 
 
 def size(count: float) -> str:
-    """Bytes, readable.
-
-    Example:
-        >>> [size(n) for n in (0, 1424, 11_349_260)]
-        ['0', '1.4 kB', '11 MB']
-    """
+    """Bytes, readable."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= factor:
             return f"{count / factor:.{1 if count < 10 * factor else 0}f} {unit}"
@@ -69,30 +52,19 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds, three digits.
-
-    Example:
-        >>> [duration(t) for t in (12.345, 0.07317, 0.0003)]
-        ['12.3 s', '73.2 ms', '0.3 ms']
-    """
+    """Seconds, three digits."""
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
 def measured(record: dict[str, Any]) -> str:
-    """What `scaling` measured: a table, and a note on what it was.
+    """The measurements of `scaling`: a table, and a note on how they were made.
 
-    What is no timing is shown without its seconds: they mean nothing.
+    What is no timing is shown without its seconds, which mean nothing.
     """
-    timed = not record["labels"]
 
     def columns(point: dict[str, Any]) -> dict[str, str]:
-        found = {
-            "optimizer": point["optimizer"],
-            "scaling": point["scaling"],
-            "devices": str(point["devices"]),
-            "batch": str(point["batch"]),
-        }
-        if timed:
+        found = {n: str(point[n]) for n in ("optimizer", "scaling", "devices", "batch")}
+        if not record["labels"]:
             found |= {
                 "step": duration(point["seconds"]),
                 "examples/s": f"{point['throughput']:.3g}",
@@ -118,6 +90,12 @@ def measured(record: dict[str, Any]) -> str:
     return "\n\n".join([*warnings, shown, note])
 
 
+def _range(row: dict[str, Any]) -> str:
+    """The efficiency with the published overhead and with a quarter of it."""
+    low, high = (row["efficiency"][name] for name in ("published", "a quarter"))
+    return f"{100 * low:.0f} – {100 * high:.0f} %"
+
+
 def headline(record: dict[str, Any]) -> str:
     """Eight devices and a batch of 512, beside the poster."""
     found = {
@@ -125,40 +103,27 @@ def headline(record: dict[str, Any]) -> str:
         for row in [*record["strong"], *record["variants"]]
         if (row["batch"], row["devices"]) == (512, 8)
     }
-    poster, names = record["poster"], {"as it comes", "hessian_free"}
-
-    def cells(row: dict[str, Any]) -> tuple[str, str]:
-        low, high = (row["efficiency"][name] for name in ("published", "a quarter"))
-        return f"{100 * low:.0f} – {100 * high:.0f} %", duration(row["seconds"])
-
-    rows = [
-        ("poster, *measured*", f"{100 * poster['efficiency']:.1f} %", ""),
-        *((name, *cells(found[name])) for name in found if name != "as it comes"),
-    ]
-    changed = {row["recipe"] for row in record["variants"]} - names
-    rows = [
-        (f"hessian_free, {row[0]}", *row[1:]) if row[0] in changed else row
-        for row in rows
-    ]
+    rows = [("poster, *measured*", f"{100 * record['poster']['efficiency']:.1f} %", "")]
+    for name, row in found.items():
+        if name != "as it comes":
+            variant = name != "hessian_free" and row in record["variants"]
+            title = f"hessian_free, {name}" if variant else name
+            rows.append((title, _range(row), duration(row["seconds"])))
     return table(("optimizer", "efficiency", "step"), rows)
 
 
 def strong(record: dict[str, Any]) -> str:
     """The predicted strong scaling."""
-    rows = []
-    for row in record["strong"]:
-        efficiency = row["efficiency"]
-        rows.append(
-            (
-                row["recipe"],
-                str(row["devices"]),
-                f"{row['batch']:,}",
-                *(percent(efficiency[name]) for name in ("published", "a quarter")),
-                duration(row["seconds"]),
-                NAMES[row["limit"]],
-                *(percent(row["parts"][name]) for name in NAMES),
-            )
+    rows = [
+        (
+            *_place(row),
+            *(percent(row["efficiency"][name]) for name in ("published", "a quarter")),
+            duration(row["seconds"]),
+            NAMES[row["limit"]],
+            *(percent(row["parts"][name]) for name in NAMES),
         )
+        for row in record["strong"]
+    ]
     headings = (
         "optimizer", "devices", "batch", "efficiency", "with a quarter of the overhead",
         "step", "limit", *NAMES.values(),
@@ -169,46 +134,29 @@ def strong(record: dict[str, Any]) -> str:
 def weak(record: dict[str, Any]) -> str:
     """The predicted weak scaling."""
     rows = [
-        (
-            row["recipe"],
-            str(row["devices"]),
-            f"{row['batch']:,}",
-            percent(row["efficiency"]),
-            duration(row["seconds"]),
-        )
+        (*_place(row), percent(row["efficiency"]), duration(row["seconds"]))
         for row in record["weak"]
     ]
     return table(("optimizer", "devices", "batch", "efficiency", "step"), rows)
 
 
+def _place(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["recipe"], str(row["devices"]), f"{row['batch']:,}"
+
+
 def variants(record: dict[str, Any]) -> str:
-    """What moves the efficiency of hessian_free."""
-    places = list(
-        dict.fromkeys((row["batch"], row["devices"]) for row in record["variants"])
-    )
+    """The efficiency of hessian_free with one setting changed at a time."""
     by_name: dict[str, dict[tuple[int, int], Any]] = {}
     for row in record["variants"]:
         by_name.setdefault(row["recipe"], {})[row["batch"], row["devices"]] = row
-
-    def cell(row: dict[str, Any]) -> str:
-        low, high = (row["efficiency"][name] for name in ("published", "a quarter"))
-        return f"{100 * low:.0f} – {100 * high:.0f} %, {duration(row['seconds'])}"
-
+    first = next(iter(by_name.values()))
     rows = [
-        (name, *(cell(found[place]) for place in places))
+        (name, *(f"{_range(r)}, {duration(r['seconds'])}" for r in found.values()))
         for name, found in by_name.items()
     ]
-    first = record["variants"][0]
-    rows.append(
-        (
-            "every all-reduce twice as slow",
-            *(
-                percent(by_name[first["recipe"]][place]["half_network"]) + " at least"
-                for place in places
-            ),
-        )
-    )
-    headings = ("hessian_free", *(f"{n} devices, batch {b:,}" for b, n in places))
+    slower = (f"{percent(row['half_network'])} at least" for row in first.values())
+    rows.append(("every all-reduce twice as slow", *slower))
+    headings = ("hessian_free", *(f"{n} devices, batch {b:,}" for b, n in first))
     return table(headings, rows)
 
 
@@ -234,22 +182,19 @@ def sources(record: dict[str, Any]) -> str:
 
 def memory(record: dict[str, Any]) -> str:
     """Memory of a step."""
-    rows = []
-    for name, model in record["models"].items():
-        plans = model["plans"]
-        adam = plans["adam"]["peak"]
-        for title, plan in plans.items():
-            rows.append(
-                (
-                    f"{name}, batch {model['batch']}",
-                    title.replace("in pieces", f"{model['piece']} at a time"),
-                    size(plan["parameters"]),
-                    f"{plan['state'] / plan['parameters']:.1f}",
-                    size(plan["temporary"]),
-                    size(plan["peak"]),
-                    f"{plan['peak'] / adam:.2f}",
-                )
-            )
+    rows = [
+        (
+            f"{name}, batch {model['batch']}",
+            title.replace("in pieces", f"{model['piece']} at a time"),
+            size(plan["parameters"]),
+            f"{plan['state'] / plan['parameters']:.1f}",
+            size(plan["temporary"]),
+            size(plan["peak"]),
+            f"{plan['peak'] / model['plans']['adam']['peak']:.2f}",
+        )
+        for name, model in record["models"].items()
+        for title, plan in model["plans"].items()
+    ]
     headings = (
         "model", "optimizer", "parameters", "state, in parameters", "temporary", "peak",
         "over Adam's",
@@ -329,20 +274,13 @@ def plot(record: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
     right.axhline(1.0, color="#444444", ls=":")
     names = list(dict.fromkeys(point["optimizer"] for point in points))
     for index, name in enumerate(names):
+        style = {"color": COLOURS[index % 4], "marker": MARKERS[index % 4]}
         for scaling, dashes in (("strong", "-"), ("weak", "--")):
-            line = [
-                point
-                for point in points
-                if point["optimizer"] == name and point["scaling"] == scaling
-            ]
+            kind = {"optimizer": name, "scaling": scaling}.items()
+            line = [point for point in points if kind <= point.items()]
             if not line:
                 continue
-            style = {
-                "color": COLOURS[index % len(COLOURS)],
-                "marker": MARKERS[index % len(MARKERS)],
-                "ls": dashes,
-            }
-            x = [point["devices"] for point in line]
+            x, style["ls"] = [point["devices"] for point in line], dashes
             label = f"{name}, {scaling}"
             left.plot(x, [point["speedup"] for point in line], label=label, **style)
             right.plot(x, [point["efficiency"] for point in line], **style)

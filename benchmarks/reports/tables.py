@@ -40,12 +40,7 @@ def floor(record: Record) -> float:
 
 
 def number(value: float | None, floor: float = FLOOR) -> str:
-    """Three significant digits, down to what float32 can tell from zero.
-
-    Example:
-        >>> [number(v) for v in (14.456, 0.0234, 1.5e-5, 0.0, None)]
-        ['14.5', '0.0234', '1.50e-05', '< 1e-07', 'diverged']
-    """
+    """Three significant digits, down to what float32 can tell from zero."""
     if value is None or not math.isfinite(value):
         return "diverged"
     if 0 <= value < floor:

@@ -29,10 +29,6 @@ def collectives(hlo: str) -> list[Collective]:
     """All operations of a program (`compiled.as_text()`) that communicate.
 
     One in a loop's body counts once, as do the two branches of a condition.
-
-    Example:
-        >>> collectives("%a = (f32[2,3]{1,0}, bf16[]) all-reduce(%x, %y), to_apply=%z")
-        [Collective(kind='all-reduce', dtypes=('bf16', 'f32'), elements=7, bytes=26)]
     """
     found = []
     for shapes, kind in _INSTRUCTION.findall(hlo):

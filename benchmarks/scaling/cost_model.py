@@ -86,13 +86,6 @@ def all_reduce(size: float, devices: int, network: Network) -> Transfer:
 
     A ring sends 2 (n - 1)/n of the array over every link, in 2 (n - 1) hops. A tree
     sends it up and down, in as many hops as it is high.
-
-    Example:
-        >>> ring = Algorithm("ring", "ring", 1.0, 0.5, 2.0, 10.0, 5.0)
-        >>> all_reduce(100.0, 4, Network(4, (ring,)))
-        Transfer(latency=4.0, bandwidth=15.0)
-        >>> all_reduce(100.0, 4, Network(2, (ring,)))
-        Transfer(latency=7.0, bandwidth=30.0)
     """
     if devices < 1:
         raise ValueError(f"devices must be a positive number, got {devices}.")
@@ -163,31 +156,23 @@ FLOAT32_V100 = 417.0  # images a second of training, same source
 FLOAT32_RATIO = 19.5 / 15.7  # peak rates in float32 without tensor cores, A100 to V100
 
 
+def _fit(rows: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The x and y for which ``a x + b y`` is closest to 1 for all rows (a, b)."""
+    aa, ab, bb = (sum(r[i] * r[j] for r in rows) for i, j in ((0, 0), (0, 1), (1, 1)))
+    a, b = (sum(column) for column in zip(*rows, strict=True))
+    determinant = aa * bb - ab * ab
+    return (a * bb - b * ab) / determinant, (b * aa - a * ab) / determinant
+
+
 def fit_overhead(rates: dict[int, float]) -> tuple[float, float]:
     """Seconds a pass takes beside its examples, and its rate with many of them.
 
     Fits ``seconds = overhead + examples / rate`` by least squares of the relative
-    error.
-
-    Args:
-        rates: examples a second by the number of examples in a pass.
-
-    Example:
-        >>> overhead, rate = fit_overhead({1: 1 / 3.5, 10: 10 / 8.0})
-        >>> round(overhead, 6), round(rate, 6)
-        (3.0, 2.0)
+    error, to rates in examples a second by the number of examples in a pass.
     """
     if len(rates) < 2:
         raise ValueError(f"rates must hold two numbers of examples or more: {rates}.")
-    # seconds = examples / rates: divided by it, the residual is a x + b / rate - 1.
-    rows = [(rate / n, rate) for n, rate in rates.items()]
-    aa = sum(a * a for a, _ in rows)
-    ab = sum(a * b for a, b in rows)
-    bb = sum(b * b for _, b in rows)
-    a1, b1 = sum(a for a, _ in rows), sum(b for _, b in rows)
-    determinant = aa * bb - ab * ab
-    overhead = (a1 * bb - b1 * ab) / determinant
-    per_example = (b1 * aa - a1 * ab) / determinant
+    overhead, per_example = _fit([(rate / n, rate) for n, rate in rates.items()])
     return overhead, 1 / per_example
 
 
@@ -248,12 +233,7 @@ class Breakdown(NamedTuple):
 
     @property
     def limit(self) -> str:
-        """The largest part besides computing, which is divided among the devices.
-
-        Example:
-            >>> Breakdown(9.0, 1.0, 0.0, 2.0, 0.5, 0.0).limit
-            'latency'
-        """
+        """The largest part besides computing, which is divided among the devices."""
         parts = self._asdict()
         del parts["compute"]
         return max(parts, key=parts.__getitem__)
@@ -268,10 +248,6 @@ def rows_on_a_device(part: Pass, batch: int, devices: int) -> float:
     """How many examples of a batch one device sees in a pass.
 
     Every k-th example is taken, as ``ncg_optax.sampling`` does.
-
-    Example:
-        >>> rows_on_a_device(Pass(1, 1.2, fraction=1 / 4, at_least=512), 1024, 8)
-        64.0
     """
     if batch % devices:
         raise ValueError(f"devices must divide the batch of {batch}, got {devices}.")
@@ -290,15 +266,15 @@ def step(
     """Predicts a step.
 
     Args:
-        recipe: what it does.
+        recipe: the work of a step.
         weights: parameters of the network, in float32.
         batch: examples of all devices.
-        devices: how many share them.
-        processor: one of them.
-        network: between them.
+        devices: among which the examples are divided.
+        processor: one device.
+        network: between the devices.
 
     Raises:
-        ValueError: if the devices cannot share the batch equally.
+        ValueError: if the examples cannot be divided equally.
     """
     compute = overhead = 0.0
     for part in recipe.passes:
@@ -306,15 +282,15 @@ def step(
         rows = rows_on_a_device(part, batch, devices)
         compute += part.count * part.cost * rows / rate
         overhead += part.count * part.cost * processor.overhead
-    reductions = (
-        (1, all_reduce(4 * (weights + 1), devices, network)),
-        (recipe.products, all_reduce(recipe.product_bytes * weights, devices, network)),
-        (recipe.numbers, all_reduce(4, devices, network)),
-        (
-            1 if recipe.shared_numbers else 0,
-            all_reduce(4 * recipe.shared_numbers, devices, network),
-        ),
-    )
+    reductions = [
+        (count, all_reduce(size, devices, network))
+        for count, size in (
+            (1, 4 * (weights + 1)),
+            (recipe.products, recipe.product_bytes * weights),
+            (recipe.numbers, 4),
+            (1 if recipe.shared_numbers else 0, 4 * recipe.shared_numbers),
+        )
+    ]
     sharers = devices if recipe.shared_numbers else 1
     return Breakdown(
         compute=compute,
@@ -330,13 +306,7 @@ def step(
 def strong_efficiency(
     recipe: Recipe, weights: int, batch: int, devices: int, **machine: Any
 ) -> float:
-    """Of the same batch on more devices: T(1) / (n T(n)).
-
-    Example:
-        >>> gradient_only = Recipe("sgd", (Pass(1, 1),))
-        >>> strong_efficiency(gradient_only, 10**6, 512, 1)
-        1.0
-    """
+    """Of the same batch on more devices: T(1) / (n T(n))."""
     alone = step(recipe, weights, batch, 1, **machine).seconds
     return alone / devices / step(recipe, weights, batch, devices, **machine).seconds
 
@@ -358,20 +328,12 @@ def serial_share(devices: Sequence[int], seconds: Sequence[float]) -> float:
 
     Fits ``seconds = compute / n + rest`` by least squares of the relative error and
     returns ``rest / (compute + rest)``.
-
-    Example:
-        >>> round(serial_share([1, 2, 4], [10.0, 6.0, 4.0]), 6)
-        0.2
     """
     if len(devices) != len(seconds) or len(set(devices)) < 2:
         raise ValueError(
             "serial_share: devices and seconds must be two or more, as many of the one "
             f"as of the other, got {devices} and {seconds}."
         )
-    rows = [(1 / (n * t), 1 / t) for n, t in zip(devices, seconds, strict=True)]
-    aa = sum(a * a for a, _ in rows)
-    ab = sum(a * b for a, b in rows)
-    bb = sum(b * b for _, b in rows)
-    a1, b1 = sum(a for a, _ in rows), sum(b for _, b in rows)
-    compute, rest = a1 * bb - b1 * ab, b1 * aa - a1 * ab
+    pairs = zip(devices, seconds, strict=True)
+    compute, rest = _fit([(1 / (n * t), 1 / t) for n, t in pairs])
     return rest / (compute + rest)

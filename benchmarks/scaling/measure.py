@@ -57,12 +57,7 @@ class Traffic(NamedTuple):
     number: int  # of one trial value; 0 if there is none
 
     def of_a_step(self, products: float, evaluations: float) -> float:
-        """Of a step with so many products and trial values.
-
-        Example:
-            >>> Traffic(404, 400, 2, 4).of_a_step(products=10, evaluations=1)
-            4408
-        """
+        """Of a step with so many products and trial values."""
         return self.gradient + products * self.product + evaluations * self.number
 
 
@@ -75,12 +70,6 @@ def traffic(found: Iterable[Collective], weights: int) -> Traffic:
 
     Raises:
         ValueError: if something else is sent.
-
-    Example:
-        >>> one = Collective("all-reduce", ("f32",), 101, 404)
-        >>> two = Collective("all-reduce", ("bf16",), 100, 200)
-        >>> traffic([one, two, two], weights=100)
-        Traffic(gradient=404, product=200, product_sites=2, number=0)
     """
     found = list(found)
     if not found:  # a single device
@@ -109,12 +98,7 @@ def traffic(found: Iterable[Collective], weights: int) -> Traffic:
 
 
 def steady(seconds: Sequence[float], cycle: int = CYCLE) -> float:
-    """Seconds of a step whose work repeats: the mean over a cycle of the medians.
-
-    Example:
-        >>> steady([1.0, 4.0, 1.5, 4.5, 1.25, 9.0], cycle=2)
-        2.875
-    """
+    """Seconds of a step whose work repeats: the mean over a cycle of the medians."""
     if len(seconds) < cycle:
         return statistics.fmean(seconds)
     positions = [seconds[start::cycle] for start in range(cycle)]
@@ -229,14 +213,7 @@ def run(spec: Spec, timeout: float = TIMEOUT) -> Record:
 
 
 def kind_of(found: Record, processes: bool, cores: int) -> str:
-    """What the devices of a point were, for its label.
-
-    Example:
-        >>> kind_of({"backend": "cpu", "devices": 4}, processes=False, cores=8)
-        'fake devices'
-        >>> kind_of({"backend": "cpu", "devices": 2}, processes=True, cores=2)
-        'processes'
-    """
+    """What the devices of a point were, for its label."""
     if processes:
         return "processes" if found["devices"] <= cores else "shared cores"
     return "fake devices" if found["backend"] == "cpu" else "devices"

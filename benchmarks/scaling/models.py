@@ -124,10 +124,6 @@ def optimizer(name: str) -> Any:
 
     Raises:
         ValueError: if there is none of this name.
-
-    Example:
-        >>> optimizer("adam") is not None
-        True
     """
     import optax
 

@@ -33,23 +33,13 @@ PAIR_SWEEPS = 4 * 5 * 2 * 5 + 40
 
 
 def kronecker_numbers(sides: Sequence[tuple[int, int]]) -> int:
-    """Numbers in the inverses of all factors.
-
-    Example:
-        >>> kronecker_numbers([(10, 20), (30, 5000)])
-        1400
-    """
+    """Numbers in the inverses of all factors."""
     return sum(k**2 for pair in sides for k in pair if 1 < k <= MAX_SIZE)
 
 
 @functools.cache
 def resnet50_sides() -> tuple[tuple[int, int], ...]:
-    """The leaves of ResNet-50 as matrices, the way that kronecker folds them.
-
-    Example:
-        >>> sum(m * n for m, n in resnet50_sides())
-        25557032
-    """
+    """The leaves of ResNet-50 as matrices, the way that kronecker folds them."""
     from benchmarks.scaling.models import RESNET50
 
     shapes = [leaf.shape for leaf in jax.tree.leaves(RESNET50.parameters())]
@@ -64,10 +54,6 @@ def kronecker_work(sides: Sequence[tuple[int, int]]) -> tuple[float, float]:
 
     As its docstring says: 2 m n (m + n) and 12 (m^3 + n^3) a leaf; sides longer than
     `MAX_SIZE` have diagonal factors, which cost nothing beside these.
-
-    Example:
-        >>> kronecker_work([(10, 20)])
-        (12000, 108000)
     """
     full = [[k if k <= MAX_SIZE else 0 for k in pair] for pair in sides]
     pairs = zip(sides, full, strict=True)
@@ -82,6 +68,11 @@ def weights() -> int:
 
 def _gradient() -> Pass:
     return Pass(1, 1)
+
+
+def _value(products: Pass) -> Pass:
+    """One value of the loss on the examples of some products."""
+    return products._replace(count=1, cost=1 / 3)
 
 
 def adam() -> Recipe:
@@ -111,46 +102,39 @@ def hessian_free(
 ) -> Recipe:
     """The preset: four iterations, secant pairs, four probes.
 
-    As it is before the sample and the number of iterations grow, with a look at the
+    As it is before the sample and the number of iterations grow, with a product of the
     whole batch in every fourth step; ``fraction=1`` is for a sample that has grown.
 
     Args:
         name: of the row.
-        fraction: of the batch in the curvature, but 128 examples.
-        precise: products in full float32 rather than TF32.
-        product_bytes: of one number sent around.
+        fraction: of the batch in the curvature, but 128 examples at least.
+        precise: products in full float32 instead of TF32.
+        product_bytes: of one number that is sent.
         preconditioner: kronecker or none.
         refresh: steps from one decomposition to the next.
         shared: whether each device decomposes its share of the matrices.
     """
-    products = Pass(4, GAUSS_NEWTON, fraction, 128, precise)
+    solver = Pass(4, GAUSS_NEWTON, fraction, 128, precise)
     probes = Pass(4, GAUSS_NEWTON, 1 / 8, 32, precise)
-    samples = (
-        Pass(1, 1 / 3),
-        Pass(1, 1 / 3, fraction, 128, precise),
-        Pass(1, 1 / 3, 1 / 8, 32, precise),
-    )
-    looks = 0.25 if fraction < 1 else 0
-    whole = (Pass(looks, GAUSS_NEWTON, precise=precise),)
-    if fraction < 1:
-        whole += (Pass(1, 1 / 3, precise=precise),)
-    apply, decompose = kronecker_work(resnet50_sides())
-    if not preconditioner:
-        return Recipe(
-            name,
-            (_gradient(), products, *samples[:2], *whole),
-            products=4 + looks,
-            numbers=1,
-            product_bytes=product_bytes,
-            sweeps=4 * SWEEPS_PER_PRODUCT + PAIR_SWEEPS,
-        )
-    return Recipe(
+    # Linearising costs a value: of the batch with the gradient, of each sample.
+    passes = [_gradient(), solver, Pass(1, 1 / 3), _value(solver)]
+    checks = 0.25 if fraction < 1 else 0  # a product with the whole batch
+    whole = Pass(checks, GAUSS_NEWTON, precise=precise)
+    passes += [whole, _value(whole)] if fraction < 1 else [whole]
+    count = 8 if preconditioner else 4
+    recipe = Recipe(
         name,
-        (_gradient(), products, probes, *samples, *whole),
-        products=8 + looks,
+        tuple(passes),
+        products=count + checks,
         numbers=1,
         product_bytes=product_bytes,
-        sweeps=8 * SWEEPS_PER_PRODUCT + PAIR_SWEEPS,
+        sweeps=count * SWEEPS_PER_PRODUCT + PAIR_SWEEPS,
+    )
+    if not preconditioner:
+        return recipe
+    apply, decompose = kronecker_work(resnet50_sides())
+    return recipe._replace(
+        passes=(*passes, probes, _value(probes)),
         # Five applications; a product that the factors are made of costs as much.
         matrix_flops=(5 + 4) * apply,
         eigen_flops=decompose / refresh,
@@ -220,17 +204,12 @@ def weak_row(recipe: Recipe, devices: int) -> Record:
 
 def slower_network(recipe: Recipe, batch: int, devices: int) -> float:
     """Strong efficiency if every all-reduce takes twice as long."""
-    halved = tuple(
-        a._replace(
-            base=2 * a.base,
-            inside=2 * a.inside,
-            between=2 * a.between,
-            node_bandwidth=a.node_bandwidth / 2,
-            network_bandwidth=a.network_bandwidth / 2,
-        )
-        for a in cost_model.DGX_A100.algorithms
-    )
-    network = cost_model.DGX_A100._replace(algorithms=halved)
+    halved = []
+    for a in cost_model.DGX_A100.algorithms:
+        latency = {name: 2 * getattr(a, name) for name in ("base", "inside", "between")}
+        rates = {n: getattr(a, n) / 2 for n in ("node_bandwidth", "network_bandwidth")}
+        halved.append(a._replace(**latency, **rates))
+    network = cost_model.DGX_A100._replace(algorithms=tuple(halved))
     return cost_model.strong_efficiency(
         recipe, weights(), batch, devices, network=network
     )

@@ -117,11 +117,6 @@ def dataset(x: np.ndarray, y: np.ndarray, held_out: float = 0.2) -> Dataset:
         x: inputs, examples first.
         y: targets, examples first.
         held_out: the fraction that is kept for the held-out score.
-
-    Example:
-        >>> data = dataset(np.zeros((10, 3)), np.zeros(10))
-        >>> data.train["x"].shape, data.held_out["x"].shape
-        ((8, 3), (2, 3))
     """
     order = np.random.default_rng(0).permutation(len(x))
     test, train = np.split(order, [round(held_out * len(x))])

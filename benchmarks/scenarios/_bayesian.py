@@ -36,13 +36,7 @@ DRAWS = 20  # of the weights, which a prediction averages over
 
 
 def init_mean_field(sizes: Sequence[int], seed: int) -> Layers:
-    """Layers close to the prior: small means, and its deviations, as logarithms.
-
-    Example:
-        >>> layers = init_mean_field((30, 32, 2), seed=0)
-        >>> [layer["mean"].shape for layer in layers]
-        [(31, 32), (33, 2)]
-    """
+    """Layers close to the prior: small means, and its deviations, as logarithms."""
 
     def layer(key: jax.Array, fan_in: int, fan_out: int) -> Gaussian:
         shape = fan_in + 1, fan_out  # the last row holds the biases
@@ -98,13 +92,7 @@ def posterior(layers: Layers) -> list[Gaussian]:
 
 
 def divergence(gaussians: Sequence[Gaussian]) -> jax.Array:
-    """KL divergence of the Gaussians from standard normal ones, in nats.
-
-    Example:
-        >>> prior = {"mean": jnp.zeros(3), "deviation": jnp.ones(3)}
-        >>> print(divergence([prior]))
-        0.0
-    """
+    """KL divergence of the Gaussians from standard normal ones, in nats."""
 
     def one(gaussian: Gaussian) -> jax.Array:
         mean, deviation = gaussian["mean"], gaussian["deviation"]
@@ -160,12 +148,7 @@ def log_probabilities(
 
 
 def average(log_probabilities: jax.Array) -> jax.Array:
-    """Logarithm of the mean probability over draws, the first axis.
-
-    Example:
-        >>> print(jnp.exp(average(jnp.log(jnp.array([[0.25, 0.75], [0.5, 0.5]])))))
-        [0.375 0.625]
-    """
+    """Logarithm of the mean probability over draws, the first axis."""
     draws = len(log_probabilities)
     return jax.nn.logsumexp(log_probabilities, axis=0) - math.log(draws)
 

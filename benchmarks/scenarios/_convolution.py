@@ -31,12 +31,6 @@ def convolve(
         padding: ``"SAME"`` or ``"VALID"``, or zeros before and behind each axis.
         feature_group_count: 1, or the number of channels: one filter for each.
         flax: what `flax.linen.Conv` hands over besides; of no effect here.
-
-    Example:
-        >>> x, kernel = jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 3, 5))
-        >>> convolve(x, kernel, (2, 2), "SAME")[0, :, :, 0]
-        Array([[27., 18.],
-               [18., 12.]], dtype=float32)
     """
     if jax.default_backend() != "cpu":
         return jax.lax.conv_general_dilated(
@@ -62,13 +56,7 @@ def patches(
     strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
 ) -> jax.Array:
-    """What a kernel lies over at each position, as one vector.
-
-    Example:
-        >>> x = jnp.arange(16.0).reshape(1, 4, 4, 1)
-        >>> patches(x, (2, 2), (2, 2), "VALID")[0, 0, 1]
-        Array([2., 3., 6., 7.], dtype=float32)
-    """
+    """What a kernel lies over at each position, as one vector."""
     return jnp.concatenate(_shifted(x, size, strides, padding), axis=-1)
 
 

@@ -79,16 +79,7 @@ class InvertedResidual(linen.Module):
 
 
 class MobileNetV2(linen.Module):
-    """Logits for images of shape (rows, height, width, 3).
-
-    Example:
-        >>> images = jnp.zeros((2, 64, 64, 3))
-        >>> shapes = jax.eval_shape(
-        ...     lambda: MobileNetV2().init(jax.random.key(0), images, train=True)
-        ... )
-        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
-        3504872
-    """
+    """Logits for images of shape (rows, height, width, 3)."""
 
     # number of them; ``None`` for the features before the classifier
     classes: int | None = 1000

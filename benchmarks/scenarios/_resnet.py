@@ -43,16 +43,7 @@ class Bottleneck(linen.Module):
 
 
 class ResNet50(linen.Module):
-    """Logits for images of shape (rows, height, width, 3).
-
-    Example:
-        >>> images = jnp.zeros((2, 64, 64, 3))
-        >>> shapes = jax.eval_shape(
-        ...     lambda: ResNet50().init(jax.random.key(0), images, train=True)
-        ... )
-        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
-        25557032
-    """
+    """Logits for images of shape (rows, height, width, 3)."""
 
     classes: int = 1000  # number of them
     width: int = 64  # channels of the first stage; 64 is the published network

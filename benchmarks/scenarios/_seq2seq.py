@@ -18,14 +18,7 @@ def keep(x: jax.Array) -> jax.Array:
 
 
 def dropout(key: jax.Array, rate: float) -> Drop:
-    """A function that drops numbers at random, other ones at each of its calls.
-
-    Example:
-        >>> drop = dropout(jax.random.key(0), 0.5)
-        >>> first, second = drop(jnp.ones(1000)), drop(jnp.ones(1000))
-        >>> bool((first != second).any()), bool(abs(first.mean() - 1) < 0.1)
-        (True, True)
-    """
+    """A function that drops numbers at random, other ones at each of its calls."""
     calls = itertools.count()
 
     def drop(x: jax.Array) -> jax.Array:
@@ -49,11 +42,6 @@ def init_seq2seq(
         width: of the network.
         hidden: width within its perceptrons.
         layers: of the encoder, and as many of the decoder.
-
-    Example:
-        >>> shapes = jax.eval_shape(lambda: init_seq2seq(0, 9, 4, 8, 16, layers=2))
-        >>> shapes["decoder"][1]["memory_keys_values"]["w"].shape
-        (8, 16)
     """
     keys = iter(jax.random.split(jax.random.key(seed), 4 + 11 * layers))
     # Residual branches begin small, so that depth does not add up, and so do logits.
@@ -91,13 +79,6 @@ def seq2seq(
         x: rows of symbols under "source" and "target", filled up with `PAD`.
         heads: of every attention.
         drop: dropout of the embeddings and of every residual branch.
-
-    Example:
-        >>> def logits(source, target):
-        ...     params = init_seq2seq(0, 9, 5, 8, 16, layers=2)
-        ...     return seq2seq(params, {"source": source, "target": target}, heads=2)
-        >>> jax.eval_shape(logits, jnp.zeros((3, 5), int), jnp.zeros((3, 4), int)).shape
-        (3, 4, 9)
     """
     memory = encode(params, x["source"], heads, drop)
     return decode(params, memory, x["source"], x["target"], heads, drop)

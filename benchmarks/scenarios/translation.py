@@ -130,13 +130,7 @@ def predict(
 
 
 def cross_entropy(outputs: jax.Array, y: jax.Array) -> jax.Array:
-    """The mean over the symbols of all targets, without padding.
-
-    Example:
-        >>> logits = jnp.zeros((1, 3, 8))
-        >>> float(jnp.exp(cross_entropy(logits, jnp.array([[5, 3, 0]]))))
-        8.0
-    """
+    """The mean over the symbols of all targets, without padding."""
     losses = optax.softmax_cross_entropy_with_integer_labels(outputs, y)
     return _mean_of_real(losses, y)
 
@@ -163,13 +157,7 @@ def translate(
 
 
 def bleu(translations: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """BLEU-1 to BLEU-4 of a corpus by sacrebleu, in percent.
-
-    Example:
-        >>> scores = bleu(["open the new file"], ["open the new file"])
-        >>> {name: round(score) for name, score in scores.items()}
-        {'BLEU-1': 100, 'BLEU-2': 100, 'BLEU-3': 100, 'BLEU-4': 100}
-    """
+    """BLEU-1 to BLEU-4 of a corpus by sacrebleu, in percent."""
     from sacrebleu.metrics import BLEU
 
     def score(order: int) -> float:

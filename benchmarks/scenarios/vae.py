@@ -57,10 +57,6 @@ def divergence(mean: jax.Array, deviation: jax.Array) -> jax.Array:
 
     It is convex in the log-variances as well, but has next to no curvature where they
     are small; in the deviations it has, so these are the outputs.
-
-    Example:
-        >>> print(divergence(jnp.zeros((3, 2)), jnp.ones((3, 2))))
-        [0. 0. 0.]
     """
     terms = 0.5 * (mean**2 + deviation**2 - 1) - jnp.log(deviation)
     return terms.sum(axis=-1)
@@ -121,12 +117,7 @@ def examine(params: Params, data: Dataset, stem: pathlib.Path) -> dict[str, floa
 
 
 def tile(images: np.ndarray, rows: int) -> np.ndarray:
-    """Images of 28x28 pixels, row by row, as one.
-
-    Example:
-        >>> tile(np.zeros((6, 784)), rows=2).shape
-        (56, 84)
-    """
+    """Images of 28x28 pixels, row by row, as one."""
     grid = images.reshape(rows, -1, 28, 28)
     return grid.transpose(0, 2, 1, 3).reshape(rows * 28, -1)
 

@@ -27,22 +27,12 @@ BINS = 10
 
 
 def entropy(probabilities: np.ndarray) -> np.ndarray:
-    """Of each distribution over the classes, the last axis, in nats.
-
-    Example:
-        >>> entropy(np.array([[0.5, 0.5], [0.25, 0.75]])).round(3).tolist()
-        [0.693, 0.562]
-    """
+    """Of each distribution over the classes, the last axis, in nats."""
     return -np.sum(probabilities * np.log(np.maximum(probabilities, 1e-30)), axis=-1)
 
 
 def calibration_bins(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Share of the examples, mean confidence, accuracy: a row for each bin in use.
-
-    Example:
-        >>> calibration_bins(np.array([0.91, 0.99, 0.5]), np.array([1, 0, 1])).tolist()
-        [[0.333..., 0.5, 1.0], [0.666..., 0.95, 0.5]]
-    """
+    """Share of the examples, mean confidence, accuracy: a row for each bin in use."""
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     members = [bins == index for index in np.unique(bins)]
     return np.array(
@@ -51,12 +41,7 @@ def calibration_bins(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def expected_calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
-    """Mean distance of confidence and accuracy over the bins (Guo et al. 2017).
-
-    Example:
-        >>> expected_calibration_error(np.full(4, 0.75), np.array([1, 1, 1, 0]))
-        0.0
-    """
+    """Mean distance of confidence and accuracy over the bins (Guo et al. 2017)."""
     share, confidence, accuracy = calibration_bins(confidence, right).T
     return float(np.sum(share * np.abs(confidence - accuracy)))
 

@@ -25,12 +25,7 @@ class CostModel(NamedTuple):
     evaluation: float  # one evaluation of the loss
 
     def price(self, products: float, evaluations: float) -> float:
-        """The cost of one step: its gradient, the set-up, products and evaluations.
-
-        Example:
-            >>> CostModel(1e6, 0.5, 1.25, 0.25).price(products=10, evaluations=2)
-            14.5
-        """
+        """The cost of one step: its gradient, the set-up, products and evaluations."""
         return 1 + self.setup + products * self.product + evaluations * self.evaluation
 
 

@@ -150,19 +150,6 @@ class Journal:
             with another identity are thrown away.
         fresh: throws away what is there in any case.
         say: told whether the work goes on or begins anew.
-
-    Example:
-        >>> import tempfile
-        >>> folder = pathlib.Path(tempfile.mkdtemp()) / "sum"
-        >>> Journal(folder, {"budget": 1}).once("one and one", lambda _: 1 + 1)
-        2
-        >>> resumed = Journal(folder, {"budget": 1}, say=print)
-        goes on where it was stopped, after one and one
-        >>> resumed.once("one and one", lambda _: 1 / 0)  # is not computed again
-        2
-        >>> other = Journal(folder, {"budget": 2}, say=print)
-        begins anew: the partial record is of another budget
-        >>> other.remove()
     """
 
     def __init__(

@@ -7,13 +7,7 @@ import optax
 
 
 def noam(total: int) -> optax.Schedule:
-    """Linear warm-up over a tenth of the steps, then 1/sqrt (Vaswani et al. 2017).
-
-    Example:
-        >>> shape = noam(1000)
-        >>> [float(shape(count)) for count in (49, 99, 399)]
-        [0.5, 1.0, 0.5]
-    """
+    """Linear warm-up over a tenth of the steps, then 1/sqrt (Vaswani et al. 2017)."""
     warmup = max(total // 10, 1)
     return lambda count: jnp.minimum(
         (count + 1) / warmup, jnp.sqrt(warmup / (count + 1.0))

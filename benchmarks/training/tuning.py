@@ -26,13 +26,7 @@ class Trial(NamedTuple):
 
     @property
     def score(self) -> float:
-        """What is tuned: the smaller, the better.
-
-        Example:
-            >>> setting = Setting(None, "constant", -4)
-            >>> Trial(setting, 0.25).score, Trial(setting, 0.25, 0.5).score
-            (0.25, 0.5)
-        """
+        """What is tuned: the smaller, the better."""
         if self.validation_loss is None or math.isinf(self.loss):
             return self.loss
         return self.validation_loss
@@ -164,12 +158,7 @@ def _trainer(
 def search(
     loss: Callable[[int], float], exponents: list[int], extensions: int
 ) -> Iterator[tuple[int, float]]:
-    """Evaluates a row and grows it while its minimum lies at one of its edges.
-
-    Example:
-        >>> [exponent for exponent, _ in search(lambda e: (e - 3) ** 2, [0, 1], 8)]
-        [0, 1, 2, 3, 4]
-    """
+    """Evaluates a row and grows it while its minimum lies at one of its edges."""
     found: dict[int, float] = {}
 
     def visit(exponent: int) -> tuple[int, float]:
