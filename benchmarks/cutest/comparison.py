@@ -38,15 +38,10 @@ def ends_at_saddle(run: dict[str, Any]) -> bool:
 
 
 def compare(costs: dict[str, float], reference: dict[str, float]) -> dict[str, Any]:
-    """Compares a method with a reference.
+    """Compares the costs of the problems that a method solves with a reference's.
 
-    Args:
-        costs: Gradient-equivalents by problem, of the problems the method solves.
-        reference: The same of the reference.
-
-    Returns:
-        The medians of both over the problems that both solve (nan if there is none),
-        the median of the ratios, and the names that only one of them solves.
+    Returns the medians of both over the problems that both solve (nan if there is
+    none), the median of the ratios, and the names that only one of them solves.
     """
     both = sorted(costs.keys() & reference.keys())
 
@@ -66,11 +61,7 @@ def compare(costs: dict[str, float], reference: dict[str, float]) -> dict[str, A
 def profile(costs: dict[str, dict[str, float]]) -> dict[str, list[float]]:
     """Returns the sorted ratios to the cheapest method (Dolan and Moré 2002).
 
-    Args:
-        costs: Gradient-equivalents of the solved problems, by method and problem.
-
-    Returns:
-        By method, one ratio for each problem it solves.
+    One for each problem that a method solves, from the costs by method and problem.
     """
     problems = set().union(*costs.values())
     best = {k: min(c[k] for c in costs.values() if k in c) for k in problems}

@@ -49,12 +49,7 @@ class TimeLimitError(Exception):
 
 
 class Counter:
-    """The functions of a problem, counting what is asked of them.
-
-    Args:
-        problem: The problem.
-        settings: Tolerance and time limit; the clock starts here.
-    """
+    """The functions of a problem, with a count of calls; the clock starts here."""
 
     def __init__(self, problem: Problem, settings: Settings):
         self._problem = problem
@@ -212,17 +207,11 @@ def eigenvalues(problem: Problem, x: np.ndarray) -> tuple[float, float]:
 
 
 def run_one(problem: Problem, method: str, settings: Settings) -> dict[str, Any]:
-    """Runs one method on one problem.
+    """Runs one of `METHODS` on a problem and returns the entry for the file.
 
-    Args:
-        problem: From `load`.
-        method: One of `METHODS`.
-        settings: Tolerance and limits.
-
-    Returns:
-        What goes into the file: the counts of `Outcome`, and the value, the max norm of
-        the gradient and the extreme eigenvalues of the Hessian where the method ended,
-        computed afresh. Numbers that are not finite become None.
+    It holds the counts of `Outcome`, and the value, the max norm of the gradient and
+    the extreme eigenvalues of the Hessian where the method ended, computed afresh.
+    Numbers that are not finite become None.
     """
     if method == OURS:
         outcome = run_ours(problem, settings)

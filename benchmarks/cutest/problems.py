@@ -73,11 +73,7 @@ def unconstrained_problems() -> list[Any]:
 
 
 def select_problems(max_variables: int, names: Iterable[str] = ()) -> dict[str, Any]:
-    """Returns the problems of sif2jax by name.
-
-    Args:
-        max_variables: Larger problems are left out, unless they are named.
-        names: The problems to take; all if empty.
+    """Returns the problems of sif2jax by name: those named, or all small ones.
 
     Raises:
         UsageError: If a name is unknown.

@@ -12,15 +12,8 @@ def curves(count: int, seed: int = 0, size: int = 28) -> np.ndarray:
 
     A quadratic Bezier curve on three points, drawn with a Gaussian pen. The images of
     the literature were drawn by a program that is documented nowhere, so errors must
-    not be compared with published ones.
-
-    Args:
-        count: how many images.
-        seed: of the random points.
-        size: width and height in pixels.
-
-    Returns:
-        One row of ``size * size`` numbers per image.
+    not be compared with published ones. Returns one row of ``size * size`` numbers per
+    image.
     """
     rng = np.random.default_rng(seed)
     points = rng.uniform(MARGIN, size - 1 - MARGIN, (count, 3, 2))

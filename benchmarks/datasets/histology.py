@@ -27,18 +27,12 @@ def breakhis(
 
     Patients are split, not images: none has images in both parts. The share of the
     patients that are for testing is the same among the benign and the malignant cases.
-    Numbers that differ in letters only, as 14-22549AB and 14-22549CD, are taken for
-    one patient, to be on the safe side; the authors count them apart and get 82.
+    Numbers that differ in letters only, as 14-22549AB and 14-22549CD, count as one
+    patient, to be on the safe side; the authors count them apart and get 82.
 
-    Of the images, 700x460, the square in the centre is kept and resized.
-
-    Args:
-        path: of the folder as it is distributed; by default ``BreaKHis_v1`` in the data
-            directory or the cache.
-        magnification: 40, 100, 200 or 400, about 2,000 images each.
-        size: width and height of the images that are returned.
-        test_share: of the patients, for testing.
-        seed: of the split.
+    There are about 2,000 images of each magnification. Of each, 700x460, the square in
+    the centre is kept and resized. ``path`` is the folder as it is distributed, by
+    default ``BreaKHis_v1`` in the data directory or the cache.
 
     Raises:
         FileNotFoundError: if there is no such folder, or no such images in it.

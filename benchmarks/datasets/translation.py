@@ -49,13 +49,8 @@ def translation_pairs(
     """The help of LibreOffice in Brazilian Portuguese and in English.
 
     Technical prose. The versions of Debian differ in some sentences, so the note says
-    which ones were read.
-
-    Args:
-        min_words: fewest words of a sentence, in both languages.
-        max_words: most words of a sentence.
-        seed: of the split.
-        share: of the files for validation, and of those for testing.
+    which ones were read. ``share`` is that of the files for validation, and of those
+    for testing.
     """
     portuguese, english = (
         {

@@ -58,15 +58,10 @@ class Memory(NamedTuple):
 
 
 def plan(model: Model, candidate: Candidate, batch_size: int) -> Memory:
-    """What XLA plans for a step.
-
-    Args:
-        model: the network.
-        candidate: the optimizer.
-        batch_size: examples, a multiple of `PIECES`.
+    """XLA's plan for a step.
 
     Raises:
-        ValueError: if the batch cannot be cut into pieces.
+        ValueError: if the batch cannot be divided into `PIECES`.
     """
     if batch_size % PIECES:
         raise ValueError(
@@ -97,13 +92,7 @@ def measure(
     batch_sizes: dict[str, int] | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Record:
-    """Plans of all candidates for some of `MODELS`.
-
-    Args:
-        names: of the models.
-        batch_sizes: instead of the models' own.
-        progress: called with what comes next.
-    """
+    """Plans of all candidates for some of `MODELS`, with other batch sizes if given."""
     found: Record = {}
     for name in names:
         model = MODELS[name]

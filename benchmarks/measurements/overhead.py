@@ -36,11 +36,7 @@ def _stepper(tx: optax.GradientTransformationExtraArgs) -> Callable[[], None]:
 
 
 def measure(repeats: int = 2000) -> dict[str, float]:
-    """Median microseconds of a step, the two taking turns in one process.
-
-    Args:
-        repeats: steps of each.
-    """
+    """Median microseconds of a step, the two taking turns in one process."""
     steppers = {
         "newton_cg": _stepper(ncg.newton_cg(solver=ncg.cg(maxiter=3))),
         "optax.lbfgs": _stepper(optax.lbfgs()),

@@ -120,14 +120,7 @@ def measure(
     repeats: int = 5,
     progress: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Measured]:
-    """Measures `CANDIDATES` on the full batch.
-
-    Args:
-        scenario: what is trained.
-        data: the examples.
-        repeats: how often each step is timed.
-        progress: called with the name of each candidate as its turn comes.
-    """
+    """Measures `CANDIDATES` on the full batch; ``progress`` gets the name of each."""
     params = scenario.init(0)
     prices = cost.measure(scenario, data, "gauss_newton")
     measured: dict[str, Measured] = {}

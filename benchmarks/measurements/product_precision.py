@@ -61,14 +61,9 @@ def compare(
     budget: float = 300.0,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Record]:
-    """Trains with both, from the same parameters.
+    """Trains with products in both precisions, from the same parameters.
 
-    Args:
-        names: of scenarios.
-        optimizers: of `OPTIMIZERS`.
-        seeds: runs of each.
-        budget: in gradients, by the library's own account.
-        progress: called with what comes next.
+    The budget is in gradients, by the library's own account.
     """
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:DEVICES]), ("data",))
     found = []

@@ -43,13 +43,9 @@ def _untuned(
     tx: optax.GradientTransformationExtraArgs,
     price: Callable[[Any], jax.Array],
 ) -> Method:
-    """A transform of ours on batches or on all examples.
+    """A transform of ours on batches, or on all examples if ``batch`` is ``None``.
 
-    Args:
-        problem: what to train on.
-        batch: examples in a step, ``None`` for all of them.
-        tx: the transform.
-        price: the cost of a step in gradients of its batch, from its `get_info`.
+    ``price`` is the cost of a step in gradients of its batch, from its `get_info`.
     """
     advance = newton_step(problem.scenario, tx)
 
@@ -124,15 +120,9 @@ def _averaged(
 ) -> Method:
     """Steps on mini-batches, and the running mean of their iterates.
 
-    The mean is over about a third of the steps so far and at most the last thirty.
-
-    Args:
-        problem: what to train on.
-        batches: the mini-batches.
-        transform: the optimizer, for a learning rate.
-        price: the cost of a step, from the state of the optimizer and the step's
-            number.
-        begin: steps before the averaging begins.
+    The mean is over about a third of the steps so far and at most the last thirty, and
+    begins after ``begin`` steps. ``price`` is the cost of a step, from the state of the
+    optimizer and the number of the step.
     """
 
     def init(params: Params, rate: jax.Array) -> Averaged:

@@ -60,12 +60,7 @@ PANELS = (
 
 
 def plot(records: Sequence[Record], path: pathlib.Path) -> pathlib.Path:
-    """Draws the results of one scenario: medians over seeds, bands from best to worst.
-
-    Args:
-        records: one per competitor, all of the same scenario.
-        path: the PNG to write.
-    """
+    """Draws a scenario: medians over the seeds, and bands from best to worst."""
     order = list(STYLES)
     ranked = sorted(records, key=lambda r: order.index(r["optimizer"]))
     logarithmic = all(map(positive, ranked))
@@ -114,14 +109,8 @@ def draw(
 ) -> None:
     """Draws the median over the seeds, and a band from the best to the worst.
 
-    Args:
-        axis: to draw on.
-        record: of one competitor.
-        column: of its curves: what the loss is a function of.
-        logarithmic: whether the axis of the loss is.
-        from_zero: whether the other one begins at zero, so it is not logarithmic.
-        color: of the line and the band.
-        **style: of the line.
+    The loss of a record against one of the columns of its curves; ``from_zero`` says
+    that the axis of the column begins at zero, so it is not logarithmic.
     """
     x, losses = _common_grid(record, column, logarithmic, from_zero)
     axis.plot(x, np.median(losses, 0), color=color, lw=1.8, zorder=3, **style)

@@ -1,13 +1,13 @@
 """The poster's eleven rows, and the marks that our measurements earn.
 
-The rule of the marks. A competitor is judged by the curve of its median loss over the
+The rule of the marks. An optimizer is judged by the curve of its median loss over the
 seeds against gradient-equivalents. If it ends as low as the best of its rivals, its
 score is the whole budget over the part of it that it took to get as low as that rival.
 If it ends higher, its score is the part of the budget that the fastest of its rivals
 took to get as low as it ended, over the whole budget. A score of 4 or more is ++, of 2
 or more +, of 1/2 or less -, of 1/4 or less --, and o lies between. Losses that differ
 by less than a thousandth of the descent from the start to the lowest end count as
-equal. Stability counts as well: a competitor that diverged on any seed, or ended no
+equal. Stability counts as well: an optimizer that diverged on any seed, or ended no
 lower than it began, has --, and one whose worst seed alone would have a mark two or
 more lower loses one mark.
 
@@ -109,12 +109,9 @@ def losses_at(run: Record, column: str, x: np.ndarray) -> np.ndarray:
 
 
 def median_curve(runs: Sequence[Record], column: str, stop: float = math.inf) -> Curve:
-    """The median loss of some runs.
+    """The median loss of some runs against a column of their curves, as far as `stop`.
 
-    Args:
-        runs: of one competitor. A run that has ended stays where it is.
-        column: of the stored curves: what the loss is a function of.
-        stop: what lies beyond is left out.
+    A run that has ended keeps its last loss.
     """
     x = np.unique(np.concatenate([run["curve"][column] for run in runs]))
     x = x[x <= stop * (1 + 1e-9)]
@@ -122,14 +119,7 @@ def median_curve(runs: Sequence[Record], column: str, stop: float = math.inf) ->
 
 
 def score(mine: Curve, rivals: Sequence[Curve], budget: float, margin: float) -> float:
-    """How many times faster than the best rival, see the rule.
-
-    Args:
-        mine: the curve that is judged.
-        rivals: the curves of the others, at least one.
-        budget: what every curve could spend.
-        margin: losses that differ by no more are equal.
-    """
+    """How many times faster a curve is than its best rival, by the rule."""
     lowest = min(rival.end for rival in rivals) + margin
     if mine.end <= lowest:
         took = mine.reach(lowest)
@@ -151,12 +141,7 @@ def margin(curves: Sequence[Curve]) -> float:
 def marks(
     competitors: Mapping[str, Sequence[Record]], budget: float
 ) -> dict[str, str | None]:
-    """The mark of every competitor, by the rule; ``None`` for one that is alone.
-
-    Args:
-        competitors: the runs of each.
-        budget: the gradients that each of them could spend.
-    """
+    """The mark of every competitor, by the rule; ``None`` for one that is alone."""
     curves = {
         name: median_curve(runs, "units", budget) for name, runs in competitors.items()
     }
@@ -225,13 +210,7 @@ def representative(records: Sequence[Record], column: str) -> Record | None:
 
 
 def line(row: Row, scenario: str, records: Sequence[Record]) -> Line:
-    """Everything about a scenario, from its stored results.
-
-    Args:
-        row: that it belongs to.
-        scenario: its name.
-        records: of any competitors, on this scenario; may be empty.
-    """
+    """Everything about a scenario, from its stored results, if there are any."""
     found = {column: representative(records, column) for column in COLUMNS}
     chosen = {column: record for column, record in found.items() if record}
     if not chosen:

@@ -38,10 +38,7 @@ def overview(
 ) -> pathlib.Path:
     """Draws loss against gradients for all rows, and the efficiency of the last one.
 
-    Args:
-        lines: the rows of training problems; those that were not run stay empty.
-        scaling: what is known of the last row.
-        path: the PNG to write.
+    The pictures of rows that were not run stay empty.
     """
     down = math.ceil((len(lines) + 1) / ACROSS)
     figure, grid = plt.subplots(down, ACROSS, figsize=(13, 2.75 * down + 0.9))

@@ -255,12 +255,7 @@ def part(name: str, results: pathlib.Path = RESULTS) -> str:
 
 
 def plot(record: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
-    """Throughput over that of the reference, and efficiency, against devices.
-
-    Args:
-        record: what `scaling` measured.
-        path: the PNG to write.
-    """
+    """Draws throughput over the reference's, and efficiency, against devices."""
     import matplotlib
 
     matplotlib.use("Agg")

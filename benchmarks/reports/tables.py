@@ -88,12 +88,8 @@ def _cell(cell: Record | None, floor: float) -> str:
 def result_table(records: Sequence[Record], width: int = 160) -> Table:
     """The losses that were reached within the budget, medians over the seeds.
 
-    Columns that the width has no room for are left out, apart from those of `ALWAYS`,
-    whose text is always whole.
-
-    Args:
-        records: one of each optimizer, all of the same scenario.
-        width: characters in a line.
+    Columns that the width, in characters, has no room for are left out, apart from
+    those of `ALWAYS`, whose text is always whole.
     """
     first = records[0]
     rows = [_result_row(record) for record in records]
@@ -175,11 +171,7 @@ def _losses(record: Record) -> tuple[float, float, float]:
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """A Markdown table of final losses: scenarios down, optimizers across.
-
-    Args:
-        records: stored results of any number of scenarios.
-    """
+    """A Markdown table of final losses: scenarios down, optimizers across."""
     by_cell = {(r["scenario"], r["optimizer"]): r for r in records}
     scenarios = [name for name in SCENARIOS if any(s == name for s, _ in by_cell)]
     names = [name for name in COMPETITORS if any(o == name for _, o in by_cell)]

@@ -263,15 +263,7 @@ def step(
     processor: Processor = A100_RESNET50,
     network: Network = DGX_A100,
 ) -> Breakdown:
-    """Predicts a step.
-
-    Args:
-        recipe: the work of a step.
-        weights: parameters of the network, in float32.
-        batch: examples of all devices.
-        devices: among which the examples are divided.
-        processor: one device.
-        network: between the devices.
+    """Predicts a step with a number of float32 weights and a batch for all devices.
 
     Raises:
         ValueError: if the examples cannot be divided equally.

@@ -62,11 +62,7 @@ class Traffic(NamedTuple):
 
 
 def traffic(found: Iterable[Collective], weights: int) -> Traffic:
-    """Sorts the all-reduces of a step by what they carry.
-
-    Args:
-        found: of `communication.collectives`.
-        weights: numbers in the parameters, all float32.
+    """Sorts the all-reduces of a step with float32 weights by their contents.
 
     Raises:
         ValueError: if something else is sent.
@@ -231,16 +227,8 @@ def sweep(
 ) -> list[Record]:
     """Measures every optimizer on every number of devices.
 
-    Args:
-        model: of `scaling_models.MODELS`.
-        optimizers: of `scaling_models.OPTIMIZERS`.
-        counts: numbers of devices, the first of which is the reference.
-        batch: of the first of them; it stays (strong scaling) or grows with the
-            devices (weak).
-        scalings: ``strong``, ``weak`` or both.
-        steps: that are timed.
-        processes: one process and one core for each device.
-        progress: called with what comes next.
+    The first number of devices is the reference. The batch is its own; it stays (strong
+    scaling) or grows with the devices (weak).
     """
     for count in counts:
         if batch % count:

@@ -111,13 +111,7 @@ class Scenario(NamedTuple):
 
 
 def dataset(x: np.ndarray, y: np.ndarray, held_out: float = 0.2) -> Dataset:
-    """Splits examples at random, but always in the same way.
-
-    Args:
-        x: inputs, examples first.
-        y: targets, examples first.
-        held_out: the fraction that is kept for the held-out score.
-    """
+    """Splits examples at random, but always in the same way; a part is held out."""
     order = np.random.default_rng(0).permutation(len(x))
     test, train = np.split(order, [round(held_out * len(x))])
     return split(x[train], y[train], x[test], y[test])

@@ -24,13 +24,8 @@ def convolve(
 ) -> jax.Array:
     """The convolution of images (NHWC) with a kernel (HWIO).
 
-    Args:
-        x: the images.
-        kernel: of the groups, one after the other.
-        strides: along height and width.
-        padding: ``"SAME"`` or ``"VALID"``, or zeros before and behind each axis.
-        feature_group_count: 1, or the number of channels: one filter for each.
-        flax: what `flax.linen.Conv` hands over besides; of no effect here.
+    ``feature_group_count`` is 1, or the number of channels: one filter for each.
+    Further arguments of `flax.linen.Conv` have no effect.
     """
     if jax.default_backend() != "cpu":
         return jax.lax.conv_general_dilated(

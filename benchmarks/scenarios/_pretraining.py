@@ -30,19 +30,10 @@ class _Progress(NamedTuple):
 
 
 def pretrained(scenario: Scenario, data: Batch, setting: Pretraining) -> Params:
-    """Trains, or reads what was trained before.
+    """Trains, or reads what was trained before, as arrays of NumPy.
 
-    The result is kept in the cache of the data sets, under a name that depends on all
-    it came from: the program that XLA is given, which holds network, loss, setting and
-    what the version of optax makes of them, and the data.
-
-    Args:
-        scenario: the training problem.
-        data: to train on.
-        setting: of Adam.
-
-    Returns:
-        The parameters after the last epoch, as arrays of NumPy.
+    The result is kept in the cache of the data sets. Its name depends on the data and
+    on the program for XLA, which holds network, loss, setting and optax's part of them.
     """
     epoch, start = _training(scenario, data, setting)
     shapes = jax.eval_shape(start)

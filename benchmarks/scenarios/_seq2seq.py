@@ -35,13 +35,8 @@ def init_seq2seq(
 ) -> blocks.Params:
     """Normal weights: 0.02 for the embeddings, variance 1/fan-in for the rest.
 
-    Args:
-        seed: of the random numbers.
-        symbols: how many there are, those of both languages together.
-        length: of the longest row.
-        width: of the network.
-        hidden: width within its perceptrons.
-        layers: of the encoder, and as many of the decoder.
+    ``symbols`` counts those of both languages together; ``hidden`` is the width within
+    the perceptrons; there are ``layers`` of the encoder, and as many of the decoder.
     """
     keys = iter(jax.random.split(jax.random.key(seed), 4 + 11 * layers))
     # Residual branches begin small, so that depth does not add up, and so do logits.
@@ -74,11 +69,8 @@ def seq2seq(
 ) -> jax.Array:
     """Logits of the next symbol at every position of the targets.
 
-    Args:
-        params: of `init_seq2seq`.
-        x: rows of symbols under "source" and "target", filled up with `PAD`.
-        heads: of every attention.
-        drop: dropout of the embeddings and of every residual branch.
+    ``x`` has rows of symbols under "source" and "target", padded with `PAD`. Dropout is
+    applied to the embeddings and to every residual branch.
     """
     memory = encode(params, x["source"], heads, drop)
     return decode(params, memory, x["source"], x["target"], heads, drop)
@@ -119,15 +111,8 @@ def greedy(
 ) -> jax.Array:
     """Translates by taking the most probable symbol at every position, jittable.
 
-    Args:
-        params: of `init_seq2seq`.
-        source: rows of symbols.
-        begin: the symbol that every target begins with.
-        length: of the translations; what they end with is left to the caller.
-        heads: of every attention.
-
-    Returns:
-        Rows of symbols, without the first one.
+    Every target begins with the symbol ``begin``. Returns rows of ``length`` symbols
+    without it; their ends are not marked.
     """
     memory = encode(params, source, heads)
     first = jnp.full((len(source), length), PAD).at[:, 0].set(begin)

@@ -30,13 +30,7 @@ def init_transformer(
 
 
 def transformer(params: Params, x: jax.Array, heads: int) -> jax.Array:
-    """Logits of the next symbol at every position.
-
-    Args:
-        params: of `init_transformer`.
-        x: symbols, one sequence per row, no longer than the context.
-        heads: of the attention.
-    """
+    """Logits of the next symbol at every position of the rows of ``x``."""
     h = params["symbols"][x] + params["positions"][: x.shape[1]]
     past = causal(x.shape[1])
     for block in params["blocks"]:
@@ -48,13 +42,9 @@ def transformer(params: Params, x: jax.Array, heads: int) -> jax.Array:
 def init_block(
     keys: Iterator[jax.Array], width: int, hidden: int, scale: float
 ) -> Params:
-    """What `self_attention` and `mlp` need.
+    """The parameters of `self_attention` and `mlp`; takes four of the keys.
 
-    Args:
-        keys: from which four are taken.
-        width: of the network.
-        hidden: width within the `mlp`.
-        scale: of what the two add to their inputs.
+    ``scale`` is that of the terms that the two add to their inputs.
     """
     return {
         "norm_attention": init_norm(width),
@@ -112,13 +102,8 @@ def attention(
 ) -> jax.Array:
     """Attention with several heads, side by side in the last axis.
 
-    Args:
-        queries: what looks, (examples, length, width).
-        keys: what is looked at, of the same or another length.
-        values: what is seen there.
-        mask: which query may look at which key; broadcast to
-            (examples, heads, queries, keys).
-        heads: their number, a divisor of the width.
+    Queries, keys and values have shape (examples, length, width). The mask says which
+    query may attend to which key; it is broadcast to (examples, heads, queries, keys).
     """
     queries, keys, values = (
         part.reshape(*part.shape[:2], heads, -1) for part in (queries, keys, values)

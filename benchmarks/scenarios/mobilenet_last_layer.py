@@ -37,9 +37,7 @@ def load() -> Dataset:
 def features(images: np.ndarray, size: int) -> np.ndarray:
     """Outputs of the trained network for images, computed or read from the cache.
 
-    Args:
-        images: bytes, shape=(examples, height, width, 3).
-        size: of the images after bilinear enlargement.
+    The images are bytes, (examples, height, width, 3), enlarged bilinearly to ``size``.
     """
     # The name of the file depends on everything that the features depend on.
     digest = hashlib.sha256(np.ascontiguousarray(images).tobytes())

@@ -51,14 +51,10 @@ def open_journal(entry: Entry, fresh: bool, say: Say) -> Journal:
 def compete(
     entry: Entry, journal: Journal, progress: Progress, say: Say, log: Say
 ) -> records.Record:
-    """Tunes a competitor if it has something to tune, then runs it on every seed.
+    """Tunes an optimizer if it has something to tune, then runs it on every seed.
 
-    Args:
-        entry: who competes on what.
-        journal: what is done already, and where the rest is kept.
-        progress: shows how far it is.
-        say: told what has to be known.
-        log: told about every row of the tuning and every seed.
+    Finished parts are kept in the journal. ``say`` gets what the user has to know,
+    ``log`` a line for every row of the tuning and every seed.
     """
     competitor, problem = entry.competitor, entry.problem
     task = progress.add_task(entry.title, total=None)

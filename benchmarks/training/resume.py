@@ -30,23 +30,16 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 
 
 class Checkpoint:
-    """The latest state of a run, kept by orbax in a folder.
-
-    Args:
-        folder: of this run alone; ``None`` to keep nothing.
-        say: told when a run is continued or cannot be kept.
-    """
+    """The latest state of a run, kept by orbax in a folder, if there is one."""
 
     def __init__(self, folder: pathlib.Path | None, say: Say = lambda text: None):
         self._folder, self._say = folder, say
         self._saved_at = time.monotonic()
 
     def restore(self, arrays: Any, numbers: Any) -> tuple[Any, Any]:
-        """What was saved last, or the arguments, where a run begins, if nothing was.
+        """The state that was saved last, or the arguments, with which a run begins.
 
-        Args:
-            arrays: any pytree of arrays and typed keys; the stored one has its type.
-            numbers: a value of JSON.
+        ``arrays`` is a pytree of arrays and typed keys, ``numbers`` a value of JSON.
         """
         if self._folder is None or not self._folder.exists():
             return arrays, numbers
@@ -144,12 +137,8 @@ def _like(leaf: jax.Array, stored: np.ndarray) -> jax.Array:
 class Journal:
     """The finished pieces of some work, in a folder, until the whole is finished.
 
-    Args:
-        folder: of this work alone.
-        identity: all that the pieces depend on, as JSON has it. Pieces that were found
-            with another identity are thrown away.
-        fresh: throws away what is there in any case.
-        say: told whether the work goes on or begins anew.
+    ``identity`` is everything that the pieces depend on, as JSON has it. Pieces with
+    another identity are removed; with ``fresh`` all are.
     """
 
     def __init__(
@@ -178,12 +167,7 @@ class Journal:
         return name in self._pieces
 
     def once(self, name: str, work: Callable[[Checkpoint], Any]) -> Any:
-        """The piece of that name: from the disk, or worked out and put there.
-
-        Args:
-            name: of the piece.
-            work: returns a value of JSON; may keep its own state in the checkpoint.
-        """
+        """The piece of that name, from the disk or else from ``work``."""
         if name not in self._pieces:
             folder = self._folder / re.sub(r"[^\w.+-]+", "_", name)
             checkpoint = Checkpoint(folder, lambda text: self._say(f"{name} {text}"))

@@ -104,18 +104,9 @@ def train(
     """Trains from the seed's initial parameters until the budget is spent.
 
     The step that would exceed the budget does not count. A run ends early when its loss
-    is no longer finite.
-
-    Args:
-        compiled: what to run.
-        problem: what to run it on.
-        seed: of the initial parameters and of the mini-batches.
-        learning_rate: for the methods that take one.
-        points: how many points of the curve to keep, at most.
-        progress: called with the units spent so far.
-        checkpoint: where the run is kept, and goes on from if it was interrupted: to
-            the same curve but for the seconds. Methods that compile by themselves begin
-            anew instead.
+    is no longer finite. At most ``points`` points of the curve are kept. An interrupted
+    run continues from its checkpoint, to the same curve but for the seconds; methods
+    that compile by themselves start again instead.
     """
     if compiled.method.compiles:
         checkpoint = Checkpoint(None)

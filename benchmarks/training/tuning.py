@@ -87,17 +87,11 @@ def tune(
     """Tries every learning rate, batch size and schedule at the full budget on seed 0.
 
     Every row of the grid (a batch size and a schedule) grows by half decades until its
-    best learning rate lies inside, so that no winner sits at an edge.
-
-    Args:
-        competitor: the method to tune.
-        problem: data, model, budget.
-        journal: remembers the cells that are done.
-        quick: every other learning rate, a single row, and no growth.
-        validate: judges by a tenth of the training examples, which are set aside; the
-            budget buys as many passes through the others.
-        progress: called with the numbers of cells done and known.
-        row_done: called with the best cell of every row.
+    best learning rate lies inside, so that no winner sits at an edge. With ``quick``
+    there is a single row of every other learning rate, which does not grow. With
+    ``validate`` a tenth of the training examples is set aside and decides; the budget
+    buys as many passes through the others. ``progress`` gets the numbers of cells done
+    and known, ``row_done`` the best cell of every row.
     """
     trials: list[Trial] = []
     exponents = list(competitor.exponents)[:: 2 if quick else 1]
