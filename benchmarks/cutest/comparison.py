@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cutest.methods import METHODS, OURS
+from benchmarks.reports.figures import plt, save
 from benchmarks.reports.scaling import table as markdown_table
 from benchmarks.reports.tables import make_table
 
@@ -167,18 +168,13 @@ def show(results: Results, reference: str) -> None:
 
 def draw_profile(results: Results, path: pathlib.Path) -> None:
     """Draws the performance profile over the problems that all methods were run on."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     runs = by_method(results)
     common = set.intersection(*(set(found) for found in runs.values()))
     costs = {
         method: {k: c for k, c in solved_costs(found).items() if k in common}
         for method, found in runs.items()
     }
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     ratios = profile(costs)
     end = 2 * max((r[-1] for r in ratios.values() if r), default=1.0)
     for method, found in ratios.items():
@@ -186,12 +182,9 @@ def draw_profile(results: Results, path: pathlib.Path) -> None:
         shares.append(shares[-1])
         axes.step([1.0, *found, end], shares, where="post", label=method)
     axes.set_xscale("log", base=2)
-    axes.set_xlim(1.0, end)
-    axes.set_ylim(0.0, 1.0)
+    axes.set(xlim=(1.0, end), ylim=(0.0, 1.0), ylabel="share of problems solved")
     axes.set_xlabel("gradient-equivalents, relative to the cheapest method")
-    axes.set_ylabel("share of problems solved")
     axes.set_title(f"{len(common)} unconstrained CUTEst problems")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save(figure, path, dpi=150)

@@ -5,14 +5,12 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # a file is all we draw; no display is needed
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogFormatter, NullFormatter
 
+from benchmarks.reports.figures import open_frame, save
 from benchmarks.reports.records import Record
 from benchmarks.reports.tables import floor
 
@@ -76,7 +74,7 @@ def plot(records: Sequence[Record], path: pathlib.Path) -> pathlib.Path:
             # Names of minor ticks lie upon each other where there are few decades.
             axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(which="major", color="#e4e4e4", linewidth=0.8)
-        axis.spines[["top", "right"]].set_visible(False)
+        open_frame(axis)
     loss_axis(axes[0], ranked, logarithmic)
     axes[0].set_ylabel("training loss")
     axes[0].set_xlim(left=0)
@@ -91,11 +89,7 @@ def plot(records: Sequence[Record], path: pathlib.Path) -> pathlib.Path:
     )
     rows = math.ceil(len(ranked) / ABREAST)
     figure.tight_layout(rect=(0, 0.02 + 0.05 * rows, 1, 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the software tag the same data give the same bytes.
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    plt.close(figure)
-    return path
+    return save(figure, path)
 
 
 def draw(

@@ -270,28 +270,15 @@ class Summary(NamedTuple):
 
 def summary(measured: Sequence[Line]) -> Summary:
     """Newton-CG against the better of Adam and SGD."""
-
-    def ours_and_theirs(line: Line) -> tuple[Cell, list[Cell]]:
-        return line.cells[OURS], [line.cells[b] for b in BASELINES if b in line.cells]
-
-    def loss(line: Line) -> bool:
-        ours, theirs = ours_and_theirs(line)
-        best = min(cell.loss[0] for cell in theirs)
-        return math.isfinite(ours.loss[0]) and ours.loss[0] <= best + line.margin
-
-    def seconds(line: Line) -> bool:
-        ours, theirs = ours_and_theirs(line)
-        return ours.seconds < min(cell.seconds for cell in theirs)
-
-    def held_out(line: Line) -> bool:
-        ours, theirs = ours_and_theirs(line)
+    compared = loss = seconds = held_out = 0
+    for line in measured:
+        theirs = [line.cells[name] for name in BASELINES if name in line.cells]
+        if OURS not in line.cells or not theirs:
+            continue
+        ours, compared = line.cells[OURS], compared + 1
+        best = min(cell.loss[0] for cell in theirs) + line.margin
+        loss += math.isfinite(ours.loss[0]) and ours.loss[0] <= best
+        seconds += ours.seconds < min(cell.seconds for cell in theirs)
         best = min(cell.held_out_loss for cell in theirs)
-        return math.isfinite(ours.held_out_loss) and ours.held_out_loss <= best
-
-    comparable = [
-        line
-        for line in measured
-        if OURS in line.cells and any(name in line.cells for name in BASELINES)
-    ]
-    counts = (sum(map(wins, comparable)) for wins in (loss, seconds, held_out))
-    return Summary(len(comparable), *counts)
+        held_out += math.isfinite(ours.held_out_loss) and ours.held_out_loss <= best
+    return Summary(compared, loss, seconds, held_out)

@@ -5,15 +5,13 @@ import pathlib
 from collections.abc import Sequence
 from itertools import cycle
 
-import matplotlib
-
-matplotlib.use("Agg")  # a file is all we draw; no display is needed
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from benchmarks.reports import curves as plots
+from benchmarks.reports.figures import open_frame, save
 from benchmarks.reports.poster import COLUMNS, ROWS, Line
 from benchmarks.reports.poster_scaling import Scaling
 from benchmarks.reports.poster_tables import NOT_RUN, heading
@@ -63,18 +61,14 @@ def overview(
         fontsize=11,
     )
     figure.tight_layout(rect=(0, 0.5 / figure.get_figheight(), 1, 0.99))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the software tag the same data give the same bytes.
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    plt.close(figure)
-    return path
+    return save(figure, path)
 
 
 def _frame(axis: Axes, title: str, subtitle: str) -> None:
     axis.set_title(title, fontsize=10, loc="left", pad=16)
     axis.text(0, 1.03, subtitle, transform=axis.transAxes, fontsize=8, color=GREY)
     axis.grid(which="major", color="#e4e4e4", linewidth=0.8)
-    axis.spines[["top", "right"]].set_visible(False)
+    open_frame(axis)
     axis.tick_params(labelsize=8)
     axis.tick_params(which="minor", labelsize=7)
 

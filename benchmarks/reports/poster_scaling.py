@@ -59,18 +59,11 @@ def measured(record: dict[str, Any]) -> list[Scaling]:
         counts = sorted({point["devices"] for point in points})
         ran = f"{', '.join(names)} ran on {', '.join(map(str, counts))}"
         return [Scaling(f"{ran}: {'; '.join(record['labels'])}", where(points[0]), {})]
-    return [
-        Scaling(
-            f"{name}, measured",
-            where(points[0]),
-            {
-                point["devices"]: (point["efficiency"], point["efficiency"])
-                for point in points
-                if point["optimizer"] == name
-            },
-        )
-        for name in names
-    ]
+    found: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in names}
+    for point in points:
+        found[point["optimizer"]][point["devices"]] = (point["efficiency"],) * 2
+    place = where(points[0])
+    return [Scaling(f"{name}, measured", place, found[name]) for name in names]
 
 
 def predicted(record: dict[str, Any]) -> list[Scaling]:
@@ -81,13 +74,9 @@ def predicted(record: dict[str, Any]) -> list[Scaling]:
             of_recipe = found.setdefault(row["recipe"], {})
             low, high = (row["efficiency"][key] for key in ("published", "a quarter"))
             of_recipe[row["devices"]] = low, high
+    where = f"ResNet-50, batch {BATCH}, A100 GPUs; a cost model, nothing measured"
     return [
-        Scaling(
-            f"{recipe}, predicted",
-            f"ResNet-50, batch {BATCH}, A100 GPUs; a cost model, nothing measured",
-            efficiency,
-            measured=False,
-        )
+        Scaling(f"{recipe}, predicted", where, efficiency, measured=False)
         for recipe, efficiency in found.items()
     ]
 

@@ -20,17 +20,9 @@ from benchmarks.training.tuning import Tuned
 
 Record = dict[str, Any]
 PACKAGES = (
-    "ncg_optax",
-    "jax",
-    "jaxlib",
-    "optax",
-    "numpy",
-    "scikit-learn",
-    "mlxtend",
-    "kfac-jax",
-    "flax",
-    "pillow",
-)
+    "ncg_optax", "jax", "jaxlib", "optax", "numpy", "scikit-learn", "mlxtend",
+    "kfac-jax", "flax", "pillow",
+)  # fmt: skip
 
 
 def machine() -> dict[str, Any]:

@@ -256,14 +256,11 @@ def part(name: str, results: pathlib.Path = RESULTS) -> str:
 
 def plot(record: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
     """Draws throughput over the reference's, and efficiency, against devices."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from benchmarks.reports import figures
 
     points = record["points"]
     counts = sorted({point["devices"] for point in points})
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4))
+    figure, (left, right) = figures.plt.subplots(1, 2, figsize=(9, 4))
     ideal = [count / counts[0] for count in counts]
     left.plot(counts, ideal, color="#444444", ls=":", label="ideal")
     right.axhline(1.0, color="#444444", ls=":")
@@ -286,13 +283,9 @@ def plot(record: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
     for axis in (left, right):
         axis.set(xlabel=record["axis"], xticks=counts)
         axis.grid(color="#e4e4e4", linewidth=0.8)
-        axis.spines[["top", "right"]].set_visible(False)
+        figures.open_frame(axis)
     title = "; ".join([record["description"], *record["labels"]])
     figure.suptitle(title, fontsize=10)
     left.legend(frameon=False, fontsize=8)
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the software tag the same data give the same bytes.
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    plt.close(figure)
-    return path
+    return figures.save(figure, path)

@@ -4,14 +4,12 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-import matplotlib
-
-matplotlib.use("Agg")  # a file is all we draw; no display is needed
 import matplotlib.patheffects as effects
 import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks import datasets
+from benchmarks.reports.figures import open_frame, save
 from benchmarks.scenarios import mnist_autoencoder
 from benchmarks.scenarios._base import Batch, Dataset, Params, PosterSettings, Scenario
 from benchmarks.scenarios._networks import dense, init_dense, pixel_cross_entropy
@@ -147,8 +145,7 @@ def draw_images(params: Params, x: jax.Array, path: pathlib.Path) -> None:
     axes[1].set_xticks(middles[shown], [f"{q:.1f}" for q in quantiles[shown]])
     axes[1].set_yticks(middles[shown], [f"{q:.1f}" for q in quantiles[::-1][shown]])
     axes[1].set(xlabel="first latent variable", ylabel="second latent variable")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path, dpi=150)
 
 
 def draw_latent_plane(
@@ -162,25 +159,15 @@ def draw_latent_plane(
     for digit in np.unique(labels):
         place = np.median(means[labels == digit], axis=0)
         outline = effects.withStroke(linewidth=4, foreground="white")
-        axes.text(
-            *place,
-            str(digit),
-            color=colours(digit),
-            size=20,
-            weight="bold",
-            ha="center",
-            va="center",
-            path_effects=[outline],
-        )
+        style = {"size": 20, "weight": "bold", "ha": "center", "va": "center"}
+        style |= {"color": colours(digit), "path_effects": [outline]}
+        axes.text(*place, str(digit), **style)
     axes.set(
-        title=f"{len(x):,} held-out digits in the latent plane",
-        xlabel="first latent variable, mean",
-        ylabel="second latent variable, mean",
-        aspect="equal",
+        xlabel="first latent variable, mean", ylabel="second latent variable, mean"
     )
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    axes.set(title=f"{len(x):,} held-out digits in the latent plane", aspect="equal")
+    open_frame(axes)
+    save(figure, path, dpi=150)
 
 
 SCENARIO = Scenario(

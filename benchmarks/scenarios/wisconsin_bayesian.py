@@ -5,12 +5,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import matplotlib
-
-matplotlib.use("Agg")  # a file is all we draw; no display is needed
 import matplotlib.pyplot as plt
 import numpy as np
 
+from benchmarks.reports.figures import open_frame, save
 from benchmarks.scenarios import _bayesian as bayesian
 from benchmarks.scenarios import wisconsin
 from benchmarks.scenarios._base import Dataset, PosterSettings, Scenario
@@ -80,18 +78,11 @@ def draw_tumours(malignant: np.ndarray, y: np.ndarray, path: str) -> None:
     low, high = np.quantile(malignant, (0.05, 0.95), axis=0)
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="tight")
     for kind in (MALIGNANT, BENIGN):
-        chosen = y == kind
-        axes.vlines(
-            places[chosen], low[chosen], high[chosen], color=COLOURS[kind], alpha=0.35
-        )
-        axes.scatter(
-            places[chosen],
-            malignant.mean(axis=0)[chosen],
-            s=14,
-            color=COLOURS[kind],
-            label=f"{NAMES[kind]} in truth",
-            zorder=2,
-        )
+        chosen, style = y == kind, {"color": COLOURS[kind]}
+        x = places[chosen]
+        axes.vlines(x, low[chosen], high[chosen], alpha=0.35, **style)
+        style |= {"label": f"{NAMES[kind]} in truth", "zorder": 2}
+        axes.scatter(x, malignant.mean(axis=0)[chosen], s=14, **style)
     axes.axhline(0.5, color="#888888", linewidth=0.8, linestyle=":")
     axes.set(
         title="How likely each held-out tumour is malignant",
@@ -101,9 +92,8 @@ def draw_tumours(malignant: np.ndarray, y: np.ndarray, path: str) -> None:
         ylim=(-0.02, 1.02),
     )
     axes.legend(frameon=False, loc="upper left")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    open_frame(axes)
+    save(figure, path, dpi=150)
 
 
 def draw_doubt(
@@ -114,15 +104,11 @@ def draw_doubt(
     share, mean, accuracy = calibration_bins(confidence, right).T
     left.plot([0.5, 1], [0.5, 1], color="#888888", linewidth=0.8, linestyle=":")
     left.scatter(mean, accuracy, s=20 + 400 * share, color="#0072B2", alpha=0.7)
-    for row in zip(mean, accuracy, share, strict=True):
-        left.annotate(
-            f"{round(row[2] * len(right))}",
-            row[:2],
-            xytext=(0, -22 if row[1] > 0.9 else 10),
-            textcoords="offset points",
-            ha="center",
-            size=8,
-        )
+    style = {"textcoords": "offset points", "ha": "center", "size": 8}
+    for x, height, part in zip(mean, accuracy, share, strict=True):
+        offset = 0, -22 if height > 0.9 else 10
+        count = f"{round(part * len(right))}"
+        left.annotate(count, (x, height), xytext=offset, **style)
     left.set(
         title="Reliability, with numbers of tumours",
         xlabel="confidence: probability of the predicted class",
@@ -140,9 +126,8 @@ def draw_doubt(
         ylim=(0, max(1.1 * errors.max(), 0.01)),
     )
     for axes in (left, other):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+        open_frame(axes)
+    save(figure, path, dpi=150)
 
 
 SCENARIO = Scenario(

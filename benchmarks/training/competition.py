@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from collections.abc import Callable
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -56,81 +57,74 @@ def compete(
     Finished parts are kept in the journal. ``say`` gets what the user has to know,
     ``log`` a line for every row of the tuning and every seed.
     """
-    competitor, problem = entry.competitor, entry.problem
+    problem = entry.problem
     task = progress.add_task(entry.title, total=None)
 
     def show(what: str) -> None:
         progress.update(task, description=f"{entry.title} · {what}")
 
-    tuned, setting, rate = None, None, 0.0
-    if competitor.exponents:
-        show("tuning")
-        tuned = tuning.tune(
-            competitor,
-            problem,
-            journal,
-            entry.quick,
-            validate=entry.tune_on == TuneOn.VALIDATION,
-            progress=lambda done, total: progress.update(
-                task, completed=done, total=total
-            ),
-            row_done=lambda best: log(
-                f"of its row, {best.setting} is the best: loss {number(best.score)}"
-            ),
-        )
-        setting = tuned.best.setting
-        rate = setting.learning_rate
+    def count(done: float, total: float) -> None:
+        progress.update(task, completed=done, total=total)
+
+    show("tuning")
+    tuned = _tuned(entry, journal, count, log) if entry.competitor.exponents else None
+    setting = tuned.best.setting if tuned else None
 
     @functools.cache  # once, and only if there is something left to run
     def compiled() -> Compiled:
         show("compiling")
-        return compile_method(competitor.build(problem, setting), problem)
+        return compile_method(entry.competitor.build(problem, setting), problem)
 
     def cost(_: Checkpoint) -> records.Record:
         prices = compiled().method.prices
-        return {
-            "compile_seconds": compiled().seconds,
-            "prices": prices._asdict() if prices else None,
-        }
+        prices = prices._asdict() if prices else None
+        return {"compile_seconds": compiled().seconds, "prices": prices}
 
-    costs = journal.once("compiling", cost)
-    progress.update(task, completed=0, total=problem.budget * entry.seeds)
+    costs, total = journal.once("compiling", cost), problem.budget * entry.seeds
+    count(0, total)
 
     def run(seed: int, checkpoint: Checkpoint) -> records.Record:
         executables = compiled()
         show("training")
-        run = train(
+        found = train(
             executables,
             problem,
             seed,
-            rate,
-            progress=lambda units: progress.update(
-                task, completed=seed * problem.budget + units
-            ),
+            setting.learning_rate if setting else 0.0,
+            progress=lambda units: count(seed * problem.budget + units, total),
             checkpoint=checkpoint,
         )
-        log(f"seed {seed} has a loss of {number(run.loss)}")
-        examined = _examined(entry, run, say) if seed == 0 else {}
-        return records.as_record(run) | examined
+        log(f"seed {seed} has a loss of {number(found.loss)}")
+        examined = _examined(entry, found, say) if seed == 0 else {}
+        return records.as_record(found) | examined
 
     runs = [
         journal.once(f"seed {seed}", functools.partial(run, seed))
         for seed in range(entry.seeds)
     ]
-    return (
-        _identity(entry)
-        | {
-            "setting": str(setting or "none needed"),
-            "x64": problem.scenario.x64,
-            "metric": problem.scenario.metric_name,
-        }
-        | costs
-        | {
-            "versions": records.versions(),
-            "machine": records.machine(),
-            "grid": records.grid(tuned),
-            "runs": runs,
-        }
+    about = {
+        "setting": str(setting or "none needed"),
+        "x64": problem.scenario.x64,
+        "metric": problem.scenario.metric_name,
+    }
+    machine = {"versions": records.versions(), "machine": records.machine()}
+    results = {"grid": records.grid(tuned), "runs": runs}
+    return _identity(entry) | about | costs | machine | results
+
+
+def _tuned(
+    entry: Entry, journal: Journal, count: Callable[[float, float], None], log: Say
+) -> tuning.Tuned:
+    return tuning.tune(
+        entry.competitor,
+        entry.problem,
+        journal,
+        entry.quick,
+        validate=entry.tune_on == TuneOn.VALIDATION,
+        progress=count,
+        row_done=lambda best: log(
+            f"of its row, {best.setting} is the best: loss {number(best.score)}"
+        ),
     )
 
 
