@@ -2,14 +2,14 @@
 
 import pathlib
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import jax
 import typer
 from rich.console import Console
 
 from benchmarks.commands import options
-from benchmarks.peers import COMPETITORS, Competitor, Problem
+from benchmarks.peers import COMPETITORS, Problem
 from benchmarks.reports import curves, poster, records, tables
 from benchmarks.scenarios import SCENARIOS, Scenario
 from benchmarks.training import tuning
@@ -79,7 +79,7 @@ def run(
     a folder OPTIMIZER.partial beside the results until the command ends.
     """
     chosen = _scenarios(scenario)
-    competing = options.names_of(optimizers, COMPETITORS, "optimizer")
+    names = options.names_of(optimizers, COMPETITORS, "optimizer")
     options.positive(budget)
     options.check_output(output)
     command = f"python -m benchmarks run {scenario} --optimizers {optimizers}"
@@ -87,41 +87,36 @@ def run(
     command += f" --budget {budget:g}" if budget else ""
     command += " --quick" if quick else ""
     command += f" --tune-on {tune_on}" if tune_on != TuneOn.TRAINING else ""
-    console, journals = tables.console(), []
+    how = _How(tables.console(), seeds, budget, quick, tune_on, fresh, output)
+    journals: list[Journal] = []
     for item in chosen:
-        units = budget or (min(QUICK_BUDGET, item.budget) if quick else item.budget)
-        fitting = _fitting(item, [COMPETITORS[name] for name in competing], console)
-        if not fitting:
-            continue
+        stored = []
         with jax.enable_x64(item.x64):
             try:
-                data = item.load()
-                problem = Problem(item, data.train, data.held_out, units)
-                if tune_on == TuneOn.VALIDATION and any(c.exponents for c in fitting):
-                    tuning.set_aside(problem)  # says at once if that is impossible
-            except UNAVAILABLE as error:
-                _skip(error, console, skip=len(chosen) > 1)
-                continue
-            how = data.note, seeds or item.seeds, quick, tune_on
-            entries = [
-                Entry(competitor, problem, *how, output / item.name / competitor.name)
-                for competitor in fitting
-            ]
-            stored = []
-            try:
-                for record, journal in _results(
-                    entries, console, fresh, skip=len(competing) > 1
-                ):
+                entries = _entries(item, names, how, skip=len(chosen) > 1)
+                for record, journal in _results(entries, how, skip=len(names) > 1):
                     records.save(record | {"command": command}, output)
                     stored.append(record)
                     journals.append(journal)
             except KeyboardInterrupt:
-                console.print("Stopped: the same command goes on from here.")
+                how.console.print("Stopped: the same command goes on from here.")
                 raise typer.Exit(130) from None
-        _show(stored, output, console)
+        _show(stored, output, how.console)
     # Not before: a command that is interrupted finds all that it did.
     for journal in journals:
         journal.remove()
+
+
+class _How(NamedTuple):
+    """The options of the command that all scenarios share."""
+
+    console: Console
+    seeds: int | None
+    budget: float | None
+    quick: bool
+    tune_on: TuneOn
+    fresh: bool
+    output: pathlib.Path
 
 
 def _scenarios(name: str) -> list[Scenario]:
@@ -133,14 +128,32 @@ def _scenarios(name: str) -> list[Scenario]:
     return [SCENARIOS[options.one_of(name, SCENARIOS, "scenario")]]
 
 
-def _fitting(
-    scenario: Scenario, competing: list[Competitor], console: Console
-) -> list[Competitor]:
-    """Those that can run on a scenario; the others are named."""
-    for competitor in competing:
-        if not competitor.fits(scenario):
-            console.print(f"{scenario.name} is not for {competitor.name}: left out.")
-    return [competitor for competitor in competing if competitor.fits(scenario)]
+def _entries(
+    scenario: Scenario, names: list[str], how: _How, skip: bool
+) -> list[Entry]:
+    """Every optimizer that fits a scenario, with its data; the others are named."""
+    fitting = []
+    for competitor in (COMPETITORS[name] for name in names):
+        if competitor.fits(scenario):
+            fitting.append(competitor)
+        else:
+            how.console.print(
+                f"{scenario.name} is not for {competitor.name}: left out."
+            )
+    if not fitting:
+        return []
+    least = min(QUICK_BUDGET, scenario.budget) if how.quick else scenario.budget
+    try:
+        data = scenario.load()
+        problem = Problem(scenario, data.train, data.held_out, how.budget or least)
+        if how.tune_on == TuneOn.VALIDATION and any(c.exponents for c in fitting):
+            tuning.set_aside(problem)  # says at once if that is impossible
+    except UNAVAILABLE as error:
+        _skip(error, how.console, skip)
+        return []
+    seeds, folder = how.seeds or scenario.seeds, how.output / scenario.name
+    given = data.note, seeds, how.quick, how.tune_on
+    return [Entry(c, problem, *given, folder / c.name) for c in fitting]
 
 
 def _skip(error: Exception, console: Console, skip: bool) -> None:
@@ -151,16 +164,17 @@ def _skip(error: Exception, console: Console, skip: bool) -> None:
 
 
 def _results(
-    entries: list[Entry], console: Console, fresh: bool, skip: bool
+    entries: list[Entry], how: _How, skip: bool
 ) -> Iterator[tuple[records.Record, Journal]]:
     """Runs all entries: their records, and where their finished parts are kept."""
+    console = how.console
     with options.progress_bar(console) as progress:
         for entry in entries:
 
             def say(text: str, title: str = entry.title) -> None:
                 console.print(f"{title}: {text}", markup=False)
 
-            journal = open_journal(entry, fresh, say)
+            journal = open_journal(entry, how.fresh, say)
             # Where a bar moves, a line for every part of the work is too much.
             log = (lambda text: None) if console.is_terminal else say
             try:

@@ -67,20 +67,20 @@ class Counter:
     def _evaluate(self, key: bytes) -> tuple[float, np.ndarray]:
         return self._problem.value_and_grad(np.frombuffer(key))
 
+    def _key(self, x: np.ndarray) -> bytes:
+        self._check_time()
+        return np.asarray(x, np.float64).tobytes()
+
     def _check_time(self) -> None:
         if time.perf_counter() > self._deadline:
             raise TimeLimitError
 
     def value(self, x: np.ndarray) -> float:
-        self._check_time()
-        key = np.asarray(x, np.float64).tobytes()
-        self._values.add(key)
+        self._values.add(key := self._key(x))
         return self._at(key)[0]
 
     def gradient(self, x: np.ndarray) -> np.ndarray:
-        self._check_time()
-        key = np.asarray(x, np.float64).tobytes()
-        self._gradients.add(key)
+        self._gradients.add(key := self._key(x))
         return self._at(key)[1].copy()
 
     def product(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -27,21 +27,21 @@ class Candidate(NamedTuple):
     pieces: bool  # whether the batch goes through memory in pieces
 
 
-def _newton_cg(microbatch: int | None) -> optax.GradientTransformation:
-    return ncg.newton_cg(sampling=ncg.sampling(microbatch_size=microbatch))
+def _preset(name: str) -> Callable[[int | None], optax.GradientTransformation]:
+    def make(microbatch: int | None) -> optax.GradientTransformation:
+        preset = getattr(ncg, name)
+        default = inspect.signature(preset).parameters["sampling"].default
+        return preset(sampling=default._replace(microbatch_size=microbatch))
 
-
-def _hessian_free(microbatch: int | None) -> optax.GradientTransformation:
-    default = inspect.signature(ncg.hessian_free).parameters["sampling"].default
-    return ncg.hessian_free(sampling=default._replace(microbatch_size=microbatch))
+    return make
 
 
 CANDIDATES: dict[str, Candidate] = {
     f"{name}{', in pieces' if pieces else ''}": Candidate(make, pieces)
     for name, make in (
         ("adam", lambda microbatch: optax.adam(1e-3)),
-        ("newton_cg", _newton_cg),
-        ("hessian_free", _hessian_free),
+        ("newton_cg", _preset("newton_cg")),
+        ("hessian_free", _preset("hessian_free")),
     )
     for pieces in (False, True)
 }

@@ -78,17 +78,11 @@ def compare(
                 progress(f"{name}: {optimizer}, {dtype}")
                 tx = OPTIMIZERS[optimizer]()
                 step = ncg.make_train_step(loss, tx, mesh, product_dtype=value)
-                found.append(
-                    {
-                        "scenario": name,
-                        "optimizer": optimizer,
-                        "product_dtype": dtype,
-                        "devices": DEVICES,
-                        "budget": budget,
-                        "runs": [
-                            train(scenario, step, tx, batch, seed, budget)
-                            for seed in range(seeds)
-                        ],
-                    }
-                )
+                runs = [
+                    train(scenario, step, tx, batch, seed, budget)
+                    for seed in range(seeds)
+                ]
+                about = {"scenario": name, "optimizer": optimizer}
+                about |= {"product_dtype": dtype, "devices": DEVICES, "budget": budget}
+                found.append(about | {"runs": runs})
     return found

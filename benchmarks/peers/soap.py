@@ -93,6 +93,19 @@ def _followed(nu: jax.Array, sides: Sides) -> tuple[jax.Array, Sides]:
     return squares.reshape(nu.shape), Sides(*followed)
 
 
+def _follow(state: SoapState) -> SoapState:
+    squares, treedef = jax.tree.flatten(state.nu)
+    sides = treedef.flatten_up_to(state.sides)
+    moved = zip(*map(_followed, squares, sides), strict=True)
+    nu, sides = map(treedef.unflatten, moved)
+    return state._replace(nu=nu, sides=sides)
+
+
+def _decompose(state: SoapState) -> SoapState:
+    sides = jax.tree.map(lambda _, s: _decomposed(s), state.nu, state.sides)
+    return state._replace(sides=sides)
+
+
 def scale_by_soap(
     b1: float = 0.95,
     b2: float = 0.95,
@@ -145,20 +158,6 @@ def scale_by_soap(
         directions = jax.tree.map(direction, means, squares, state.sides)
         return directions, state._replace(mu=mu, nu=nu)
 
-    def keep(state: SoapState) -> SoapState:
-        return state
-
-    def follow(state: SoapState) -> SoapState:
-        squares, treedef = jax.tree.flatten(state.nu)
-        sides = treedef.flatten_up_to(state.sides)
-        moved = zip(*map(_followed, squares, sides), strict=True)
-        nu, sides = map(treedef.unflatten, moved)
-        return state._replace(nu=nu, sides=sides)
-
-    def decompose(state: SoapState) -> SoapState:
-        sides = jax.tree.map(lambda _, s: _decomposed(s), state.nu, state.sides)
-        return state._replace(sides=sides)
-
     def update(
         updates: PyTree, state: SoapState, params: PyTree | None = None
     ) -> tuple[PyTree, SoapState]:
@@ -171,7 +170,7 @@ def scale_by_soap(
             sides = jax.tree.map(lambda g, s: _averaged(g, s, b2), grads, state.sides)
             state = jax.lax.switch(
                 jnp.where(first, 2, due.astype(int)),
-                (keep, follow, decompose),
+                (lambda state: state, _follow, _decompose),
                 state._replace(count=state.count + 1, sides=sides),
             )
         return optax.tree.cast_like(directions, updates), state

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from benchmarks.reports.poster import COLUMNS, ROWS, RULE, Cell, Line, summary
 from benchmarks.reports.poster_scaling import Scaling
+from benchmarks.reports.scaling import table
 from benchmarks.reports.tables import floor, make_table, number
 from benchmarks.scaling.prediction import POSTER_DEVICES
 
@@ -112,7 +113,7 @@ def _row(line: Line, style: Style) -> list[str]:
 def rich_table(lines: Sequence[Line]) -> Table:
     """The ten rows of training problems."""
     headings = ("problem", "data, seeds, budget", *map(heading, COLUMNS))
-    table = make_table(
+    shown = make_table(
         headings,
         len(headings),
         title="The poster's table, measured",
@@ -120,19 +121,19 @@ def rich_table(lines: Sequence[Line]) -> Table:
         show_lines=True,
     )
     for line in lines:
-        table.add_row(*_row(line, RICH))
-    return table
+        shown.add_row(*_row(line, RICH))
+    return shown
 
 
 def scaling_table(found: Sequence[Scaling]) -> Table:
     """The row of the scaling over devices."""
     title = f"{ROWS[-1].number} {ROWS[-1].title}: parallel efficiency"
     headings = ("what", "model, hardware", *map(str, POSTER_DEVICES))
-    table = make_table(headings, 2, title=title, show_lines=True)
+    shown = make_table(headings, 2, title=title, show_lines=True)
     for scaling in found:
         cells = map(scaling.efficiency_text, POSTER_DEVICES)
-        table.add_row(scaling.what, scaling.where, *cells)
-    return table
+        shown.add_row(scaling.what, scaling.where, *cells)
+    return shown
 
 
 def headline(lines: Sequence[Line]) -> str:
@@ -190,16 +191,9 @@ def markdown(lines: Sequence[Line], scaling: Sequence[Scaling]) -> str:
     last = f"{ROWS[-1].number}. {ROWS[-1].title}, parallel efficiency"
     parts = [
         headline(lines),
-        _markdown_table(headings, [_row(line, MARKDOWN) for line in lines]),
+        table(headings, [_row(line, MARKDOWN) for line in lines], left=5),
         NOTE,
-        _markdown_table([last, "model, hardware", *devices], efficiencies),
+        table([last, "model, hardware", *devices], efficiencies, left=2),
         *notes(lines)[1:],
     ]
     return "\n\n".join(parts)
-
-
-def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table. A bar within a cell would end it."""
-    cells = [headings, ["---"] * len(headings), *rows]
-    clean = ([cell.replace("|", "\\|") for cell in row] for row in cells)
-    return "\n".join(f"| {' | '.join(row)} |" for row in clean)

@@ -33,7 +33,8 @@ def table(headings: Iterable[str], rows: Iterable[Iterable[str]], left: int = 1)
     """A Markdown table, the first columns to the left."""
     headings = list(headings)
     rule = "".join("---|" if i < left else "--:|" for i in range(len(headings)))
-    lines = [headings, *map(list, rows)]
+    # A bar within a cell would end it.
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in (headings, *rows)]
     text = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([text[0], "|" + rule, *text[1:]])
 

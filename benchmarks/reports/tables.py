@@ -9,8 +9,9 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.peers import COMPETITORS, Competitor
+from benchmarks.peers import COMPETITORS
 from benchmarks.reports.records import Record, spread
+from benchmarks.reports.scaling import table as markdown_table
 from benchmarks.scenarios import SCENARIOS
 
 BEGIN, END = "<!-- benchmark-table:begin -->", "<!-- benchmark-table:end -->"
@@ -175,21 +176,18 @@ def markdown(records: Sequence[Record]) -> str:
     by_cell = {(r["scenario"], r["optimizer"]): r for r in records}
     scenarios = [name for name in SCENARIOS if any(s == name for s, _ in by_cell)]
     names = [name for name in COMPETITORS if any(o == name for _, o in by_cell)]
-    lines = [
-        _row(["Training loss", "budget", *(_heading(COMPETITORS[n]) for n in names)]),
-        _row(["---", "--:", *("--:" for _ in names)]),
+    headings = ["Training loss", "budget"]
+    headings += [
+        f"{name} (tuned)" if COMPETITORS[name].exponents else name for name in names
     ]
+    rows = []
     for scenario in scenarios:
         row = [by_cell.get((scenario, name)) for name in names]
         present = [record for record in row if record]
         lowest = min(_losses(record)[0] for record in present)
         budget = f"{present[0]['budget']:g}"
-        lines.append(_row([scenario, budget, *(_entry(r, lowest) for r in row)]))
-    return "\n".join([*lines, "", _footnote(records)])
-
-
-def _heading(competitor: Competitor) -> str:
-    return f"{competitor.name} (tuned)" if competitor.exponents else competitor.name
+        rows.append([scenario, budget, *(_entry(record, lowest) for record in row)])
+    return f"{markdown_table(headings, rows)}\n\n{_footnote(records)}"
 
 
 def _entry(record: Record | None, lowest: float) -> str:
@@ -199,10 +197,6 @@ def _entry(record: Record | None, lowest: float) -> str:
     text, low, high = (number(value, floor(record)) for value in values)
     text = f"**{text}**" if values[0] == lowest else text
     return f"{text} ({low} – {high})"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _footnote(records: Sequence[Record]) -> str:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from benchmarks.reports.records import Record
 from benchmarks.scaling.communication import Collective
@@ -180,23 +180,13 @@ def run(spec: Spec, timeout: float = TIMEOUT) -> Record:
     spec = spec._replace(port=_free_port())
     pinned = spec.core is not None
     cores = sorted(os.sched_getaffinity(0)) if pinned else [None]
-    workers = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "benchmarks.scaling.worker",
-                json.dumps(
-                    spec._replace(process=index, core=cores[index % len(cores)])
-                ),
-            ],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(spec.processes)
-    ]
+    program = [sys.executable, "-m", "benchmarks.scaling.worker"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    workers = []
+    for index in range(spec.processes):
+        own = spec._replace(process=index, core=cores[index % len(cores)])
+        command = [*program, json.dumps(own)]
+        workers.append(subprocess.Popen(command, cwd=ROOT, **pipes))
     try:
         said = [worker.communicate(timeout=timeout) for worker in workers]
     finally:
@@ -270,9 +260,6 @@ def labels(points: Sequence[Record]) -> list[str]:
 
 
 def summary(points: Sequence[Record]) -> list[Record]:
-    """The points without what is the same for all or too long for a file's reader."""
-    dropped: Any = {"machine", "backend"}
-    return [
-        {key: value for key, value in point.items() if key not in dropped}
-        for point in points
-    ]
+    """The points without the machine, which is the same for all."""
+    dropped = {"machine", "backend"}
+    return [{k: v for k, v in point.items() if k not in dropped} for point in points]

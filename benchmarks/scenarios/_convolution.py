@@ -13,12 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+Padding = str | Sequence[tuple[int, int]]  # "SAME", "VALID", or zeros around an axis
+
 
 def convolve(
     x: jax.Array,
     kernel: jax.Array,
     strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
+    padding: Padding,
     feature_group_count: int = 1,
     **flax: Any,
 ) -> jax.Array:
@@ -46,20 +48,14 @@ def convolve(
 
 
 def patches(
-    x: jax.Array,
-    size: Sequence[int],
-    strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
+    x: jax.Array, size: Sequence[int], strides: Sequence[int], padding: Padding
 ) -> jax.Array:
     """What a kernel lies over at each position, as one vector."""
     return jnp.concatenate(_shifted(x, size, strides, padding), axis=-1)
 
 
 def _shifted(
-    x: jax.Array,
-    size: Sequence[int],
-    strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
+    x: jax.Array, size: Sequence[int], strides: Sequence[int], padding: Padding
 ) -> list[jax.Array]:
     """What each entry of a kernel is multiplied by, entry by entry."""
     if isinstance(padding, str):

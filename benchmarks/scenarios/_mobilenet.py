@@ -111,10 +111,8 @@ def from_torch(
 
     def layer(convolution: str, norm: str) -> tuple[dict, dict]:
         kernel = weights[f"{convolution}.weight"].transpose(2, 3, 1, 0)
-        scale, bias, mean, var = (
-            weights[f"{norm}.{part}"]
-            for part in ("weight", "bias", "running_mean", "running_var")
-        )
+        names = ("weight", "bias", "running_mean", "running_var")
+        scale, bias, mean, var = (weights[f"{norm}.{name}"] for name in names)
         params = {
             "convolution": {"kernel": kernel},
             "norm": {"scale": scale, "bias": bias},
@@ -138,15 +136,12 @@ def from_torch(
         layers[f"features_{index}"] = tuple(
             {name: part[kind] for name, part in parts.items()} for kind in (0, 1)
         )
-    params = {name: pair[0] for name, pair in layers.items()}
-    params["classifier"] = {
-        "kernel": weights["classifier.1.weight"].T,
-        "bias": weights["classifier.1.bias"],
-    }
-    return {
-        "params": params,
-        "batch_stats": {name: pair[1] for name, pair in layers.items()},
-    }
+    params, statistics = (
+        {name: pair[kind] for name, pair in layers.items()} for kind in (0, 1)
+    )
+    kernel = weights["classifier.1.weight"].T
+    params["classifier"] = {"kernel": kernel, "bias": weights["classifier.1.bias"]}
+    return {"params": params, "batch_stats": statistics}
 
 
 def _blocks(stages: tuple[Stage, ...]) -> list[tuple[int, int, int]]:

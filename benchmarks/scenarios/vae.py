@@ -162,9 +162,8 @@ def draw_latent_plane(
         style = {"size": 20, "weight": "bold", "ha": "center", "va": "center"}
         style |= {"color": colours(digit), "path_effects": [outline]}
         axes.text(*place, str(digit), **style)
-    axes.set(
-        xlabel="first latent variable, mean", ylabel="second latent variable, mean"
-    )
+    first, second = (f"{name} latent variable, mean" for name in ("first", "second"))
+    axes.set(xlabel=first, ylabel=second)
     axes.set(title=f"{len(x):,} held-out digits in the latent plane", aspect="equal")
     open_frame(axes)
     save(figure, path, dpi=150)

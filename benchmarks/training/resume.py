@@ -75,14 +75,12 @@ class Checkpoint:
         import orbax.checkpoint as orbax
 
         leaves, structure = jax.tree.flatten(arrays)
+        args = orbax.args.Composite(
+            arrays=orbax.args.StandardRestore(_storable(leaves)),
+            numbers=orbax.args.JsonRestore(),
+        )
         with self._manager() as manager:
-            stored = manager.restore(
-                manager.latest_step(),
-                args=orbax.args.Composite(
-                    arrays=orbax.args.StandardRestore(_storable(leaves)),
-                    numbers=orbax.args.JsonRestore(),
-                ),
-            )
+            stored = manager.restore(manager.latest_step(), args=args)
         found = iter(stored.arrays)
         leaves = [_like(leaf, next(found)) if leaf.size else leaf for leaf in leaves]
         return jax.tree.unflatten(structure, leaves), stored.numbers
@@ -90,14 +88,12 @@ class Checkpoint:
     def _write(self, arrays: Any, numbers: Any) -> None:
         import orbax.checkpoint as orbax
 
+        args = orbax.args.Composite(
+            arrays=orbax.args.StandardSave(_storable(jax.tree.leaves(arrays))),
+            numbers=orbax.args.JsonSave(numbers),
+        )
         with self._manager() as manager:
-            manager.save(
-                (manager.latest_step() or 0) + 1,
-                args=orbax.args.Composite(
-                    arrays=orbax.args.StandardSave(_storable(jax.tree.leaves(arrays))),
-                    numbers=orbax.args.JsonSave(numbers),
-                ),
-            )
+            manager.save((manager.latest_step() or 0) + 1, args=args)
 
     def _manager(self) -> Any:
         import orbax.checkpoint as orbax
