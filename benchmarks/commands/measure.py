@@ -20,6 +20,7 @@ from benchmarks.scaling import models as networks
 from benchmarks.scaling import prediction
 from benchmarks.scenarios import SCENARIOS, Scenario
 
+Several = Annotated[str, typer.Option(help="Which, separated by commas.")]
 UNAVAILABLE = (FileNotFoundError, ModuleNotFoundError, ValueError)
 
 
@@ -43,22 +44,14 @@ def scaling(
     ] = "1,2,4",
     processes: Annotated[
         str | None,
-        typer.Option(
-            help="Instead: numbers of processes with one core each, over loopback."
-        ),
+        typer.Option(help="Instead: numbers of processes, one core each, on loopback."),
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="mlp, cnn, transformer, resnet50.")
-    ] = "mlp",
-    optimizer: Annotated[
-        str, typer.Option(help="Which, separated by commas.")
-    ] = "adam,newton_cg,hessian_free",
+    model: Annotated[str, typer.Option(help=", ".join(networks.MODELS))] = "mlp",
+    optimizer: Several = "adam,newton_cg,hessian_free",
     batch: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            help="Examples on the first number of devices.",
-            show_default="the model's own",
+            min=1, help="Examples on the first of them.", show_default="the model's own"
         ),
     ] = None,
     strong: Annotated[
@@ -120,9 +113,7 @@ def scaling(
 
 
 def memory(
-    models: Annotated[
-        str, typer.Option(help="Which, separated by commas.")
-    ] = "mlp,cnn,transformer",
+    models: Several = "mlp,cnn,transformer",
     output: options.CommittedOutput = options.COMMITTED,
 ) -> None:
     """Memory of a step as XLA plans it, against Adam's. Writes memory.json."""
@@ -135,9 +126,7 @@ def memory(
 
 
 def precision(
-    scenarios: Annotated[
-        str, typer.Option(help="Which, separated by commas.")
-    ] = "boston,digits_autoencoder",
+    scenarios: Several = "boston,digits_autoencoder",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each.")] = 3,
     budget: Annotated[
         float, typer.Option(min=1, help="Gradients that a run may spend.")

@@ -16,7 +16,7 @@ from benchmarks.datasets import (
     text,
     translation,
     weights,
-)
+)  # fmt: skip
 from benchmarks.datasets.archives import VARIABLE
 
 __all__ = [

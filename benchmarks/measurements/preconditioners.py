@@ -6,6 +6,7 @@ cycle from one decomposition to the next: every step is repeated, the step and i
 taking turns, and the medians count.
 """
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -204,14 +205,12 @@ def _cycle(
         info = ncg.get_info(new_state)
         own = optax.tree.get(new_state, "preconditioner")
         args = own, grads, info.damping, info.cg_iterations
-        seconds = _medians(
-            (
-                lambda p=params, s=state: program.step(p, s, data),
-                lambda p=params, s=state, g=grads: program.update(p, s, g, data),
-                lambda args=args: program.apply(*args),
-            ),
-            repeats,
+        calls = (
+            functools.partial(program.step, params, state, data),
+            functools.partial(program.update, params, state, grads, data),
+            functools.partial(program.apply, *args),
         )
+        seconds = _medians(calls, repeats)
         steps.append(_Step(seconds, info, float(own.products)))
         params, state = following, new_state
     return steps
@@ -236,39 +235,26 @@ def _cost(steps: list[_Step], prices: cost.CostModel) -> Cost:
     def mean(pick: Callable[[_Step], Any]) -> float:
         return statistics.fmean(float(pick(step)) for step in steps)
 
-    step_seconds, update_seconds, apply_seconds = (
-        mean(lambda step, part=part: step.seconds[part]) for part in range(3)
-    )
+    seconds = (mean(lambda step, part=part: step.seconds[part]) for part in range(3))
+    iterations = mean(lambda step: step.info.cg_iterations)
     products = mean(lambda step: step.products)
-    return Cost(
-        step_seconds,
-        update_seconds,
-        apply_seconds,
-        iterations=mean(lambda step: step.info.cg_iterations),
-        products=products,
-        product_units=products * prices.product,
-        step_units=prices.price(
-            mean(lambda step: step.info.batch_products),
-            mean(lambda step: step.info.batch_evaluations),
-        ),
+    units = prices.price(
+        mean(lambda step: step.info.batch_products),
+        mean(lambda step: step.info.batch_evaluations),
     )
+    return Cost(*seconds, iterations, products, products * prices.product, units)
 
 
 def _memory(executable: Any, params: Params, state: optax.OptState) -> Memory:
-    planned = executable.memory_analysis()
-    unit = _bytes(params)
+    planned, unit = executable.memory_analysis(), _bytes(params)
+    names = ("argument", "output", "temp")
+    sizes = (getattr(planned, f"{name}_size_in_bytes") / unit for name in names)
     matrices = [
         leaf
         for path, leaf in jax.tree.leaves_with_path(state)
         if FACTORS & {getattr(key, "name", None) for key in path}
     ]
-    return Memory(
-        arguments=planned.argument_size_in_bytes / unit,
-        outputs=planned.output_size_in_bytes / unit,
-        temporary=planned.temp_size_in_bytes / unit,
-        state=_bytes(state) / unit,
-        factors=_bytes(matrices) / unit,
-    )
+    return Memory(*sizes, _bytes(state) / unit, _bytes(matrices) / unit)
 
 
 def _bytes(tree: Any) -> int:

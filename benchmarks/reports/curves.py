@@ -30,11 +30,10 @@ STYLES: dict[str, tuple[str, Any]] = {
     "stochastic_hessian_free": ("#0072B2", (0, (1, 1))),
     "sgd_then_hessian_free": ("#0072B2", "-."),
     "poster": ("#D55E00", ":"),
-    "adam_minibatch": ("#009E73", (0, (1, 1))),
-    "sgd_minibatch": ("#CC79A7", (0, (1, 1))),
-    "adamw_minibatch": ("#56B4E9", (0, (1, 1))),
-    "muon_minibatch": ("#E69F00", (0, (1, 1))),
-    "soap_minibatch": ("#8C564B", (0, (1, 1))),
+}
+STYLES |= {
+    f"{name}_minibatch": (STYLES[name][0], (0, (1, 1)))
+    for name in ("adam", "sgd", "adamw", "muon", "soap")
 }
 CEILING = 1e30  # where a run that diverged is drawn
 TUNED = ("adam", "sgd", "adamw", "muon", "soap")
@@ -81,12 +80,8 @@ def plot(records: Sequence[Record], path: pathlib.Path) -> pathlib.Path:
     seeds = max(len(record["runs"]) for record in ranked)
     note = "1 seed" if seeds == 1 else f"median, best and worst of {seeds} seeds"
     figure.suptitle(f"{ranked[0]['description']} ({note})", fontsize=11)
-    figure.legend(
-        *axes[0].get_legend_handles_labels(),
-        loc="lower center",
-        ncols=min(len(ranked), ABREAST),
-        frameon=False,
-    )
+    style = {"loc": "lower center", "ncols": min(len(ranked), ABREAST)}
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, **style)
     rows = math.ceil(len(ranked) / ABREAST)
     figure.tight_layout(rect=(0, 0.02 + 0.05 * rows, 1, 1))
     return save(figure, path)

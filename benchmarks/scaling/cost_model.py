@@ -139,17 +139,10 @@ class Processor(NamedTuple):
 # Images a second of ResNet-50 by the batch size: a forward pass on one A100 in TF32,
 # MXNet 20.12 (the table's rate in mixed precision over its speed-up).
 FORWARD_TF32 = {
-    1: 463 / 1.72,
-    2: 880 / 1.62,
-    4: 1668 / 1.76,
-    8: 2522 / 1.75,
-    16: 3704 / 1.90,
-    32: 2964 / 1.51,
-    64: 4547 / 1.80,
-    128: 5530 / 1.94,
-    192: 6198 / 2.19,
+    1: 463 / 1.72, 2: 880 / 1.62, 4: 1668 / 1.76, 8: 2522 / 1.75, 16: 3704 / 1.90,
+    32: 2964 / 1.51, 64: 4547 / 1.80, 128: 5530 / 1.94, 192: 6198 / 2.19,
     256: 6120 / 2.19,
-}
+}  # fmt: skip
 GRADIENT_TF32 = 1022.0  # images a second of training on one A100, same source
 PUBLISHED_WEAK_SCALING = 7.82 / 8  # of SGD on eight of them, same source
 FLOAT32_V100 = 417.0  # images a second of training, same source

@@ -88,9 +88,8 @@ def traffic(found: Iterable[Collective], weights: int) -> Traffic:
         )
     gradient, sites = 4 * (weights + rest), copies - 1
     product = sum(c.bytes for c in vectors) - gradient
-    return Traffic(
-        gradient, product // sites if sites else 0, sites, 4 if numbers else 0
-    )
+    product = product // sites if sites else 0
+    return Traffic(gradient, product, sites, 4 if numbers else 0)
 
 
 def steady(seconds: Sequence[float], cycle: int = CYCLE) -> float:

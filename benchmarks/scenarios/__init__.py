@@ -18,7 +18,7 @@ from benchmarks.scenarios import (
     vae,
     wisconsin,
     wisconsin_bayesian,
-)
+)  # fmt: skip
 from benchmarks.scenarios._base import Dataset, Scenario
 
 SCENARIOS: dict[str, Scenario] = {

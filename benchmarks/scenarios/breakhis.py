@@ -30,9 +30,8 @@ def load() -> Dataset:
         share = jnp.full(len(part["y"]), 1 / examples)
         return part | {"x": {"image": part["x"], "share": share}}
 
-    return data._replace(
-        train=with_share(data.train), held_out=with_share(data.held_out)
-    )
+    train, held_out = map(with_share, data[:2])
+    return data._replace(train=train, held_out=held_out)
 
 
 def init(seed: int) -> bayesian.Layers:

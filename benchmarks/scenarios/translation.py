@@ -44,14 +44,19 @@ class Corpus(NamedTuple):
 def corpus(read: Callable[[], datasets.translation.Pairs]) -> Corpus:
     """Reads pairs, learns a vocabulary from those for training, and picks some."""
     pairs = read()
-    sentences = [pair for pair in pairs.train if _all(pair, _words_fit)]
+
+    def short(text: str) -> bool:
+        return len(text.split()) in WORDS
+
+    sentences = [pair for pair in pairs.train if all(map(short, pair))]
     tokenizer = learn_symbols([text for pair in sentences for text in pair])
 
     def fits(text: str) -> bool:
-        return _words_fit(text) and len(tokenizer.encode(text)) < LENGTH
+        return short(text) and len(tokenizer.encode(text)) < LENGTH
 
     train, held_out = (
-        [pair for pair in part if _all(pair, fits)] for part in (sentences, pairs.test)
+        [pair for pair in part if all(map(fits, pair))]
+        for part in (sentences, pairs.test)
     )
     order = np.random.default_rng(0).permutation(len(train))[:PAIRS]
     return Corpus([train[i] for i in order], held_out, tokenizer, pairs.note)
@@ -104,14 +109,6 @@ def _rows(sentences: Sequence[Sequence[int]]) -> np.ndarray:
     for row, symbols in zip(rows, sentences, strict=True):
         row[: len(symbols) + 1] = [*symbols, END]
     return rows
-
-
-def _words_fit(text: str) -> bool:
-    return len(text.split()) in WORDS
-
-
-def _all(pair: Pair, fits: Callable[[str], bool]) -> bool:
-    return all(map(fits, pair))
 
 
 def init(seed: int) -> base.Params:
