@@ -9,14 +9,8 @@ from typing import Annotated, Any
 
 import click
 import typer
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from typer.core import TyperGroup
 
 COMMITTED = pathlib.Path(__file__).parents[1] / "results"
@@ -136,13 +130,12 @@ def _there(path: pathlib.Path) -> bool:
         return False
 
 
-def progress_bar(console: Console) -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
+def progress_bar(console: Console) -> progress.Progress:
+    columns = (
+        progress.SpinnerColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.TextColumn("{task.percentage:>3.0f}%"),
+        progress.TimeElapsedColumn(),
     )
+    return progress.Progress(*columns, console=console, transient=True)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.commands import options
+from benchmarks.commands.options import UsageError
 from benchmarks.peers import COMPETITORS
 from benchmarks.reports import (
     curves,
@@ -45,30 +46,24 @@ def plot(
 
     The PNG is written beside the results it shows, one per scenario.
     """
-    files = [
-        pathlib.Path(target) for target in targets or [] if target.endswith(".json")
-    ]
+    files = [pathlib.Path(t) for t in targets or [] if t.endswith(".json")]
     names = [target for target in targets or [] if not target.endswith(".json")]
     for name in names:
         options.one_of(name, SCENARIOS, "scenario")
-    groups: dict[str, list[tuple[pathlib.Path, records.Record]]] = {}
+    groups: dict[str, tuple[pathlib.Path, list[records.Record]]] = {}
     with options.explained(ValueError):
         loaded = [(path.parent, records.load(path)) for path in files]
         for name in names or ([] if files else SCENARIOS):
             found = records.load_all(output, name)
             if name in names and not found:
-                raise options.UsageError(
-                    f"no results of {name} in {output}: run it first."
-                )
+                raise UsageError(f"no results of {name} in {output}: run it first.")
             loaded += [(output / name, record) for record in found]
     if not loaded:
-        raise options.UsageError(f"no results in {output}: `run` something first.")
+        raise UsageError(f"no results in {output}: `run` something first.")
     for folder, record in loaded:
-        groups.setdefault(record["scenario"], []).append((folder, record))
-    for group in groups.values():
-        path = group[0][0] / "curves.png"
-        curves.plot([record for _, record in group], path)
-        typer.echo(f"Wrote {path}")
+        groups.setdefault(record["scenario"], (folder, []))[1].append(record)
+    for folder, group in groups.values():
+        typer.echo(f"Wrote {curves.plot(group, folder / 'curves.png')}")
 
 
 def table(
@@ -86,9 +81,7 @@ def table(
         lines = rows.lines(records.load_all(directory / POSTER))
         has_poster = any(line.cells for line in lines)
         if not stored and not has_poster:
-            raise options.UsageError(
-                f"no results in {directory}: `run` something first."
-            )
+            raise UsageError(f"no results in {directory}: `run` something first.")
         if stored:
             _put(tables.markdown(stored), MAIN_MARKS, readme)
         if has_poster:
@@ -165,7 +158,7 @@ def lead(
     with options.explained(ValueError):
         found = leading.leads(records.load_all(directory), optimizer)
     if not found:
-        raise options.UsageError(
+        raise UsageError(
             f"nothing to compare {optimizer} with in {directory}: `run` it and others."
         )
     tables.console().print(leading.table(found, optimizer))

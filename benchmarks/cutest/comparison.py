@@ -146,7 +146,7 @@ def listings(results: Results, reference: str) -> list[str]:
     for method, found in runs.items():
         lines.append(line(f"unsolved by {method}", found.keys() - costs[method].keys()))
     for method, found in runs.items():
-        saddles = [name for name, run in found.items() if ends_at_saddle(run)]
+        saddles = (name for name in found if ends_at_saddle(found[name]))
         lines.append(line(f"at a saddle: {method}", saddles))
     everything = set().union(*runs.values())
     solved = set().union(*costs.values())

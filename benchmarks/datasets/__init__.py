@@ -7,15 +7,8 @@ their checksums are compared. Where there is more than one source, the result ca
 note that says which one was read.
 """
 
-from benchmarks.datasets import (
-    archives,
-    generated,
-    histology,
-    images,
-    photographs,
-    text,
-    translation,
-    weights,
+from benchmarks.datasets import (  # isort: skip
+    archives, generated, histology, images, photographs, text, translation, weights,
 )  # fmt: skip
 from benchmarks.datasets.archives import VARIABLE
 

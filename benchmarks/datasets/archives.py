@@ -9,8 +9,8 @@ import re
 import tarfile
 import urllib.request
 import zipfile
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 VARIABLE = "NCG_OPTAX_DATA"
 CACHE = pathlib.Path("~/.cache/ncg_optax")
@@ -117,6 +117,14 @@ def _ar_member(raw: bytes, prefix: str) -> bytes:
     raise ValueError(f"this Debian package has no {prefix}.")
 
 
+def keep(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> pathlib.Path:
+    """Writes a file of the cache: whoever reads meanwhile finds all of it or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.stem}.{os.getpid()}{path.suffix}")
+    write(part)
+    return part.replace(path)
+
+
 def _download(archive: Archive, cache: pathlib.Path) -> pathlib.Path:
     try:
         with urllib.request.urlopen(archive.url, timeout=60) as response:
@@ -131,10 +139,7 @@ def _download(archive: Archive, cache: pathlib.Path) -> pathlib.Path:
             f"{archive.url} serves a file with another checksum than expected: "
             f"{_how(archive)}"
         )
-    cache.mkdir(parents=True, exist_ok=True)
-    part = cache / f"{archive.name}.{os.getpid()}.part"
-    part.write_bytes(content)
-    return part.replace(cache / archive.name)
+    return keep(cache / archive.name, lambda part: part.write_bytes(content))
 
 
 def _how(archive: Archive) -> str:

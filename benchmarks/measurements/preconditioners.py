@@ -60,9 +60,7 @@ class Cost(NamedTuple):
     iterations: float  # of the solver
     products: float  # of the preconditioner, in units of those with the whole batch
     product_units: float  # what these cost
-    # what the step costs. Algebra without examples, such as rotations and
-    # decompositions, is in no unit.
-    step_units: float
+    step_units: float  # of the step, without rotations and decompositions
 
     @property
     def share(self) -> float:
@@ -103,10 +101,8 @@ class _Program(NamedTuple):
     """The step of a trainer, and the parts of it that are the preconditioner's."""
 
     step: Any  # ``step(params, state, data) -> (params, state)``, an executable
-    # ``update(params, state, grads, data) -> preconditioner's state``
-    update: Callable[..., _Counted]
-    # ``apply(preconditioner's state, r, damping, times) -> vector``
-    apply: Callable[..., Params]
+    update: Callable[..., _Counted]  # of (params, state, grads, data)
+    apply: Callable[..., Params]  # of (preconditioner's state, r, damping, times)
 
 
 class _Step(NamedTuple):

@@ -48,14 +48,10 @@ class Method(NamedTuple):
     # ``advance(params, state, data) -> (params, state)``, jittable: one step, or an
     # epoch of mini-batch steps, or a part of one
     advance: Callable[[Params, State, Batch], tuple[Params, State]]
-    # gradients that the latest `advance` cost, from its state
-    spent: Callable[[State], float]
+    spent: Callable[[State], float]  # gradients of the latest `advance`, from its state
     steps: int = 1  # optimizer steps in one `advance`
-    # costs of the parts of a Newton-CG step; ``None`` for other methods
-    prices: CostModel | None = None
-    # whether `init` and `advance` compile what they need by themselves, and must not be
-    # jitted
-    compiles: bool = False
+    prices: CostModel | None = None  # of the parts of a step, for Newton-CG
+    compiles: bool = False  # whether it compiles by itself, and must not be jitted
 
 
 class Competitor(NamedTuple):
@@ -63,14 +59,10 @@ class Competitor(NamedTuple):
 
     name: str  # its name on the command line
     description: str  # one line for ``python -m benchmarks list``
-    # binds it to a problem; only batch and schedule of the setting matter
+    # Binds it to a problem; only batch and schedule of the setting matter.
     build: Callable[[Problem, Setting | None], Method]
-    # learning rates to begin the tuning with, in half decades; empty if there is
-    # nothing to tune
-    exponents: range = range(0)
-    # whether it takes shuffled mini-batches, as large as the scenario's `batch_sizes`,
-    # instead of the full batch
-    minibatch: bool = False
+    exponents: range = range(0)  # of the first learning rates to try, in half decades
+    minibatch: bool = False  # whether it takes shuffled mini-batches, not all examples
     registers: bool = False  # whether it has to know the kind of loss by name
     exact: bool = False  # whether it solves to the last digits, which needs float64
     deterministic: bool = False  # whether it needs the same loss at every step

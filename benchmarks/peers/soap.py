@@ -113,7 +113,12 @@ def scale_by_soap(
     precondition_frequency: int = 10,
     max_size: int = 10000,
 ) -> optax.GradientTransformation:
-    """SOAP without a learning rate; see `soap`."""
+    """SOAP without a learning rate; see `soap`.
+
+    ``b1`` and ``b2`` are the decays of the first moment, and of the second one and the
+    two means; ``precondition_frequency`` is the number of updates from one change of
+    the bases to the next. Sides longer than ``max_size`` are not rotated.
+    """
 
     def wide(dtype: Any) -> Any:
         return jnp.promote_types(dtype, jnp.float32)
@@ -130,15 +135,9 @@ def scale_by_soap(
             columns = leaf.shape[-1]
             return Sides(side(leaf.size // columns), side(columns))
 
-        def zeros() -> PyTree:
-            return jax.tree.map(lambda p: jnp.zeros(p.shape, wide(p.dtype)), params)
-
-        return SoapState(
-            count=jnp.zeros((), jnp.int32),
-            mu=zeros(),
-            nu=zeros(),
-            sides=jax.tree.map(sides, params),
-        )
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, wide(p.dtype)), params)
+        both = jax.tree.map(sides, params)
+        return SoapState(jnp.zeros((), jnp.int32), zeros, zeros, both)
 
     def skip(grads: PyTree, state: SoapState) -> tuple[PyTree, SoapState]:
         return optax.tree.zeros_like(grads), state
@@ -179,12 +178,7 @@ def scale_by_soap(
 
 
 def soap(
-    learning_rate: optax.ScalarOrSchedule,
-    b1: float = 0.95,
-    b2: float = 0.95,
-    eps: float = 1e-8,
-    precondition_frequency: int = 10,
-    max_size: int = 10000,
+    learning_rate: optax.ScalarOrSchedule, **settings: Any
 ) -> optax.GradientTransformation:
     r"""Adam in the eigenbases of running means of :math:`G G^T` and :math:`G^T G`.
 
@@ -196,15 +190,7 @@ def soap(
     (all but the last axis, last). No weight decay. The bias correction is Adam's,
     which the authors' code has and algorithm 3 leaves out.
 
-    Args:
-        learning_rate: a number or a schedule.
-        b1: decay of the first moment.
-        b2: decay of the second moment and of the two means.
-        eps: added to the root of the second moment.
-        precondition_frequency: updates from one change of the bases to the next.
-        max_size: longest side that is rotated; a longer one keeps its own basis.
+    The settings are those of `scale_by_soap`.
     """
-    return optax.chain(
-        scale_by_soap(b1, b2, eps, precondition_frequency, max_size),
-        optax.scale_by_learning_rate(learning_rate),
-    )
+    descend = optax.scale_by_learning_rate(learning_rate)
+    return optax.chain(scale_by_soap(**settings), descend)

@@ -170,8 +170,7 @@ class Cell(NamedTuple):
     record: Record  # of the competitor, as it is stored
     mark: str | None  # that it earns; ``None`` if there is nobody to compare it with
     loss: tuple[float, float, float]  # its final training loss: median, best, worst
-    # gradients until it was as low as the better baseline at the end; infinite if it
-    # never was, ``None`` if no baseline was run
+    # Gradients until it was as low as the better baseline at the end, or infinite.
     units: float | None
     seconds: float | None  # the same, in seconds
     held_out_loss: float  # median
@@ -185,8 +184,7 @@ class Line(NamedTuple):
     scenario: str  # its name
     cells: dict[str, Cell]  # by column, without those that were not run
     budget: float = math.nan  # the gradients that every competitor is compared at
-    # what the seconds are: "cpu_seconds", or "wall_seconds" of an accelerator
-    clock: str = "cpu_seconds"
+    clock: str = "cpu_seconds"  # or "wall_seconds", on an accelerator
     margin: float = 0.0  # training losses that differ by no more are equal
     remark: str = ""  # what a reader has to know, or nothing
 

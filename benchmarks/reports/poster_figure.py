@@ -78,9 +78,8 @@ def _problem(axis: Axes, line: Line) -> None:
     if not line.cells:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-        axis.text(
-            0.5, 0.5, NOT_RUN, transform=axis.transAxes, ha="center", color=GREY
-        )  # fmt: skip
+        centre = {"transform": axis.transAxes, "ha": "center"}
+        axis.text(0.5, 0.5, NOT_RUN, color=GREY, **centre)
         return
     logarithmic = all(map(plots.positive, line.records))
     for column, cell in line.cells.items():
@@ -92,10 +91,8 @@ def _problem(axis: Axes, line: Line) -> None:
         text = f"{NAMES[column]} {(cell.mark or '').replace('-', MINUS)}"
         style = {"color": STYLES[column]["color"], "fontweight": "bold", "fontsize": 8}
         box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
-        at = (0.99, 0.98 - 0.1 * place)
-        axis.text(
-            *at, text, transform=axis.transAxes, ha="right", va="top", bbox=box, **style
-        )
+        style |= {"transform": axis.transAxes, "ha": "right", "va": "top"}
+        axis.text(0.99, 0.98 - 0.1 * place, text, bbox=box, **style)
 
 
 def _scaling(axis: Axes, scaling: Sequence[Scaling]) -> None:

@@ -222,15 +222,11 @@ def precision(record: dict[str, Any]) -> str:
     return table(("problem", "optimizer", "float32", "bfloat16"), rows, left=2)
 
 
+_PREDICTED = (headline, strong, weak, variants, checks, sources)
 PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "devices": ("devices", measured),
     "processes": ("processes", measured),
-    "headline": ("prediction", headline),
-    "strong": ("prediction", strong),
-    "weak": ("prediction", weak),
-    "variants": ("prediction", variants),
-    "checks": ("prediction", checks),
-    "sources": ("prediction", sources),
+    **{write.__name__: ("prediction", write) for write in _PREDICTED},
     "memory": ("memory", memory),
     "precision": ("precision", precision),
 }

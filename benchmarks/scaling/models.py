@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 import ncg_optax as ncg
 from benchmarks.scenarios import _networks as networks
@@ -119,23 +120,17 @@ MODELS: dict[str, Model] = {
 }
 
 
+OPTIMIZERS: dict[str, Callable[[], Any]] = {
+    "adam": lambda: optax.adam(1e-3),
+    "newton_cg": ncg.newton_cg,
+    "hessian_free": ncg.hessian_free,
+    "hessian_free_plain": lambda: ncg.hessian_free(preconditioner=None),
+}
+
+
 def optimizer(name: str) -> Any:
-    """The optimizers that are compared, by name.
-
-    Raises:
-        ValueError: if there is none of this name.
-    """
-    import optax
-
-    makers: dict[str, Callable[[], Any]] = {
-        "adam": lambda: optax.adam(1e-3),
-        "newton_cg": ncg.newton_cg,
-        "hessian_free": ncg.hessian_free,
-        "hessian_free_plain": lambda: ncg.hessian_free(preconditioner=None),
-    }
-    if name not in makers:
-        raise ValueError(f"optimizer must be one of {', '.join(makers)}, got {name!r}.")
-    return makers[name]()
-
-
-OPTIMIZERS = ("adam", "newton_cg", "hessian_free", "hessian_free_plain")
+    """One of the optimizers that are compared."""
+    if name not in OPTIMIZERS:
+        known = ", ".join(OPTIMIZERS)
+        raise ValueError(f"optimizer must be one of {known}, got {name!r}.")
+    return OPTIMIZERS[name]()

@@ -1,23 +1,9 @@
 """The training problems, by name, in the order in which they are listed."""
 
-from benchmarks.scenarios import (
-    boston,
-    breakhis,
-    convection_pinn,
-    curves_autoencoder,
-    digits,
-    life,
-    mnist,
-    mnist_autoencoder,
-    mnist_bayesian,
-    mobilenet,
-    mobilenet_last_layer,
-    resnet50,
-    shakespeare,
-    translation,
-    vae,
-    wisconsin,
-    wisconsin_bayesian,
+from benchmarks.scenarios import (  # isort: skip
+    boston, breakhis, convection_pinn, curves_autoencoder, digits, life, mnist,
+    mnist_autoencoder, mnist_bayesian, mobilenet, mobilenet_last_layer, resnet50,
+    shakespeare, translation, vae, wisconsin, wisconsin_bayesian,
 )  # fmt: skip
 from benchmarks.scenarios._base import Dataset, Scenario
 

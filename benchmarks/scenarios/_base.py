@@ -43,46 +43,36 @@ class Scenario(NamedTuple):
     description: str  # one line for ``python -m benchmarks list``
     load: Callable[[], Dataset]  # reads the data; called only when the scenario is run
     init: Callable[[int], Params]  # initial parameters for a seed
-    # maps parameters and inputs to outputs
-    model: Callable[[Params, jax.Array], Outputs]
-    # maps outputs and targets to the scalar that is minimised
-    loss: Callable[[Outputs, jax.Array], jax.Array]
-    # maps outputs and targets to a number people can read
-    metric: Callable[[Outputs, jax.Array], jax.Array]
-    metric_name: str  # what ``metric`` measures
+    model: Callable[[Params, jax.Array], Outputs]  # of parameters and inputs
+    loss: Callable[[Outputs, jax.Array], jax.Array]  # of outputs and targets, minimised
+    metric: Callable[[Outputs, jax.Array], jax.Array]  # of the same, for people to read
+    metric_name: str  # the quantity that ``metric`` measures
     budget: float = 500.0  # default budget in gradient-equivalents
     seeds: int = 5  # default number of runs of each optimizer
-    # that the mini-batch methods are tuned over; empty if the examples cannot be drawn
-    # one by one
+    # The mini-batch methods are tuned over these; empty if the examples cannot be drawn
+    # one by one.
     batch_sizes: tuple[int, ...] = (64,)
     terms: int = 1  # of the loss in an example, at most: the tokens of a sequence, say
-    # whether the full-batch methods take part: some data sets are too large for them
-    full_batch: bool = True
-    # the training loss that is reported is that of so many examples, evenly spaced;
-    # ``None`` for all of them
+    full_batch: bool = True  # whether the data are small enough for full-batch methods
+    # The reported training loss is that of so many examples, evenly spaced; or of all.
     curve_examples: int | None = None
-    # for methods that know losses by name, which it is and its weight: a sum over
-    # outputs, a mean over examples. ``None`` if it has no name.
+    # For methods that know losses by name: the name and the weight, of a sum over
+    # outputs and a mean over examples.
     registration: tuple[LossKind, float] | None = None
-    # whether it is run in double precision. Whoever loads the data and trains has to do
+    # Whether it is run in double precision. Whoever loads the data and trains has to do
     # both within ``jax.enable_x64(scenario.x64)``.
     x64: bool = False
-    # whether the model draws random numbers: it is ``model(params, x, key)`` then, and
-    # sees another key at every step
+    # Whether the model is ``model(params, x, key)``, with another key at every step.
     random: bool = False
-    # what is scored on held-out examples, ``predict(params, x, context)`` with some
-    # training examples and a fixed key as the context: a network with batch
-    # normalisation takes its statistics from them, one with random weights averages
-    # over several draws. ``None`` for the model itself.
+    # ``predict(params, x, context)`` is scored on held-out examples, if it is not the
+    # model itself. The context has training examples and a fixed key: for the
+    # statistics of batch normalisation, and for averages over random weights.
     predict: Callable[[Params, Any, Batch], Outputs] | None = None
-    # looks at trained parameters, ``examine(params, data, stem)``: draws pictures into
-    # files whose paths begin with the stem, and returns further scores by name.
-    # ``None`` if there is nothing more to see.
+    # ``examine(params, data, stem)`` draws pictures of trained parameters into files
+    # whose paths begin with the stem, and returns further scores by name.
     examine: Callable[[Params, Dataset, pathlib.Path], dict[str, float]] | None = None
-    # learning-rate schedules to tune first-order methods over
-    schedules: tuple[str, ...] = ("constant", "cosine")
-    # settings of the poster's own method, or ``None`` if it has none
-    poster: PosterSettings | None = None
+    schedules: tuple[str, ...] = ("constant", "cosine")  # to tune over
+    poster: PosterSettings | None = None  # the settings of the poster's own method
 
     def outputs(self, params: Params, data: Batch) -> Outputs:
         """What the model makes of the inputs, and of the key if it is random."""

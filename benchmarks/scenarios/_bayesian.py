@@ -17,6 +17,7 @@ which damping and a common learning rate leave next to nothing.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ from benchmarks.scenarios._networks import accuracy, softmax_cross_entropy
 Gaussian = dict[str, jax.Array]
 Layers = list[Gaussian]
 Outputs = dict[str, Any]
+Activation = Callable[[jax.Array], jax.Array]
 
 PRIOR_GAIN = 16.0  # variance of a unit over the mean square of its inputs
 INITIAL_MEAN = 0.1  # of a weight, in size
@@ -64,10 +66,7 @@ def linear(layer: Gaussian, x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def logits(
-    layers: Layers,
-    x: jax.Array,
-    key: jax.Array,
-    activation: Callable[[jax.Array], jax.Array],
+    layers: Layers, x: jax.Array, key: jax.Array, activation: Activation
 ) -> jax.Array:
     """One draw of the network's outputs, shape=(examples, classes)."""
     first, *others = zip(layers, jax.random.split(key, len(layers)), strict=True)
@@ -102,19 +101,17 @@ def divergence(gaussians: Sequence[Gaussian]) -> jax.Array:
 
 
 def classifier(
-    activation: Callable[[jax.Array], jax.Array], draws: int = 1
+    activation: Activation, draws: int = 1
 ) -> Callable[[Layers, jax.Array, jax.Array], Outputs]:
     """The model: logits, and the posterior for the divergence.
 
     The second axis of the logits is that of the draws.
     """
-
-    def draw(layers: Layers, x: jax.Array, key: jax.Array) -> jax.Array:
-        return logits(layers, x, key, activation)
+    draw = partial(logits, activation=activation)
 
     def model(layers: Layers, x: jax.Array, key: jax.Array) -> Outputs:
         keys = jax.random.split(key, draws)
-        drawn = jax.vmap(draw, in_axes=(None, None, 0), out_axes=1)(layers, x, keys)
+        drawn = jax.vmap(lambda k: draw(layers, x, k), out_axes=1)(keys)
         return {"logits": drawn, "posterior": posterior(layers)}
 
     return model
@@ -124,9 +121,9 @@ def negative_elbo(examples: int) -> Callable[[Outputs, jax.Array], jax.Array]:
     """The loss, for a training set of so many examples."""
 
     def loss(outputs: Outputs, y: jax.Array) -> jax.Array:
-        logits = outputs["logits"]
+        shape = outputs["logits"].shape[:2]
         fit = softmax_cross_entropy(
-            logits, jnp.broadcast_to(y[:, None], logits.shape[:2])
+            outputs["logits"], jnp.broadcast_to(y[:, None], shape)
         )
         return fit + divergence(outputs["posterior"]) / examples
 
@@ -137,7 +134,7 @@ def log_probabilities(
     layers: Layers,
     x: jax.Array,
     key: jax.Array,
-    activation: Callable[[jax.Array], jax.Array],
+    activation: Activation,
     draws: int = DRAWS,
 ) -> jax.Array:
     """Of the classes under several draws, shape=(draws, examples, classes)."""
@@ -153,9 +150,7 @@ def average(log_probabilities: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(log_probabilities, axis=0) - math.log(draws)
 
 
-def predictor(
-    activation: Callable[[jax.Array], jax.Array],
-) -> Callable[[Layers, jax.Array, Batch], Outputs]:
+def predictor(activation: Activation) -> Callable[[Layers, jax.Array, Batch], Outputs]:
     """Class probabilities averaged over draws, as the logits of a single one.
 
     There is no posterior among these outputs, so their loss has no divergence: it is

@@ -1,7 +1,6 @@
 """Parameters to begin with that Adam found: trained once, then kept on disk."""
 
 import hashlib
-import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -48,7 +47,8 @@ def pretrained(scenario: Scenario, data: Batch, setting: Pretraining) -> Params:
     compiled, now = lowered.compile(), jax.jit(start)()
     for _ in track(range(setting.epochs), f"Adam's parameters for {scenario.name}"):
         now = jax.block_until_ready(compiled(now, data))
-    _write(path, now.params)
+    leaves = jax.tree.leaves(now.params)
+    archives.keep(path, lambda part: np.savez(part, *leaves))
     return _read(path, shapes.params)
 
 
@@ -79,13 +79,6 @@ def _training(scenario: Scenario, data: Batch, setting: Pretraining) -> tuple[An
         return _Progress(params, tx.init(params), jax.random.key(0))
 
     return epoch, start
-
-
-def _write(path: pathlib.Path, params: Params) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.{os.getpid()}.npz")
-    np.savez(part, *jax.tree.leaves(params))
-    part.replace(path)  # at once: whoever reads meanwhile finds all of it or nothing
 
 
 def _read(path: pathlib.Path, shapes: Params) -> Params:

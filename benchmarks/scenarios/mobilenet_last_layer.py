@@ -5,7 +5,6 @@ MobileNetV2 was trained on ImageNet. What it makes of an image before its classi
 """
 
 import hashlib
-import os
 
 import jax
 import jax.numpy as jnp
@@ -41,17 +40,13 @@ def features(images: np.ndarray, size: int) -> np.ndarray:
     """
     # The name of the file depends on everything that the features depend on.
     digest = hashlib.sha256(np.ascontiguousarray(images).tobytes())
-    digest.update(
-        f"{images.shape} {size} {datasets.weights.MOBILENET_V2.sha256}".encode()
-    )
-    folder = archives.CACHE.expanduser()
-    path = folder / f"mobilenet_v2_features-{digest.hexdigest()[:16]}.npy"
+    weights = datasets.weights.MOBILENET_V2.sha256
+    digest.update(f"{images.shape} {size} {weights}".encode())
+    name = f"mobilenet_v2_features-{digest.hexdigest()[:16]}.npy"
+    path = archives.CACHE.expanduser() / name
     if not path.exists():
         found = _computed(images, size)
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.stem}.{os.getpid()}.npy")
-        np.save(part, found)
-        part.replace(path)
+        archives.keep(path, lambda part: np.save(part, found))
     return np.load(path)
 
 

@@ -4,7 +4,7 @@ import functools
 import io
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,6 @@ from benchmarks.scenarios import _base as base
 from benchmarks.scenarios import _seq2seq as seq2seq_
 from benchmarks.scenarios._pretraining import Pretraining, pretrained
 
-if TYPE_CHECKING:
-    from sentencepiece import SentencePieceProcessor
-
 UNKNOWN, BEGIN, END = 1, 2, 3  # symbols, besides PAD, that stand for no text
 SYMBOLS = 2000
 LENGTH = 16  # symbols of a sentence, with the one that ends it
@@ -29,6 +26,7 @@ EXAMINED, SHOWN = 200, 5  # held-out sentences that are translated, and written 
 ADAM = Pretraining(learning_rate=10**-2.5, batch=64, epochs=10)
 
 Pair = tuple[str, str]
+Tokenizer = Any  # a `sentencepiece.SentencePieceProcessor`
 
 
 class Corpus(NamedTuple):
@@ -36,7 +34,7 @@ class Corpus(NamedTuple):
 
     train: list[Pair]
     held_out: list[Pair]
-    tokenizer: "SentencePieceProcessor"
+    tokenizer: Tokenizer
     note: str
 
 
@@ -62,7 +60,7 @@ def corpus(read: Callable[[], datasets.translation.Pairs]) -> Corpus:
     return Corpus([train[i] for i in order], held_out, tokenizer, pairs.note)
 
 
-def learn_symbols(texts: Sequence[str]) -> "SentencePieceProcessor":
+def learn_symbols(texts: Sequence[str]) -> Tokenizer:
     """A vocabulary of words and pieces of words, both languages in one."""
     from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
@@ -92,7 +90,7 @@ def load(read: Callable[[], datasets.translation.Pairs]) -> base.Dataset:
 
 
 def encode(
-    tokenizer: "SentencePieceProcessor", pairs: Sequence[Pair]
+    tokenizer: Tokenizer, pairs: Sequence[Pair]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Inputs (sources, and targets one place later) and targets."""
     source, target = (
@@ -143,7 +141,7 @@ def _mean_of_real(values: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def translate(
-    params: base.Params, tokenizer: "SentencePieceProcessor", source: jax.Array
+    params: base.Params, tokenizer: Tokenizer, source: jax.Array
 ) -> list[str]:
     """What the network makes of rows of Portuguese symbols, by greedy decoding."""
     found = jax.jit(lambda p, rows: seq2seq_.greedy(p, rows, BEGIN, LENGTH, HEADS))

@@ -33,8 +33,7 @@ class Entry(NamedTuple):
     seeds: int  # how many runs
     quick: bool  # whether the grid is coarse
     tune_on: TuneOn  # which loss the tuning goes by
-    # where the files of the results lie, as far as their names are the same
-    stem: pathlib.Path
+    stem: pathlib.Path  # of the files of the results, without suffix
 
     @property
     def title(self) -> str:
