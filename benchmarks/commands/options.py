@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
-import click
 import typer
 from rich import progress
 from rich.console import Console
@@ -33,13 +32,15 @@ class UsageError(Exception):
 
 
 class Commands(TyperGroup):
-    """Commands that write a `UsageError` as one line to stderr, with exit code 2."""
+    """Commands that write what is wrong as one line to stderr, with exit code 2."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: typer.Context) -> Any:
         try:
             return super().invoke(ctx)
         except UsageError as error:
             message = str(error)
+        except typer.BadParameter.__base__ as error:  # of all that parsing refuses
+            message = error.format_message()
         except OSError as error:
             if error.filename is None:
                 raise
