@@ -5,7 +5,7 @@ everything in between, in multiples of the parameters. Donated arguments lie whe
 results go and count once.
 """
 
-import inspect
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -29,9 +29,9 @@ class Candidate(NamedTuple):
 
 def _preset(name: str) -> Callable[[int | None], optax.GradientTransformation]:
     def make(microbatch: int | None) -> optax.GradientTransformation:
-        preset = getattr(ncg, name)
-        default = inspect.signature(preset).parameters["sampling"].default
-        return preset(sampling=default._replace(microbatch_size=microbatch))
+        default = ncg.presets.DEFAULTS[name]["sampling"]
+        sampling = dataclasses.replace(default, microbatch_size=microbatch)
+        return getattr(ncg, name)(sampling=sampling)
 
     return make
 

@@ -6,6 +6,7 @@ cycle from one decomposition to the next: every step is repeated, the step and i
 taking turns, and the medians count.
 """
 
+import dataclasses
 import functools
 import statistics
 import time
@@ -123,7 +124,7 @@ def measure(
     measured: dict[str, Measured] = {}
     for name, candidate in CANDIDATES.items():
         progress(name)
-        preconditioner = _counting(candidate.make())
+        preconditioner = Counting(candidate.make())
         tx = ncg.hessian_free(preconditioner=preconditioner)
         state = jax.jit(tx.init)(params)
         program = _compile(scenario, tx, preconditioner, params, state, data)
@@ -137,23 +138,26 @@ def measure(
     return measured
 
 
-def _counting(
-    inner: ncg.preconditioners.Preconditioner,
-) -> ncg.preconditioners.Preconditioner:
-    """The same preconditioner, with the products of its last update in its state."""
+@dataclasses.dataclass(frozen=True)
+class Counting(ncg.preconditioners.Preconditioner):
+    """A preconditioner, with the products of its last update in its state."""
 
-    def init(params: Params) -> _Counted:
-        return _Counted(inner.init(params), jnp.zeros(()))
+    inner: ncg.preconditioners.Preconditioner
 
-    def update(state: _Counted, matvec: Any, *args: Any) -> tuple[_Counted, Any]:
-        following, products = inner.update(state.inner, matvec, *args)
-        share = getattr(matvec, "share", 1.0)
+    @property
+    def fraction(self) -> float:
+        return self.inner.fraction
+
+    def init(self, params: Params) -> _Counted:
+        return _Counted(self.inner.init(params), jnp.zeros(()))
+
+    def update(self, state: _Counted, product: Any, *args: Any) -> tuple[_Counted, Any]:
+        following, products = self.inner.update(state.inner, product, *args)
+        share = getattr(product, "share", 1.0)
         return _Counted(following, jnp.asarray(products * share, float)), products
 
-    def apply(state: _Counted, r: Params, damping: jax.Array) -> Params:
-        return inner.apply(state.inner, r, damping)
-
-    return inner._replace(init=init, update=update, apply=apply, sqrt=None)
+    def apply(self, state: _Counted, r: Params, damping: jax.Array) -> Params:
+        return self.inner.apply(state.inner, r, damping)
 
 
 def _compile(

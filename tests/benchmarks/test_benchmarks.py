@@ -1,5 +1,6 @@
 """The benchmark program: its commands, its cost model, its tables."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -392,17 +393,21 @@ def test_newton_pays_for_products_and_evaluations(name, probes, share):
 
 
 def test_a_step_of_newton_is_priced_as_xla_counts_it(monkeypatch):
-    def one_probe(state, matvec, grads, *_):
-        return matvec(grads), 1
-
     # The default one rotates and decomposes as well, which no price is meant to cover.
-    cheap = ncg.preconditioners.Preconditioner(
-        init=lambda params: params,
-        update=one_probe,
-        apply=lambda state, r, damping: r,
-        fraction=1 / 8,
-    )
-    preset = functools.partial(ncg.hessian_free, preconditioner=cheap)
+    @dataclasses.dataclass(frozen=True)
+    class OneProbe(ncg.preconditioners.Preconditioner):
+        fraction = 1 / 8
+
+        def init(self, params):
+            return params
+
+        def update(self, state, product, grads, *_):
+            return product(grads), 1
+
+        def apply(self, state, r, damping):
+            return r
+
+    preset = functools.partial(ncg.hessian_free, preconditioner=OneProbe())
     monkeypatch.setattr(ncg, "hessian_free", preset)
     wide = problem((128, 256, 256, 10), examples=2048)
     method = COMPETITORS["hessian_free"].build(wide, None)

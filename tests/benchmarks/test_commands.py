@@ -24,6 +24,7 @@ def record(optimizer, loss, units=99.21, seconds=1234.5):
         "scenario": "boston",
         "optimizer": optimizer,
         "budget": 500.0,
+        "description": "houses",
         "metric": "R²",
         "setting": "lr 3.2e-03, batch 512, constant",
         "compile_seconds": 12.5,

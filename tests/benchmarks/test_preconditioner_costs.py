@@ -117,7 +117,7 @@ def test_memory_is_that_of_the_arrays(toy, measured):
 
 
 def compiled(toy, inner):
-    preconditioner = preconditioners._counting(inner)
+    preconditioner = preconditioners.Counting(inner)
     tx = ncg.hessian_free(preconditioner=preconditioner)
     params, data = toy.init(0), toy.load().train
     state = tx.init(params)
@@ -156,7 +156,7 @@ def test_nothing_else_is_in_the_update(toy):
 @pytest.mark.parametrize("name", CANDIDATES)
 def test_the_work_repeats_after_a_cycle(name):
     make, cycle = CANDIDATES[name]
-    preconditioner = preconditioners._counting(make())
+    preconditioner = preconditioners.Counting(make())
     root = jax.random.normal(jax.random.key(0), (40, 40))
     grads, damping = jnp.ones(40), jnp.ones(())
 
