@@ -4,7 +4,7 @@ A line of a page such as ``<!-- readme section: "How it compares" -->`` is repla
 that part of the README; ``<!-- figures -->`` by the figures of the benchmarks,
 ``<!-- statuses -->`` by the sentences of ``ncg_optax.explain``,
 ``<!-- scaling: weak -->`` by a table of stored measurements (all of them are in
-benchmarks/scaling_report.py). A part that does not exist any more is an error.
+benchmarks/reports/scaling.py). A part that does not exist any more is an error.
 Equations become MathML, which browsers draw by themselves: no script, and nothing to
 fetch.
 """
@@ -125,7 +125,7 @@ def figure_gallery(_):
 
 def scaling_part(name):
     """A table of the scaling page, from the results that are stored."""
-    path = ROOT / "benchmarks" / "scaling_report.py"
+    path = ROOT / "benchmarks" / "reports" / "scaling.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     report = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(report)
