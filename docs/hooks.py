@@ -29,6 +29,8 @@ RESULTS = "benchmarks/results"
 MARKER = re.compile(r"^<!-- (?P<kind>[\w ]+)(?:: (?P<what>.*))? -->$", re.MULTILINE)
 # What the benchmarks write between, a table each.
 KEPT = re.compile(r"^<!-- [\w-]+:(?:begin|end) -->$", re.MULTILINE)
+# A number with its range in a table: the range goes to a line of its own.
+RANGE = re.compile(r" (\([^()|\n]* – [^()|\n]*\)) \|")
 OUTSIDE = re.compile(r"\]\(\.\./(?=benchmarks/|notebooks/)")
 EQUATION = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<latex>.*?)\\[)\]]</(?P=tag)>',
@@ -84,7 +86,8 @@ def on_page_markdown(markdown, page, **_):
             raise PluginError(f"{page.file.src_uri}: unknown marker {match[0]}")
         return PARTS[kind](what)
 
-    return OUTSIDE.sub("](", MARKER.sub(part, KEPT.sub("", markdown)))
+    text = MARKER.sub(part, KEPT.sub("", markdown))
+    return OUTSIDE.sub("](", RANGE.sub(r"<br>\1 |", text))
 
 
 def on_page_content(content, **_):
@@ -164,7 +167,7 @@ def compile_times(_):
 
     def cell(runs, names):
         seconds = [runs[name] for name in names if name in runs]
-        return f"{max(seconds):.2g}" if seconds else ""
+        return f"{max(seconds):.{0 if max(seconds) >= 10 else 1}f}" if seconds else ""
 
     rows = [
         [runs["what"], *(cell(runs, names) for names in columns.values())]

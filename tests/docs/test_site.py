@@ -84,6 +84,23 @@ def test_nothing_is_left_of_markers_roles_and_equations(site):
     ).read_text().replace("\n", " ")
 
 
+RETURNS = re.compile(
+    r'class="doc-section-title">Returns:</span></p>\s*<ul>(.*?)</ul>', re.S
+)
+
+
+def test_what_is_returned_is_one_paragraph(site):
+    # Left alone, each line of a section is taken for a value of its own.
+    found = [
+        section
+        for page in (site / "reference").glob("*.html")
+        for section in RETURNS.findall(page.read_text(encoding="utf8"))
+    ]
+    assert len(found) > 30
+    for section in found:
+        assert section.count('class="doc-section-item') == 1, section
+
+
 def test_pages_fetch_nothing_from_elsewhere(site):
     fetched = re.compile(
         r'(?:<script[^>]*src|<link[^>]*href|<img[^>]*src)="(https?:[^"]*)'
