@@ -214,8 +214,9 @@ def table(rows):
 
 
 def changelog(_):
-    """The changelog without its title."""
-    return (ROOT / "CHANGELOG.md").read_text(encoding="utf8").partition("\n")[2]
+    """The changelog without its title; its links begin at the root."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf8").partition("\n")[2]
+    return text.replace("](docs/", "](")
 
 
 PARTS = {
