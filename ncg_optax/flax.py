@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ncg_optax.losses import composite as _loss
+from ncg_optax.losses.arguments import named_parameters
 from ncg_optax.losses.composite import CompositeLoss
+from ncg_optax.losses.objective import bind_constants
 
 try:
     from flax import nnx
@@ -102,7 +103,7 @@ class TrainState(train_state.TrainState):
         if callable(value_fn):
             # Bound, not passed as data: statistics are not examples.
             bound = {n: getattr(self, n) for n in required if n in fields}
-            extra["value_fn"] = _loss.with_constants(value_fn, bound)
+            extra["value_fn"] = bind_constants(value_fn, bound)
 
         # Flax's own apply_gradients, so that its special cases and its later versions
         # are ours, with an optimizer that has its extra arguments already.
@@ -121,7 +122,7 @@ def _arguments(value_fn: Any) -> tuple[set[str], set[str]]:
     """The data arguments of ``value_fn``: those without a default, and all of them."""
     if not callable(value_fn):
         return set(), set()
-    named = _loss.named_parameters(value_fn)
+    named = named_parameters(value_fn)
     required = {p.name for p in named if p.default is p.empty}
     return required, {p.name for p in named}
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from ncg_optax._utils import pytree, validate
-from ncg_optax.curvature.gauss_newton import Curvature
+from ncg_optax.curvature.base import Curvature
 from ncg_optax.solvers.base import Operator
-from ncg_optax.solvers.cg import conjugate_gradient
+from ncg_optax.solvers.linear_cg import conjugate_gradient
 
 PyTree = Any
 

@@ -9,7 +9,7 @@ import optax
 
 from ncg_optax._utils import pytree, validate
 from ncg_optax._utils.status import Status
-from ncg_optax.losses.composite import as_objective
+from ncg_optax.losses.objective import as_objective
 from ncg_optax.minimization.saddle import leave_saddle
 from ncg_optax.presets import newton_cg
 from ncg_optax.step.info import NewtonCGInfo

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 
 from ncg_optax._utils import pytree
 from ncg_optax._utils.status import Status
-from ncg_optax.curvature.gauss_newton import hessian
-from ncg_optax.globalization.armijo import SearchResult, armijo
-from ncg_optax.losses.composite import Objective
-from ncg_optax.solvers.cg import conjugate_gradient
+from ncg_optax.curvature.hessian import hessian
+from ncg_optax.globalization.armijo import armijo
+from ncg_optax.globalization.base import Line, SearchResult
+from ncg_optax.losses.objective import Objective
+from ncg_optax.solvers.linear_cg import conjugate_gradient
 
 PyTree = Any
 
@@ -92,12 +93,10 @@ def leave_saddle(
 
     def follow():
         # There is no slope: the decrease to ask for is what the curvature promises.
-        return armijo().search(
-            lambda step: objective.value(moved(step)).astype(value.dtype),
-            value,
-            0.5 * bend,
-            bend,
-        )
+        def loss_at(step):
+            return objective.value(moved(step)).astype(value.dtype)
+
+        return armijo().search(Line(value, 0.5 * bend, bend, loss_at))
 
     def stay():
         return SearchResult(

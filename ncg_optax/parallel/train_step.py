@@ -18,8 +18,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from ncg_optax._utils import pytree, reductions, validate
-from ncg_optax.curvature.sampling import every_kth as _batches
-from ncg_optax.losses import composite as _loss
+from ncg_optax.curvature.sampling import microbatches as _microbatches
+from ncg_optax.losses.arguments import data_names
+from ncg_optax.losses.objective import MappedLoss, as_objective, bind_constants
 from ncg_optax.parallel.placement import automatic_mesh, check_rows, is_traced, placed
 from ncg_optax.parallel.placement import data_mesh as data_mesh
 from ncg_optax.parallel.placement import replicate as replicate
@@ -128,7 +129,7 @@ class TrainStep:
 
 def _by_name(value_fn: Callable, batch: PyTree) -> Mapping[str, PyTree]:
     """The batch as keyword arguments of ``value_fn``: spread, or as its first one."""
-    names, takes_any = _loss.data_names(value_fn)
+    names, takes_any = data_names(value_fn)
     if isinstance(batch, Mapping) and (takes_any or set(names) & set(batch)):
         return batch
     return {names[0] if names else "batch": batch}
@@ -221,9 +222,9 @@ def make_train_step(
 
     def local_step(params, state, batch, extra):
         # What is no part of the batch must not be cut where the batch is.
-        loss = _loss.with_constants(value_fn, extra)
-        objective = _loss.as_objective(loss, _by_name(loss, batch), axes)
-        (value, aux), grads = _batches.value_and_grad(
+        loss = bind_constants(value_fn, extra)
+        objective = as_objective(loss, _by_name(loss, batch), axes)
+        (value, aux), grads = _microbatches.value_and_grad(
             objective, params, microbatch_size
         )
         if aux is not None and not has_aux:
@@ -241,7 +242,7 @@ def make_train_step(
             params,
             value=value,
             grad=grads,
-            value_fn=_loss.MappedLoss(mapped),
+            value_fn=MappedLoss(mapped),
         )
         infos = _info.find_infos(state)
         metrics = StepMetrics(value, aux, infos[0] if len(infos) == 1 else None)
