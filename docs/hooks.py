@@ -37,6 +37,7 @@ EQUATION = re.compile(
     re.DOTALL,
 )
 
+TEXT = re.compile(r"\\(?:text|mathrm)\{[^}]*\}")  # where "\_" is not understood
 # A bar alone would be taken for an operator between two terms, with space around it.
 BAR = re.compile(r'<mo(?: stretchy="false")?>(&#x0007C;)</mo>')
 
@@ -98,6 +99,7 @@ def on_page_content(content, **_):
         latex = html.unescape(match["latex"]).strip()
         # The same thing, but the converter knows only the latter.
         latex = latex.replace("{aligned}", "{align*}")
+        latex = TEXT.sub(lambda m: m[0].replace(r"\_", "_"), latex)
         return BAR.sub(
             r'<mo form="prefix" stretchy="false">\1</mo>',
             convert(latex, display=display),
