@@ -123,6 +123,15 @@ def test_every_page_is_in_the_navigation():
     assert sorted(leaves(config["nav"])) == sorted(pages)
 
 
+def test_the_architecture_page_has_all_folders_of_the_package():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf8")
+    listed = re.findall(r"^\| `([\w.]+)` \|", text, re.MULTILINE)
+    found = (ROOT / "ncg_optax").iterdir()
+    folders = {p.name for p in found if (p / "__init__.py").exists()}
+    modules = {p.name for p in (ROOT / "ncg_optax").glob("*.py")} - {"__init__.py"}
+    assert set(listed) == folders | modules
+
+
 def test_files_that_pages_link_to_are_in_the_site(site):
     for page, text in html(site).items():
         for target in re.findall(r'href="([^"#:?]+)[#"]', text):
