@@ -140,7 +140,7 @@ def notebook_picture(what):
 
 def scaling_part(name):
     """A table of the scaling page, from the results that are stored."""
-    path = ROOT / "benchmarks" / "scaling_report.py"
+    path = ROOT / "benchmarks" / "reports" / "scaling.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     report = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(report)

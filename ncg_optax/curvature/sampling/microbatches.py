@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ncg_optax.curvature.base import Curvature
+from ncg_optax.curvature.base import Curvature, Operator
 from ncg_optax.curvature.sampling.examples import (
     map_examples,
     number_of_examples,
@@ -106,11 +106,13 @@ def value_and_grad(
 
 def curvature_in_microbatches(curvature: Curvature, size: int | None) -> Curvature:
     """``curvature`` computed on ``size`` examples at a time; None for all at once."""
-    return curvature if size is None else _InMicrobatches(curvature, size)
+    if size is None:
+        return curvature
+    return _InMicrobatches(curvature, size, cost=curvature.cost + 1 / 3)
 
 
 @dataclasses.dataclass(frozen=True)
-class _InMicrobatches:
+class _InMicrobatches(Curvature):
     r"""A curvature computed on a few examples at a time.
 
     .. math::
@@ -123,15 +125,11 @@ class _InMicrobatches:
 
     curvature: Curvature
     size: int
-
-    @property
-    def cost(self) -> float:
-        """Of one product, in gradients."""
-        return self.curvature.cost + 1 / 3
+    cost: float
 
     def linearize(
         self, objective: Objective, params: PyTree
-    ) -> tuple[jax.Array, Callable[[PyTree], PyTree]]:
+    ) -> tuple[jax.Array, Operator]:
         """The loss at ``params`` and the product ``v -> B v`` there."""
         count, microbatch = _microbatches(objective, self.size, params)
         if count == 1:
