@@ -15,12 +15,15 @@ import importlib
 from ncg_optax import parallel as parallel
 from ncg_optax._utils.reductions import value_and_grad
 from ncg_optax._utils.status import Status, explain
-from ncg_optax.curvature.gauss_newton import empirical_fisher, gauss_newton, hessian
-from ncg_optax.curvature.sampling.every_kth import sampling
+from ncg_optax.curvature.fisher import empirical_fisher
+from ncg_optax.curvature.gauss_newton import gauss_newton
+from ncg_optax.curvature.hessian import hessian
+from ncg_optax.curvature.sampling.settings import sampling
 from ncg_optax.diagnostics.check_operator import check_operator
 from ncg_optax.diagnostics.diagnose import diagnose
-from ncg_optax.globalization.armijo import armijo, safeguard
+from ncg_optax.globalization.armijo import armijo
 from ncg_optax.globalization.damping import levenberg_marquardt
+from ncg_optax.globalization.safeguard import safeguard
 from ncg_optax.losses.composite import CompositeLoss
 from ncg_optax.minimization.minimize import minimize
 from ncg_optax.parallel.train_step import make_train_step

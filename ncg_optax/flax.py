@@ -1,4 +1,4 @@
-"""For models in Flax: a linen ``TrainState``, and losses of an nnx module.
+"""For Flax models: a linen ``TrainState``, and losses of an nnx module.
 
 Importing this module needs Flax: ``pip install "ncg_optax[flax]"``. The rest of the
 package does not.
@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import optax
 
-from ncg_optax.losses import composite as _loss
+from ncg_optax.losses.arguments import named_parameters
 from ncg_optax.losses.composite import CompositeLoss
+from ncg_optax.losses.objective import bind_constants
 
 try:
     from flax import nnx
@@ -27,24 +28,24 @@ except ImportError as error:
 
 PyTree = Any
 
-# What apply_gradients computes, and what update takes besides data.
+# The fields that apply_gradients computes, and the arguments of update besides data.
 _COMPUTED = ("step", "params", "opt_state")
 _OF_UPDATE = ("value", "grad", "value_fn", "curvature_batch")
 
 
 class TrainState(train_state.TrainState):
-    """Flax's ``TrainState``, whose optimizer also sees the loss.
+    """Flax's ``TrainState``, with the loss passed on to the optimizer.
 
     Fields, ``create`` and checkpoints are those of
-    ``flax.training.train_state.TrainState``; any optax optimizer will do. Only
-    ``apply_gradients`` differs: keyword arguments that are no fields of the state are
-    extra arguments of ``tx.update``.
+    ``flax.training.train_state.TrainState``; any optax optimizer can be used. Only
+    ``apply_gradients`` differs: keyword arguments that are not fields of the state are
+    passed to ``tx.update``.
 
     Attributes:
       step: updates done.
-      apply_fn: usually ``model.apply``; no part of the pytree.
+      apply_fn: usually ``model.apply``; not part of the pytree.
       params: the parameters.
-      tx: the optimizer; no part of the pytree.
+      tx: the optimizer; not part of the pytree.
       opt_state: its state.
 
     Examples:
@@ -80,18 +81,18 @@ class TrainState(train_state.TrainState):
 
         Args:
           grads: the gradient, a pytree like ``params``.
-          **kwargs: fields of the state (those of a subclass, such as ``batch_stats``)
-            are replaced, as Flax does. Everything else goes to ``tx.update``:
-            ``value``, ``grad``, ``value_fn`` and the data that ``value_fn`` takes.
-            Arguments of ``value_fn`` that are fields of the state are filled in with
-            their values *before* the step, the ones that the gradient was taken at.
+          **kwargs: new values of fields of the state (those of a subclass, such as
+            ``batch_stats``), as in Flax. All other arguments are passed to
+            ``tx.update``: ``value``, ``grad``, ``value_fn`` and the data that
+            ``value_fn`` takes. An argument of ``value_fn`` that is a field of the state
+            gets the value of the field *before* the step, as in the gradient.
 
         Returns:
           The state after the step.
 
         Raises:
           TypeError: if ``step``, ``params`` or ``opt_state`` is given, or a name that
-            is neither a field nor an argument of ``value_fn`` but much like a field.
+            is neither a field nor an argument of ``value_fn`` but similar to a field.
         """
         fields = {field.name for field in dataclasses.fields(self)}
         value_fn = kwargs.get("value_fn")
@@ -100,18 +101,18 @@ class TrainState(train_state.TrainState):
         changes = {name: kwargs[name] for name in kwargs if name in fields}
         extra = {name: kwargs[name] for name in kwargs if name not in fields}
         if callable(value_fn):
-            # Bound, not passed as data: statistics are not examples.
+            # Bound, not passed as data, which may be cut to fewer examples.
             bound = {n: getattr(self, n) for n in required if n in fields}
-            extra["value_fn"] = _loss.with_constants(value_fn, bound)
+            extra["value_fn"] = bind_constants(value_fn, bound)
 
-        # Flax's own apply_gradients, so that its special cases and its later versions
-        # are ours, with an optimizer that has its extra arguments already.
+        # Calls Flax's own apply_gradients, for its special cases and later changes,
+        # with an optimizer whose extra arguments are bound.
         update = optax.with_extra_args_support(self.tx).update
-        informed = optax.GradientTransformation(
+        with_loss = optax.GradientTransformation(
             self.tx.init, functools.partial(update, **extra)
         )
         tx = changes.pop("tx", self.tx)
-        new = super(TrainState, self.replace(tx=informed)).apply_gradients(
+        new = super(TrainState, self.replace(tx=with_loss)).apply_gradients(
             grads=grads, **changes
         )
         return new.replace(tx=tx)
@@ -121,13 +122,17 @@ def _arguments(value_fn: Any) -> tuple[set[str], set[str]]:
     """The data arguments of ``value_fn``: those without a default, and all of them."""
     if not callable(value_fn):
         return set(), set()
-    named = _loss.named_parameters(value_fn)
+    named = named_parameters(value_fn)
     required = {p.name for p in named if p.default is p.empty}
     return required, {p.name for p in named}
 
 
 def _check_names(who: str, given, fields: set[str], known: set[str]) -> None:
-    """Raises if a name was meant for a field but is none."""
+    """Raises if a name is probably a field that was misspelt.
+
+    Raises:
+      TypeError: if so, or if apply_gradients computes the field itself.
+    """
     for name in given:
         if name in _COMPUTED:
             raise TypeError(
@@ -146,13 +151,13 @@ def _check_names(who: str, given, fields: set[str], known: set[str]) -> None:
 
 
 class FunctionalLoss(NamedTuple):
-    """A loss of an nnx module, taken apart by :func:`functional_loss`.
+    """A loss of an nnx module as a pure function; see :func:`functional_loss`.
 
     Attributes:
       value_fn: ``value_fn(params, **data) -> (loss, rest)``, a pure function or a
         :class:`ncg_optax.CompositeLoss`.
       params: the trained variables of the module, an ``nnx.State``.
-      rest: all its other variables (batch statistics, streams of random numbers), an
+      rest: all its other variables (batch statistics, random number streams), an
         ``nnx.State`` of arrays.
 
     Examples:
@@ -176,12 +181,12 @@ def functional_loss(
 ) -> FunctionalLoss:
     """A loss of an nnx module as a ``value_fn`` of its parameters.
 
-    The optimizer evaluates the loss at several points of a step, and needs it as a pure
-    function: all of these evaluations start from the same batch statistics and draw the
+    The optimizer evaluates the loss at several points in a step, and needs it as a pure
+    function: all of these evaluations start from the same batch statistics and use the
     same random numbers (dropout), those of the module at the time of this call. The
-    module is left alone. ``value_fn`` returns its new variables along with the loss;
-    ``nnx.update(model, rest)`` after the step moves statistics and random streams on.
-    Call it inside the jitted step, at each step::
+    module itself does not change. ``value_fn`` returns the new variables along with the
+    loss; ``nnx.update(model, rest)`` after the step stores statistics and random number
+    streams in the module. Call this function inside the jitted step, at each step::
 
       @nnx.jit
       def train_step(model, optimizer, x, y):
@@ -195,23 +200,25 @@ def functional_loss(
           nnx.update(model, rest)
           return value
 
-    Without ``nnx.Optimizer``, with a step on plain pytrees, hand ``rest`` from step to
-    step: ``value_fn(params, rest=rest, **data)``. :func:`ncg_optax.make_train_step`
-    does so with ``step(params, state, batch, rest=metrics.aux)``.
+    Without ``nnx.Optimizer``, in a step on plain pytrees, pass ``rest`` from step to
+    step: ``value_fn(params, rest=rest, **data)``. With
+    :func:`ncg_optax.make_train_step` that is ``step(params, state, batch,
+    rest=metrics.aux)``.
 
     Args:
       model: the module.
       loss: ``loss(model, **data)``, a scalar, or ``(scalar, aux)``; or, for
         Gauss-Newton, a :class:`ncg_optax.CompositeLoss` whose ``model_fn(model,
         **data)`` takes the module in place of the parameters (``has_aux`` and bound
-        data are kept). ``rest`` must not be the name of an argument.
-      wrt: which variables to train, a filter of nnx. Give ``nnx.Optimizer`` the same.
+        data are kept). No argument may be called ``rest``.
+      wrt: which variables to train, a filter of nnx, the same as for
+        ``nnx.Optimizer``.
 
     Returns:
       A :class:`FunctionalLoss` ``(value_fn, params, rest)``. ``value_fn`` returns
       ``(loss, rest)``; if ``loss`` has an aux, ``(loss, (rest, aux))``. ``rest`` has
       the structure of the given one: variables created during a call (``sow``) are not
-      in it. Where a function without aux is needed (optax's line searches):
+      in it. A function without aux, as optax's line searches need it, is
       ``lambda params: value_fn(params, **data)[0]``.
 
     Raises:
@@ -270,17 +277,16 @@ def functional_loss(
             f"functional_loss: wrt must match a variable of the model, got {wrt!r}, "
             "which matches none."
         )
-    # As arrays: variables belong to the trace that made them, and could not be updated
-    # in the traces of gradients and products.
+    # As arrays: variables belong to the trace in which they were made, and cannot be
+    # updated in the traces of gradients and products.
     rest = nnx.as_pure(rest)
     paths = {path for path, _ in nnx.to_flat_state(rest)}
 
     def variables(module):
-        """What ``rest`` has become in the module."""
-        state = nnx.as_pure(nnx.split(module, wrt, ...)[2])
-        return nnx.from_flat_state(
-            [(path, x) for path, x in nnx.to_flat_state(state) if path in paths]
-        )
+        """The present values in the module of the variables in ``rest``."""
+        _, _, state = nnx.split(module, wrt, ...)
+        flat = nnx.to_flat_state(nnx.as_pure(state))
+        return nnx.from_flat_state([(path, x) for path, x in flat if path in paths])
 
     def of_params(fn, has_aux):
         """``fn(module, ...)`` as ``(params, ...) -> (output, rest)``."""
@@ -289,7 +295,7 @@ def functional_loss(
             module = nnx.merge(graphdef, params, nnx.as_pure(rest))
             out = fn(module, *args, **data)
             new_rest = variables(module)
-            # A plain loss says by what it returns whether it has an aux.
+            # Whether a plain loss has an aux is known by its output only.
             has_own = isinstance(out, tuple) if has_aux is None else has_aux
             return (out[0], (new_rest, out[1])) if has_own else (out, new_rest)
 
@@ -299,7 +305,7 @@ def functional_loss(
         return called
 
     if isinstance(loss, CompositeLoss):
-        _signature(loss.loss_fn, rest)  # its names must not clash either
+        _signature(loss.loss_fn, rest)  # Its names must not clash either.
         value_fn = dataclasses.replace(
             loss, model_fn=of_params(loss.model_fn, loss.has_aux), has_aux=True
         )
@@ -309,7 +315,7 @@ def functional_loss(
 
 
 def _signature(fn: Callable[..., Any], rest: PyTree) -> inspect.Signature:
-    """That of ``fn`` with ``params`` in place of the module, and ``rest``."""
+    """The signature of ``fn`` with ``params`` for the module, and with ``rest``."""
     first, *data = inspect.signature(fn).parameters.values()
     clashes = [p.name for p in data if p.name in ("params", "rest")]
     if clashes:

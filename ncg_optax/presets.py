@@ -1,15 +1,25 @@
-"""Ready-made optimizers: chains with good defaults."""
+"""Ready-made optimizers: one signature, and a table of defaults for each.
 
+``DEFAULTS`` holds the tables, by the name of the preset and of the setting.
+"""
+
+import functools
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import optax
 
 from ncg_optax._utils import validate
-from ncg_optax.curvature.gauss_newton import Curvature, gauss_newton, hessian
-from ncg_optax.curvature.sampling.every_kth import Sampling, sampling
-from ncg_optax.globalization.armijo import LineSearch, armijo, safeguard
-from ncg_optax.globalization.damping import Damping, levenberg_marquardt
+from ncg_optax._utils.schedules import linear_schedule
+from ncg_optax.curvature.base import Curvature
+from ncg_optax.curvature.gauss_newton import gauss_newton
+from ncg_optax.curvature.hessian import hessian
+from ncg_optax.curvature.sampling.settings import Sampling, sampling
+from ncg_optax.globalization.armijo import armijo
+from ncg_optax.globalization.base import Damping, LineSearch
+from ncg_optax.globalization.damping import levenberg_marquardt
+from ncg_optax.globalization.safeguard import safeguard
 from ncg_optax.preconditioners.base import Preconditioner
 from ncg_optax.preconditioners.kronecker import kronecker
 from ncg_optax.solvers.averaged_gradient import averaged_gradient
@@ -19,6 +29,8 @@ from ncg_optax.solvers.secant_pairs import quasi_newton
 from ncg_optax.step.transform import scale_by_newton_cg
 
 PyTree = Any
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def newton_cg(
@@ -61,10 +73,10 @@ def newton_cg(
         :func:`quasi_newton` around one of the others.
       preconditioner: ``M`` near the inverse of ``B``, see :class:`Preconditioner`.
       linesearch: :func:`armijo`, :func:`safeguard` for mini-batches, or None for the
-        full step: without a look where it leads if the damping is fixed, otherwise the
-        loss there is needed anyhow, and if it rises there is no step. An optax line
-        search may be chained behind :func:`scale_by_newton_cg` instead, with a fixed
-        damping.
+        full step. With fixed damping the loss at the full step is then not evaluated;
+        with another damping rule it is, and the step is rejected if the loss rises. An
+        optax line search may be chained behind :func:`scale_by_newton_cg` instead, with
+        a fixed damping.
       mask: a pytree of bools (or a prefix, or a function of the parameters that
         returns one): train the leaves that are True. Products are computed for these
         only; the others get zero updates.
@@ -128,62 +140,121 @@ def newton_cg(
     return optax.chain(newton, _scale(learning_rate))
 
 
-def hessian_free(
-    learning_rate: optax.ScalarOrSchedule | None = 1.0,
-    *,
-    curvature: Curvature = gauss_newton(),
-    damping: float | optax.Schedule | Damping = levenberg_marquardt(maximum=1.0),
-    solver: Solver = quasi_newton(
-        cg(maxiter=optax.linear_schedule(4, 20, 300), rtol=0.2, forcing=None)
+def _scale(
+    learning_rate: optax.ScalarOrSchedule | None,
+) -> optax.GradientTransformation:
+    if learning_rate is None:
+        return optax.scale(-1.0)
+    if not callable(learning_rate):
+        validate.number("learning_rate", learning_rate, low=0.0)
+    return optax.scale_by_learning_rate(learning_rate)
+
+
+def _defaults(base: Callable[..., Any]) -> dict[str, Any]:
+    parameters = inspect.signature(base).parameters
+    return {name: parameter.default for name, parameter in parameters.items()}
+
+
+NEWTON_CG = _defaults(newton_cg)
+
+HESSIAN_FREE = NEWTON_CG | {
+    "curvature": gauss_newton(),
+    "damping": levenberg_marquardt(maximum=1.0),
+    "solver": quasi_newton(
+        cg(maxiter=linear_schedule(4, 20, 300), rtol=0.2, forcing=None)
     ),
-    preconditioner: Preconditioner | None = kronecker(),
-    linesearch: LineSearch | None = armijo(),
-    mask: PyTree | Callable[[PyTree], PyTree] | None = None,
-    sampling: Sampling = sampling(1 / 4, min_examples=128, grow_below=0.4),
-    axis_name: str | tuple[str, ...] | None = None,
-    seed: int = 0,
-) -> optax.GradientTransformationExtraArgs:
-    r"""Hessian-free optimisation of neural networks: the preset of :func:`newton_cg`.
+    "preconditioner": kronecker(),
+    "sampling": sampling(1 / 4, min_examples=128, grow_below=0.4),
+}
 
-    Gauss-Newton curvature, which is never negative for a convex loss, on a quarter of
-    the examples (but 128 of them at least) while that tells enough about the others,
-    and on all of them from there on; a Kronecker-factored preconditioner, which learns
-    from the gradients of the last five steps as well (:func:`quasi_newton`); and short
-    solves. Many of these beat few long ones early, longer ones pay late: of at most
-    four iterations at first, about one more every twenty steps, up to twenty. A step
-    costs three to eight gradients at first. Needs a :class:`CompositeLoss` as
-    ``value_fn``, with its data bound or given to ``update``.
+STOCHASTIC_HESSIAN_FREE = HESSIAN_FREE | {
+    "learning_rate": 0.4,
+    "damping": levenberg_marquardt(calibration=1e-3),
+    "solver": averaged_gradient(0.9),
+    "preconditioner": kronecker(
+        refresh=linear_schedule(1, 10, 20),
+        probes=1,
+        first_probes=16,
+        damping=0.5,
+        damping_halving=None,
+    ),
+    "linesearch": safeguard(),
+    "sampling": sampling(1 / 4, min_examples=128),
+}
 
-    Damping starts at 1e-4 of the curvature's own scale and never rises above that
-    (``maximum=1.0``): so few iterations hardly feel it, their ratios are noise where
-    the curvature is a sample, and a rule that answers bad ratios with more damping
-    stalls; the line search deals with them.
+DEFAULTS = {
+    "newton_cg": NEWTON_CG,
+    "hessian_free": HESSIAN_FREE,
+    "stochastic_hessian_free": STOCHASTIC_HESSIAN_FREE,
+}
 
-    For losses that are the same at every step: the full batch, or one so large that it
-    nearly is. For mini-batches there is :func:`stochastic_hessian_free`. With dropout,
-    past gradients are of other losses: ``solver=quadratic_momentum(cg(maxiter=5,
-    rtol=0.2, forcing=None))`` has its momentum from the model of this step alone.
+
+def _preset(name: str, base: Callable[P, R], summary: str) -> Callable[P, R]:
+    """``base`` with the defaults of the table, and a docstring made of two.
 
     Args:
-      learning_rate: as for :func:`newton_cg`, like all the others.
-      curvature: ``B``.
-      damping: :math:`\lambda`.
-      solver: of the damped system.
-      preconditioner: ``M`` near the inverse of ``B``.
-      linesearch: :func:`armijo` or None.
-      mask: which leaves to train.
-      sampling: which examples the curvature sees.
-      axis_name: mapped axis name(s) the batch is spread over.
-      seed: of the randomised parts.
+      name: of the preset.
+      base: :func:`newton_cg`, whose settings are explained in its docstring.
+      summary: what the preset is for; its sections after the settings follow a line
+        ``---``.
+    """
+    defaults = DEFAULTS[name]
 
-    Returns:
-      A `optax.GradientTransformationExtraArgs`, as :func:`newton_cg`.
+    @functools.wraps(base)
+    def preset(*args, **kwargs):
+        settings = dict(defaults)
+        if args:  # The learning rate is the only positional argument.
+            del settings["learning_rate"]
+        return base(*args, **settings | kwargs)
 
-    Raises:
-      TypeError: as :func:`newton_cg`, and in ``update`` if ``value_fn`` is not a
-        :class:`CompositeLoss`.
-      ValueError: as :func:`newton_cg`.
+    signature = inspect.signature(base)
+    parameters = signature.parameters.values()
+    described = inspect.cleandoc(base.__doc__ or "")
+    settings = described[described.index("Args:") : described.index("References:")]
+    before, after = inspect.cleandoc(summary).split("---")
+    changed = "\n".join(
+        f"  {key}={value!r}"
+        for key, value in defaults.items()
+        if NEWTON_CG[key] != value
+    )
+    changed = f"The defaults that differ from those of :func:`newton_cg`::\n\n{changed}"
+    preset.__name__ = preset.__qualname__ = name
+    preset.__doc__ = f"{before.strip()}\n\n{changed}\n\n{settings}{after.strip()}\n"
+    preset.__signature__ = signature.replace(
+        parameters=[p.replace(default=defaults[p.name]) for p in parameters]
+    )
+    return preset
 
+
+hessian_free = _preset(
+    "hessian_free",
+    newton_cg,
+    r"""
+    Hessian-free optimisation of neural networks: :func:`newton_cg` for full batches.
+
+    The curvature is the Gauss-Newton matrix, which is never negative for a convex loss.
+    It is computed on a quarter of the examples, but on 128 of them at least, and on all
+    of them once the sample no longer represents the batch (:func:`sampling`). The
+    preconditioner has Kronecker factors and learns from the gradients of the last five
+    steps (:func:`quasi_newton`). Solves are short: at most four iterations at first,
+    one more about every twenty steps, and twenty from step 300 on. Early in a run many
+    short solves are better than few long ones; late in a run longer solves are better.
+    A step costs three to eight gradients at first. ``value_fn`` must be a
+    :class:`CompositeLoss`, with its data bound or given to ``update``.
+
+    Damping starts at 1e-4 of the curvature's own scale and never rises above that
+    (``maximum=1.0``). Damping of this size hardly changes so few iterations, and the
+    reduction ratio is noisy where the curvature is computed on a sample. A rule that
+    raises the damping after each bad ratio would stall. The line search shortens the
+    steps that are too long.
+
+    The preset is for losses that are the same at every step: the full batch, or a batch
+    so large that its loss hardly changes. For mini-batches there is
+    :func:`stochastic_hessian_free`. With dropout the past gradients belong to other
+    losses: use ``solver=quadratic_momentum(cg(maxiter=5, rtol=0.2, forcing=None))``,
+    which takes its momentum from the model of the present step alone.
+
+    ---
     References:
       Martens, Deep learning via Hessian-free optimization, 2010; Martens and Grosse,
       Optimizing neural networks with Kronecker-factored approximate curvature, 2015;
@@ -210,85 +281,40 @@ def hessian_free(
       ...     params, state = step(params, state)
       >>> print(jnp.round(params["a"], 2), jnp.round(params["b"], 2))
       2.0 -1.0
-    """
-    return newton_cg(
-        learning_rate,
-        curvature=curvature,
-        damping=damping,
-        solver=solver,
-        preconditioner=preconditioner,
-        linesearch=linesearch,
-        mask=mask,
-        sampling=sampling,
-        axis_name=axis_name,
-        seed=seed,
-    )
+    """,
+)
 
-
-def stochastic_hessian_free(
-    learning_rate: optax.ScalarOrSchedule | None = 0.4,
-    *,
-    curvature: Curvature = gauss_newton(),
-    damping: float | optax.Schedule | Damping = levenberg_marquardt(calibration=1e-3),
-    solver: Solver = averaged_gradient(0.9),
-    preconditioner: Preconditioner | None = kronecker(
-        refresh=optax.linear_schedule(1, 10, 20),
-        probes=1,
-        first_probes=16,
-        damping=0.5,
-        damping_halving=None,
-    ),
-    linesearch: LineSearch | None = safeguard(),
-    mask: PyTree | Callable[[PyTree], PyTree] | None = None,
-    sampling: Sampling = sampling(1 / 4, min_examples=128),
-    axis_name: str | tuple[str, ...] | None = None,
-    seed: int = 0,
-) -> optax.GradientTransformationExtraArgs:
-    r"""Hessian-free optimisation on mini-batches: the preset of :func:`newton_cg`.
+stochastic_hessian_free = _preset(
+    "stochastic_hessian_free",
+    newton_cg,
+    r"""
+    Hessian-free optimisation on mini-batches: :func:`newton_cg` for noisy gradients.
 
     On a mini-batch an exact step fits the noise of the batch, and so do a step size and
-    a momentum that are fitted to it (:func:`hessian_free`). So this preset averages
-    before it solves: it makes one preconditioned step for the running mean of some ten
-    gradients, as long as the curvature of the present batch allows, but no longer than
-    the preconditioner's own (:func:`averaged_gradient`), times a fixed learning rate.
-    The preconditioner is an average over twenty batches, and the own damping of its
-    factors stays at half of their mean eigenvalues, so that directions of little
-    curvature, about which a batch says nothing, are not blown up. A step costs 1.7
-    gradients.
+    a momentum that are fitted to it. So this preset averages before it solves: it makes
+    one preconditioned step for the running mean of some ten gradients
+    (:func:`averaged_gradient`). The step is as long as the curvature of the present
+    batch allows, but no longer than the preconditioner's own step, times a fixed
+    learning rate. The preconditioner is an average over twenty batches. The own damping
+    of its factors stays at half of their mean eigenvalues, so that a step along a
+    direction of small curvature, which a batch does not determine, is not large. A step
+    costs 1.7 gradients.
 
-    A line search on one batch would reject what the average over many knows better.
-    This one only looks out for steps that go far wrong (:func:`safeguard`), on the
-    curvature's examples, and the damping that all leaves share rises after these and
-    falls after good ones. It matters where the loss has terms that the Gauss-Newton
-    matrix does not see, as the prior of a Bayesian network.
+    A line search on one batch would reject steps that are good for the average over
+    many. The line search of this preset only shortens steps along which the loss rises
+    by more than the quadratic model allows (:func:`safeguard`), and it uses the
+    curvature's examples. The damping of all leaves rises after such steps and falls
+    after good ones. It matters where the loss has terms that the Gauss-Newton matrix
+    does not contain, as the prior of a Bayesian network.
 
-    Give it batches of about five hundred examples, and look at a running mean of the
-    iterates (`optax.incremental_update`, with a step size of about 1/30): the noise
-    that is left averages out. Lower the learning rate for smaller batches, or let a
-    schedule lower it to the end. Of sequences count the tokens, and lower
-    ``min_examples`` as well: ``sampling(1/4, min_examples=8)`` for 32 of 64 tokens.
+    Use batches of about five hundred examples, and evaluate the model at a running mean
+    of the iterates (`optax.incremental_update` with a step size of about 1/30), which
+    averages the remaining noise. Lower the learning rate for smaller batches, or let a
+    schedule lower it towards the end. For sequences count the tokens, and lower
+    ``min_examples`` as well: ``sampling(1/4, min_examples=8)`` for 32 sequences of 64
+    tokens.
 
-    Args:
-      learning_rate: factor on the step, as for :func:`newton_cg`, like all the others.
-      curvature: ``B``.
-      damping: :math:`\lambda`.
-      solver: of the damped system.
-      preconditioner: ``M`` near the inverse of ``B``.
-      linesearch: :func:`safeguard` or None; :func:`armijo` with a solver for single
-        batches.
-      mask: which leaves to train.
-      sampling: which examples the curvature sees: a quarter, at least 128.
-      axis_name: mapped axis name(s) the batch is spread over.
-      seed: of the randomised parts.
-
-    Returns:
-      A `optax.GradientTransformationExtraArgs`, as :func:`newton_cg`.
-
-    Raises:
-      TypeError: as :func:`hessian_free`.
-      ValueError: as :func:`newton_cg`, and for a ``linesearch`` that would reject the
-        directions of this solver.
-
+    ---
     References:
       Martens and Grosse, Optimizing neural networks with Kronecker-factored approximate
       curvature, 2015; Kiros, Training neural networks with stochastic Hessian-free
@@ -317,26 +343,5 @@ def stochastic_hessian_free(
       >>> grid = jnp.linspace(-2, 2, 500)
       >>> bool(loss(average, x=grid, y=jnp.tanh(2 * grid - 1)) < 1e-3)
       True
-    """
-    return newton_cg(
-        learning_rate,
-        curvature=curvature,
-        damping=damping,
-        solver=solver,
-        preconditioner=preconditioner,
-        linesearch=linesearch,
-        mask=mask,
-        sampling=sampling,
-        axis_name=axis_name,
-        seed=seed,
-    )
-
-
-def _scale(
-    learning_rate: optax.ScalarOrSchedule | None,
-) -> optax.GradientTransformation:
-    if learning_rate is None:
-        return optax.scale(-1.0)
-    if not callable(learning_rate):
-        validate.number("learning_rate", learning_rate, low=0.0)
-    return optax.scale_by_learning_rate(learning_rate)
+    """,
+)

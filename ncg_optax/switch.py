@@ -1,4 +1,4 @@
-"""One optimizer first, another one later; only the active one is paid for."""
+"""One optimizer for the first steps, another one after them."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ class SwitchAfterState(NamedTuple):
     """State of :func:`switch_after`.
 
     Attributes:
-      steps_done: updates so far, int32, shape=().
+      steps_done: number of updates done, int32, shape=().
       first: state of the first optimizer.
       then: state of the second one.
 
@@ -38,9 +38,9 @@ def switch_after(
 ) -> optax.GradientTransformationExtraArgs:
     """Runs ``first`` for a number of steps, then ``then``.
 
-    For example SGD pre-training, then Newton-CG. The second optimizer starts from a
-    fresh ``init`` at the parameters of the switch. Under ``jit`` only the active one is
-    computed (``lax.cond``); under ``vmap`` both are.
+    For example SGD first, then Newton-CG. The state of the second optimizer is
+    initialised at the parameters at which it starts. Under ``jit`` only the active
+    optimizer is computed (``lax.cond``); under ``vmap`` both are.
 
     Args:
       steps: number of updates by ``first``, at least 0.
@@ -48,7 +48,8 @@ def switch_after(
       then: the second one.
 
     Returns:
-      A `optax.GradientTransformationExtraArgs`; extra arguments go to both.
+      A `optax.GradientTransformationExtraArgs`; both optimizers get the extra
+      arguments of ``update``.
 
     Raises:
       TypeError: if ``steps`` is not an integer or an optimizer is not one of optax's.
@@ -96,9 +97,9 @@ def switch_after(
             return new_updates, new_state, state.then
 
         def run_then():
-            # Fresh at the switch: averages and scales belong to where it starts.
-            fresh = state.steps_done == steps
-            before = pytree.where(fresh, then.init(params), state.then)
+            # Initialised here: averages and scales may depend on the parameters.
+            starts = state.steps_done == steps
+            before = pytree.where(starts, then.init(params), state.then)
             new_updates, new_state = then.update(updates, before, params, **extra)
             return new_updates, state.first, new_state
 
@@ -112,7 +113,9 @@ def switch_after(
             lambda: like_updates(run_then),
         )
         return new_updates, SwitchAfterState(
-            optax.safe_increment(state.steps_done), first_state, then_state
+            steps_done=jnp.asarray(optax.safe_increment(state.steps_done)),
+            first=first_state,
+            then=then_state,
         )
 
     return optax.GradientTransformationExtraArgs(init, update)

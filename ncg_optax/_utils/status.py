@@ -3,6 +3,7 @@
 import enum
 
 import jax
+import jax.numpy as jnp
 
 
 class Status(enum.IntEnum):
@@ -130,3 +131,19 @@ def explain(status: int | jax.Array) -> str:
         raise ValueError(
             f"status must be one of the codes {known}, got {int(status)}."
         ) from None
+
+
+def first_match(
+    *cases: tuple[jax.Array | bool, int | jax.Array], otherwise: int | jax.Array
+) -> jax.Array:
+    """The code of the first case whose condition holds, int32, shape=().
+
+    Args:
+      *cases: pairs of a condition, bool, shape=(), and a code.
+      otherwise: the code if no condition holds.
+    """
+    conditions, codes = zip(*cases, strict=True)
+    codes = [jnp.asarray(code, jnp.int32) for code in codes]
+    return jnp.select(
+        list(map(jnp.asarray, conditions)), codes, jnp.asarray(otherwise, jnp.int32)
+    )

@@ -76,7 +76,7 @@ def choice(name: str, x: Any, options: tuple[str, ...]) -> str:
 
 def component(name: str, x: Any, kind: type, examples: str) -> Any:
     """``x`` unchanged if it is a ``kind``; ``examples`` says how to make one."""
-    if isinstance(x, kind):
+    if isinstance(x, kind) and not isinstance(x, type):
         return x
     hint = ""
     if callable(x):

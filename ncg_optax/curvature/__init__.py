@@ -1,7 +1,13 @@
 """Curvature matrices, known by their products with vectors."""
 
-from ncg_optax.curvature.gauss_newton import Curvature, curvature_product
-from ncg_optax.curvature.sampling.every_kth import Sampling
+from ncg_optax.curvature.base import Curvature, SampledProduct, curvature_product
 from ncg_optax.curvature.sampling.growth import GrowthState
+from ncg_optax.curvature.sampling.settings import Sampling
 
-__all__ = ["Curvature", "GrowthState", "Sampling", "curvature_product"]
+__all__ = [
+    "Curvature",
+    "GrowthState",
+    "SampledProduct",
+    "Sampling",
+    "curvature_product",
+]

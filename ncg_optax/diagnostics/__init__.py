@@ -1,4 +1,4 @@
-"""What a run tells about itself."""
+"""Problems of a run found from its measurements; checks, logging and plots."""
 
 from ncg_optax.diagnostics.base import Finding
 from ncg_optax.diagnostics.check_operator import OperatorReport

@@ -1,18 +1,20 @@
-"""Is an operator what conjugate gradients take it for? A check for debugging."""
+"""A check that an operator is linear and symmetric, for debugging."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from ncg_optax._utils import pytree, validate
-from ncg_optax.curvature.gauss_newton import Curvature
+from ncg_optax.curvature.base import Curvature
 from ncg_optax.solvers.base import Operator
-from ncg_optax.solvers.cg import conjugate_gradient
+from ncg_optax.solvers.linear_cg import conjugate_gradient
 
 PyTree = Any
 
-# Of each search for negative curvature.
+# In each search for negative curvature.
 _CG_ITERATIONS = 20
 
 
@@ -22,7 +24,7 @@ class OperatorReport(NamedTuple):
     Attributes:
       asymmetry: ``|B - B^T| / |B|`` in Frobenius norms, estimated.
       nonlinearity: ``|B(u + a v) - B u - a B v| / (|B u| + |a B v|)``, the largest.
-      lowest_curvature: ``p.Bp / p.p``, the smallest that was met, in units of the
+      lowest_curvature: the smallest ``p.Bp / p.p`` that was found, in units of the
         largest eigenvalue (estimated); clearly negative if ``B`` is indefinite.
 
     Examples:
@@ -44,12 +46,12 @@ def _safe_ratio(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _trial(matvec: Operator, params: PyTree, key: jax.Array) -> dict[str, jax.Array]:
-    """What one pair of random vectors shows."""
+    """Measurements with one pair of random vectors."""
     product = pytree.in_dtypes_of(params, matvec)
     draw = lambda k: pytree.widen(pytree.random_normal(k, params))  # noqa: E731
     u, v = map(draw, jax.random.split(key))
     a = 0.7
-    # As the operator sees it, in the dtypes of the parameters.
+    # Rounded to the dtypes of the parameters, which the operator needs.
     both = pytree.widen(pytree.cast_like(pytree.add_scaled(u, a, v), params))
     bu, bv = product(u), product(v)
     excess = pytree.add_scaled(pytree.add_scaled(product(both), -1.0, bu), -a, bv)
@@ -78,21 +80,21 @@ def check_operator(
 ) -> OperatorReport:
     """Checks on random vectors that a product is linear and symmetric.
 
-    Conjugate gradients rely on it, and break down without a word where it fails: by a
-    mistake in a ``custom_vjp``, dropout that draws anew at each product, a curvature
-    with a missing conjugate or transpose, or a GPU that multiplies in TF32. Run it
-    once on a new curvature, outside of jit.
+    Conjugate gradients need both, and fail silently without them. Causes are a mistake
+    in a ``custom_vjp``, dropout with new random numbers in each product, a curvature
+    with a missing conjugate or transpose, or a GPU that multiplies in TF32. Run the
+    check once on a new curvature, outside of jit.
 
-    A random vector sees an antisymmetric part as large as its Frobenius norm says. For
-    negative curvature it looks with 20 iterations of conjugate gradients, which find
-    an eigenvalue below zero long before a random vector alone would.
+    The antisymmetric part is measured by its Frobenius norm. Negative curvature is
+    searched for with 20 iterations of conjugate gradients, which find a negative
+    eigenvalue much sooner than a random vector would.
 
     Cost: about 25 products a trial.
 
     Args:
       matvec: ``v -> B v`` of trees with the structure, shapes and dtypes of
-        ``params``, as :func:`curvature_product` makes it.
-      params: a tree like the vectors; only shapes and dtypes count.
+        ``params``, such as :func:`curvature_product` returns.
+      params: a tree like the vectors; only its shapes and dtypes are used.
       positive: whether ``B`` must be positive semidefinite, as a Gauss-Newton matrix
         of a convex loss is.
       trials: pairs of random vectors.
@@ -133,9 +135,9 @@ def check_operator(
     validate.integer("check_operator: trials", trials, low=1)
     dtypes = [x.dtype for x in jax.tree.leaves(params)]
     if tolerance is None:
-        tolerance = max(float(jnp.finfo(d).eps) for d in dtypes) ** 0.5
+        tolerance = math.sqrt(max(float(jnp.finfo(d).eps) for d in dtypes))
     validate.number("check_operator: tolerance", tolerance, low=0.0)
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(params)):
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves(params)):
         raise TypeError("check_operator compares numbers: call it outside of jit.")
     image = jax.eval_shape(matvec, params)
     validate.same_structure("matvec(params)", image, "params", params)
@@ -153,7 +155,7 @@ def check_operator(
         lowest_curvature=float(found["curvature"].min()),
     )
     allowed = f"with a tolerance of {tolerance:.1e}."
-    # Without linearity the other numbers mean nothing.
+    # For a nonlinear B the other numbers mean nothing.
     if not report.nonlinearity <= tolerance:
         raise ValueError(
             "check_operator: B is not linear: B(u + a v) differs from B u + a B v by "

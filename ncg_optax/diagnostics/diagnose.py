@@ -1,4 +1,4 @@
-"""What is wrong with a run, in words, from what its last steps measured."""
+"""The problems of a run, in words, from the measurements of its last steps."""
 
 import textwrap
 from typing import Any, NamedTuple
@@ -6,23 +6,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ncg_optax._utils.status import Status
-from ncg_optax.diagnostics import read_infos as _history
-from ncg_optax.diagnostics import step_rules as _findings
-from ncg_optax.diagnostics import trend_rules as _tendencies
 from ncg_optax.diagnostics.base import (
     MIN_STEPS,
     Finding,
-    Run,
-    as_run,
+    Steps,
+    as_steps,
+    from_to,
+    is_frequent,
     is_stationary,
     median,
-    mostly,
     number,
-    way,
 )
+from ncg_optax.diagnostics.read_infos import read_infos
+from ncg_optax.diagnostics.step_rules import NOT_STARTED, STEP_RULES, zero_gradient
+from ncg_optax.diagnostics.trend_rules import TREND_RULES
 
-# What follows from a finding is not reported beside it.
-EXPLAINS = {
+# If the problem on the left is found, those on the right, which may follow from it, are
+# not reported.
+CONSEQUENCES = {
     "summed_loss": (
         "non_finite",
         "damping_rises",
@@ -74,9 +75,9 @@ class Diagnosis(NamedTuple):
     """The answer of :func:`diagnose`; prints as text.
 
     Attributes:
-      findings: the problems found, those that explain others first.
-      steps: how many steps were looked at.
-      summary: a sentence or two on how they went.
+      findings: the problems found.
+      steps: how many steps were examined.
+      summary: one or two sentences about these steps.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -90,7 +91,7 @@ class Diagnosis(NamedTuple):
       <BLANKLINE>
       1. No update has been made. [not_started]
          Evidence: the status of every info is NOT_STARTED.
-         Advice: Look at the state that update returns, ...
+         Advice: Pass the state that update returns, ...
     """
 
     findings: tuple[Finding, ...]
@@ -117,40 +118,40 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(history: Any, last: int | None = 20) -> Diagnosis:
-    """What is wrong with a run, and which setting to change.
+    """Finds problems of a run, and says which setting to change.
 
-    Looks at what the last steps measured, which :func:`get_info` finds in a state, and
-    needs nothing else: collect states or infos while training, or return the info from
-    the body of a ``lax.scan``. Tendencies show from ten steps on; of a single state
-    only what one step can show is reported. Fetches all numbers in one transfer; call
-    it outside of jit.
+    Uses the measurements of the last steps, the infos that :func:`get_info` finds in a
+    state, and nothing else: collect states or infos while training, or return the info
+    from the body of a ``lax.scan``. Some problems can only be found from ten steps or
+    more; from a single state those that one step shows are reported. Fetches all
+    numbers in one transfer; call it outside of jit.
 
     The names of the findings:
 
     - ``not_started``: no update has been made.
     - ``non_finite``: loss, gradient or curvature are not finite.
     - ``summed_loss``: loss and gradient are summed over devices, not averaged.
-    - ``updates_not_applied``: the parameters stay where they are.
+    - ``updates_not_applied``: the parameters do not change.
     - ``zero_curvature``: ``value_fn`` does not depend on its argument.
-    - ``zero_gradient``: nothing to do from the first step on.
+    - ``zero_gradient``: the gradient is zero from the first step on.
     - ``indefinite_preconditioner``: ``r.Mr <= 0``.
     - ``steepest_descent``: the solver's direction does not descend.
     - ``loss_rises``: the loss more than doubled.
-    - ``gradient_mismatch``: the loss does not follow its gradient.
+    - ``gradient_mismatch``: the loss does not change as its gradient predicts.
     - ``negative_curvature``: at half of the steps or more.
     - ``rejected``: steps are rejected again and again.
-    - ``damping_rises``: without end.
+    - ``damping_rises``: the damping rises far above the curvature.
     - ``shortened``: the line search shortens nearly all steps.
     - ``noise``: steps fit the noise of their mini-batch.
-    - ``iterations``: the solver ends at its cap, far from the solution.
+    - ``iterations``: the solver stops at ``maxiter``, far from the solution.
     - ``timid``: the damping is too high, and does not fall.
-    - ``rounding``: float32 cannot resolve what is left to gain.
+    - ``rounding``: a further decrease is below the rounding error of float32.
 
     Args:
       history: states (of :func:`newton_cg`, or any wrapper around it) or infos, oldest
-        first; or one of them, also stacked along a first axis of steps. The infos of
-        ``pmap`` are taken if the devices agree.
-      last: how many steps from the end to look at; None for all.
+        first; or one of them, also stacked along a first axis of steps. Infos from
+        ``pmap`` are accepted if the devices agree.
+      last: how many of the last steps to examine; None for all.
 
     Returns:
       A :class:`Diagnosis`, which prints as text.
@@ -181,61 +182,62 @@ def diagnose(history: Any, last: int | None = 20) -> Diagnosis:
          Evidence: the damping is 100 ...
          Advice: ...
     """
-    info = _history.read("diagnose", history, last)
-    # Before a switch of optimizers there is nothing to see.
+    info = read_infos("diagnose", history, last)
+    # Before switch_after has switched there are no measurements.
     started = info.status != Status.NOT_STARTED
     if not started.any():
-        return Diagnosis((_findings.NOT_STARTED,), 0, "No step has been taken yet.")
-    run = as_run(info).where(started)
-    first = run.where(np.arange(len(run.tried)) == 0)
+        return Diagnosis((NOT_STARTED,), 0, "No step has been taken yet.")
+    steps = as_steps(info).select(started)
+    index = np.arange(len(steps.evaluated))
+    first = steps.select(index == 0)
     if last is not None:
-        run = run.where(np.arange(len(run.tried)) >= len(run.tried) - last)
-    steps = len(run.tried)
+        steps = steps.select(index >= len(index) - last)
 
-    findings = [rule(run) for rule in _findings.FROM_ONE_STEP]
-    if is_stationary(first.info).all():  # else it is where the run converged
-        findings.append(_findings.zero_gradient(run))
-    # Whose loss no longer changes has no tendency, except to end.
-    if not mostly(run.settled):
-        moving = run.where(~run.settled)
-        if len(moving.tried) >= MIN_STEPS:
-            findings += [rule(moving) for rule in _tendencies.TENDENCIES]
+    findings = [rule(steps) for rule in STEP_RULES]
+    if is_stationary(first.info).all():  # Else the run has converged there.
+        findings.append(zero_gradient(steps))
+    # If most steps are negligible the run has ended, and a trend means nothing.
+    if not is_frequent(steps.negligible):
+        moving = steps.select(~steps.negligible)
+        if len(moving.evaluated) >= MIN_STEPS:
+            findings += [rule(moving) for rule in TREND_RULES]
     findings = [finding for finding in findings if finding]
-    explained = {name for f in findings for name in EXPLAINS.get(f.name, ())}
+    explained = {name for f in findings for name in CONSEQUENCES.get(f.name, ())}
     findings = tuple(f for f in findings if f.name not in explained)
-    return Diagnosis(findings, steps, _summary(run, healthy=not findings))
+    summary = _summary(steps, healthy=not findings)
+    return Diagnosis(findings, len(steps.evaluated), summary)
 
 
 def _wrapped(text: str, indent: str = "") -> str:
     return textwrap.fill(text, 79, subsequent_indent=indent, break_on_hyphens=False)
 
 
-def _summary(run: Run, healthy: bool) -> str:
-    info = run.info
-    steps = len(run.tried)
-    which = "The last step" if steps == 1 else f"The last {steps} steps"
+def _summary(steps: Steps, healthy: bool) -> str:
+    info = steps.info
+    count = len(steps.evaluated)
+    which = "The last step" if count == 1 else f"The last {count} steps"
     parts = [
-        f"loss {number(info.loss[0]) if steps == 1 else way(info.loss)}",
+        f"loss {number(info.loss[0]) if count == 1 else from_to(info.loss)}",
         f"gradient norm {number(info.gradient_norm[-1])}",
         f"damping {number(info.damping[-1])}",
     ]
-    if run.tried.any():
-        parts.append(f"median ratio {median(info.reduction_ratio[run.tried])}")
+    if steps.evaluated.any():
+        parts.append(f"median ratio {median(info.reduction_ratio[steps.evaluated])}")
     parts.append(f"{number(np.mean(info.products))} products a step")
     text = f"{which}: {', '.join(parts)}."
     if not healthy:
         return text
-    if mostly(run.settled):
+    if is_frequent(steps.negligible):
         verdict = (
             "Converged: the gradient is exactly zero."
             if info.gradient_norm[-1] == 0
-            else f"Converged: what is left to gain is below the rounding of "
-            f"{run.arithmetic}."
+            else f"Converged: a further decrease is below the rounding of "
+            f"{steps.arithmetic}."
         )
-    elif np.sum(~run.settled) < MIN_STEPS:
+    elif np.sum(~steps.negligible) < MIN_STEPS:
         verdict = (
-            "No problem found, but tendencies show only from "
-            f"{MIN_STEPS} steps on: hand over a history."
+            "No problem found, but some problems can be found only from "
+            f"{MIN_STEPS} steps on: pass a history."
         )
     else:
         verdict = "No problem found."

@@ -1,10 +1,11 @@
-"""What a run measured, as NumPy arrays on the host with one axis: the steps."""
+"""Reads the infos of a run as NumPy arrays on the host, of shape=(steps,)."""
 
 import collections.abc
 from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from ncg_optax._utils import validate
 from ncg_optax.step.info import NewtonCGInfo, find_infos
@@ -12,20 +13,20 @@ from ncg_optax.step.info import NewtonCGInfo, find_infos
 PyTree = Any
 
 
-def read(who: str, history: Any, last: int | None = None) -> NewtonCGInfo:
+def read_infos(who: str, history: Any, last: int | None = None) -> NewtonCGInfo:
     """The infos of a run, oldest first, fetched in one transfer.
 
     Args:
       who: the calling function, for error messages.
       history: a :class:`NewtonCGInfo` or a state that contains one, of one step or
         stacked along a first axis, as ``lax.scan`` returns it; or a sequence of these.
-      last: only the first step and so many from the end; None for all.
+      last: read only the first step and the last ``last`` steps; None for all.
 
     Returns:
       A :class:`NewtonCGInfo` of arrays of shape=(steps,), in their own dtypes.
 
     Raises:
-      TypeError: if the numbers are not known yet, because this runs under jit, or if
+      TypeError: if it is called under jit, where the numbers are not known, or if
         ``last`` is not an integer.
       ValueError: if there is nothing to read, a part of the history has no info or
         several, an info has more axes than one, or the devices disagree.
@@ -33,11 +34,11 @@ def read(who: str, history: Any, last: int | None = None) -> NewtonCGInfo:
     if last is not None:
         validate.integer(f"{who}: last", last, low=1)
     infos = _infos(who, history)
-    if last is not None:  # each is of one step at least
+    if last is not None:  # Each info has at least one step.
         infos = infos[:1] + infos[1:][-last:]
-    # Everything on its way before anything is waited for.
+    # All copies start before the first is waited for.
     copies = jax.device_get([[_copies(who, x) for x in info] for info in infos])
-    parts = [NewtonCGInfo(*(_agreed(who, x) for x in fields)) for fields in copies]
+    parts = [NewtonCGInfo._make(_agreed(who, x) for x in info) for info in copies]
     for info in parts:
         if info.status.ndim > 1:
             raise ValueError(
@@ -53,7 +54,7 @@ def read(who: str, history: Any, last: int | None = None) -> NewtonCGInfo:
     return jax.tree.map(lambda x: np.append(x[:1], x[1:][-last:]), stacked)
 
 
-def read_one(who: str, state: PyTree) -> NewtonCGInfo:
+def read_info(who: str, state: PyTree) -> NewtonCGInfo:
     """The info of one step as NumPy scalars, fetched in one transfer.
 
     Args:
@@ -61,10 +62,10 @@ def read_one(who: str, state: PyTree) -> NewtonCGInfo:
       state: a :class:`NewtonCGInfo`, or a state that contains one.
 
     Raises:
-      TypeError: if it runs under jit.
+      TypeError: if it is called under jit.
       ValueError: if there is not exactly one step.
     """
-    info = read(who, state)
+    info = read_infos(who, state)
     if info.status.shape != (1,):
         raise ValueError(
             f"{who} takes the state or the info of one step, got {len(info.status)} "
@@ -75,7 +76,7 @@ def read_one(who: str, state: PyTree) -> NewtonCGInfo:
 
 
 def _infos(who: str, history: Any) -> list[NewtonCGInfo]:
-    # A state may be a tuple as well (that of optax.chain is): it has a single info.
+    # A state may be a tuple too, such as that of optax.chain, but has one info.
     found = find_infos(history)
     if len(found) == 1:
         return found
@@ -86,7 +87,7 @@ def _infos(who: str, history: Any) -> list[NewtonCGInfo]:
             f"of such states; got {len(found)} of them in a {type(history).__name__}."
         )
     if len(history) == 0:
-        raise ValueError(f"{who}: the history is empty: expected a step at least.")
+        raise ValueError(f"{who}: the history is empty: expected at least one step.")
     infos = list(map(find_infos, history))
     for i, (entry, found) in enumerate(zip(history, infos, strict=True)):
         if len(found) != 1:
@@ -99,8 +100,8 @@ def _infos(who: str, history: Any) -> list[NewtonCGInfo]:
 
 
 def _copies(who: str, x: Any) -> list[Any]:
-    """The array, or those of each device if they are stacked along the first axis."""
-    if isinstance(x, jax.core.Tracer):
+    """The array, or one array for each device if it is sharded."""
+    if isinstance(x, Tracer):
         raise TypeError(
             f"{who} reads numbers, which are not known while a function is traced: "
             "call it outside of jit and scan, or through jax.debug.callback."
@@ -112,7 +113,7 @@ def _copies(who: str, x: Any) -> list[Any]:
 
 
 def _agreed(who: str, copies: list[Any]) -> np.ndarray:
-    """What the devices (of this process) have in common; pmap's axis is dropped."""
+    """The value that all devices of this process have, without the axis of pmap."""
     first, *others = map(np.asarray, copies)
     if not others:
         return first

@@ -1,12 +1,18 @@
 """What makes steps safe far from a minimum: damping and line searches."""
 
-from ncg_optax.globalization.armijo import LineSearch, SearchResult
-from ncg_optax.globalization.damping import Damping, LevenbergMarquardtState
-from ncg_optax.solvers.base import Outcome
+from ncg_optax.globalization.base import (
+    Damping,
+    Line,
+    LineSearch,
+    Outcome,
+    SearchResult,
+)
+from ncg_optax.globalization.damping import LevenbergMarquardtState
 
 __all__ = [
     "Damping",
     "LevenbergMarquardtState",
+    "Line",
     "LineSearch",
     "Outcome",
     "SearchResult",

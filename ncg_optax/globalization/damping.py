@@ -1,70 +1,43 @@
 """Damping rules: the lambda in ``(B + lambda I) d = -g``."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ncg_optax._utils import validate
-from ncg_optax.solvers.base import Outcome
+from ncg_optax.globalization.base import Damping, Outcome
 
 
-class Damping(NamedTuple):
-    """A damping rule.
+@dataclasses.dataclass(frozen=True)
+class fixed(Damping):
+    """A number, or an optax schedule of the steps done."""
 
-    Attributes:
-      init: ``init(dtype) -> state``, with ``dtype`` that of the scalars.
-      value: ``value(state, count, measure) -> (damping, state, products)`` at the start
-        of step number ``count``; ``measure()`` returns the curvature's own scale,
-        ``|B g| / |g|``, for one product, and ``products`` says how often it was called.
-      update: ``update(state, outcome) -> state`` after the step was tried.
-      needs_outcome: whether ``update`` needs the loss at the end of the step.
+    damping: float | jax.Array | optax.Schedule
 
-    Examples:
-      The hundredth part of the curvature's own scale, measured anew at each step:
-
-      >>> import ncg_optax as ncg
-      >>> measured = ncg.globalization.Damping(
-      ...     init=lambda dtype: (),
-      ...     value=lambda state, count, measure: (0.01 * measure(), state, 1),
-      ...     update=lambda state, outcome: state,
-      ... )
-      >>> tx = ncg.newton_cg(damping=measured)
-    """
-
-    init: Callable[[Any], Any]
-    value: Callable[..., tuple[jax.Array, Any, jax.Array | int]]
-    update: Callable[[Any, Outcome], Any]
-    needs_outcome: bool = False
-
-
-def _fixed(value_at: Callable[[jax.Array], Any]) -> Damping:
-    return Damping(
-        init=lambda dtype: (),
-        value=lambda state, count, measure: (value_at(count), state, 0),
-        update=lambda state, outcome: state,
-    )
+    def value(self, state, count, measure):
+        """The number, or that of the schedule."""
+        damping = self.damping(count) if callable(self.damping) else self.damping
+        return damping, state, 0
 
 
 def as_damping(damping: Any) -> Damping:
-    """A number, optax schedule or :class:`Damping` as a :class:`Damping`."""
-    if isinstance(damping, Damping):
-        return damping
-    if callable(damping) and not isinstance(damping, tuple):
-        # A factory passed without calling it would be taken for a schedule.
-        if damping is levenberg_marquardt:
-            validate.component("damping", damping, Damping, "levenberg_marquardt()")
-        return _fixed(damping)
-    if isinstance(damping, str) or damping is None or isinstance(damping, tuple):
-        validate.component(
-            "damping",
-            damping,
-            Damping,
-            "levenberg_marquardt(), or be a number or an optax schedule",
-        )
-    validate.number("damping", damping, low=0.0)
-    return _fixed(lambda count: damping)
+    """A number, optax schedule or :class:`Damping` as a :class:`Damping`.
+
+    Raises:
+      TypeError: if it is none of these.
+      ValueError: if the number is negative or NaN.
+    """
+    if isinstance(damping, (int, float)) or hasattr(damping, "dtype"):
+        return fixed(validate.number("damping", damping, low=0.0))
+    # A rule that was not called, levenberg_marquardt, is no schedule.
+    if callable(damping) and not isinstance(damping, type):
+        return fixed(damping)
+    examples = "levenberg_marquardt(), or be a number or an optax schedule"
+    return validate.component("damping", damping, Damping, examples)
 
 
 class LevenbergMarquardtState(NamedTuple):
@@ -86,16 +59,8 @@ class LevenbergMarquardtState(NamedTuple):
     unit: jax.Array
 
 
-def levenberg_marquardt(
-    initial: float | None = None,
-    calibration: float = 1e-4,
-    decrease: float = 0.1,
-    increase: float = 4.0,
-    low: float = 0.25,
-    high: float = 0.75,
-    minimum: float = 1e-12,
-    maximum: float = 1e12,
-) -> Damping:
+@dataclasses.dataclass(frozen=True)
+class levenberg_marquardt(Damping):
     r"""Levenberg-Marquardt damping, steered by the reduction ratio.
 
     .. math::
@@ -114,7 +79,7 @@ def levenberg_marquardt(
     the line search had to shorten counts as a bad ratio, and so does a rejected one,
     which multiplies by ``increase`` twice.
 
-    Args:
+    Attributes:
       initial: first damping, in units of the curvature (loss per squared parameter).
         None calibrates it at the first step, for one product.
       calibration: the first damping without ``initial``, in units of ``|B g| / |g|``,
@@ -126,9 +91,6 @@ def levenberg_marquardt(
       minimum: lower bound, as a multiple of the first damping.
       maximum: upper bound, likewise.
 
-    Returns:
-      A :class:`Damping`.
-
     Raises:
       TypeError: if a setting is not a number.
       ValueError: if one is out of range or NaN.
@@ -137,41 +99,69 @@ def levenberg_marquardt(
       >>> import ncg_optax as ncg
       >>> tx = ncg.newton_cg(damping=ncg.levenberg_marquardt(initial=1.0))
     """
-    who = "levenberg_marquardt: "
-    if initial is not None:
-        validate.number(who + "initial", initial, low=0.0, low_open=True)
-    validate.number(who + "calibration", calibration, low=0.0, low_open=True)
-    validate.number(who + "decrease", decrease, low=0.0, high=1.0, low_open=True)
-    validate.number(who + "increase", increase, low=1.0)
-    validate.number(who + "low", low, low=0.0, high=1.0)
-    validate.number(who + "high", high, low=low, high=1.0)
-    validate.number(who + "minimum", minimum, low=0.0, high=1.0)
-    validate.number(who + "maximum", maximum, low=1.0)
 
-    def init(dtype):
-        start = jnp.asarray(0.0 if initial is None else initial, dtype)
+    initial: float | None = None
+    calibration: float = 1e-4
+    decrease: float = 0.1
+    increase: float = 4.0
+    low: float = 0.25
+    high: float = 0.75
+    minimum: float = 1e-12
+    maximum: float = 1e12
+
+    needs_outcome = True
+
+    def __post_init__(self):
+        def check(name, **interval):
+            value = getattr(self, name)
+            validate.number(f"levenberg_marquardt: {name}", value, **interval)
+
+        if self.initial is not None:
+            check("initial", low=0.0, low_open=True)
+        check("calibration", low=0.0, low_open=True)
+        check("decrease", low=0.0, high=1.0, low_open=True)
+        check("increase", low=1.0)
+        check("low", low=0.0, high=1.0)
+        check("high", low=self.low, high=1.0)
+        check("minimum", low=0.0, high=1.0)
+        check("maximum", low=1.0)
+
+    def init(self, dtype: Any) -> LevenbergMarquardtState:
+        """``initial``, or 0 until it is calibrated."""
+        start = jnp.asarray(0.0 if self.initial is None else self.initial, dtype)
         return LevenbergMarquardtState(damping=start, unit=start)
 
-    def value(state, count, measure):
-        if initial is not None:
+    def value(
+        self,
+        state: LevenbergMarquardtState,
+        count: jax.Array,
+        measure: Callable[[], jax.Array],
+    ) -> tuple[jax.Array, LevenbergMarquardtState, jax.Array | int]:
+        """The damping of the state; at the first step it is calibrated."""
+        if self.initial is not None:
             return state.damping, state, 0
         # Calibrated once, so the product is not paid for later on.
         fresh = state.unit == 0
-        unit = jax.lax.cond(fresh, lambda: calibration * measure(), lambda: state.unit)
+        unit = jax.lax.cond(
+            fresh, lambda: self.calibration * measure(), lambda: state.unit
+        )
         unit = jnp.where(jnp.isfinite(unit), unit, 0)
         damping = jnp.where(fresh, unit, state.damping)
         state = LevenbergMarquardtState(damping, unit)
         return damping, state, fresh.astype(jnp.int32)
 
-    def update(state, outcome):
+    def update(
+        self, state: LevenbergMarquardtState, outcome: Outcome
+    ) -> LevenbergMarquardtState:
+        """Lower after a good step, higher after a bad one."""
         full = outcome.step_size >= 1
-        good = full & outcome.ratio_at_least(high)
-        bad = jnp.logical_not(full & outcome.ratio_at_least(low))
-        rise = jnp.where(outcome.accepted, increase, increase**2)
-        factor = jnp.where(bad, rise, jnp.where(good, decrease, 1.0))
+        good = full & outcome.ratio_at_least(self.high)
+        bad = jnp.logical_not(full & outcome.ratio_at_least(self.low))
+        rise = jnp.where(outcome.accepted, self.increase, self.increase**2)
+        factor = jnp.where(bad, rise, jnp.where(good, self.decrease, 1.0))
         damping = jnp.clip(
-            state.damping * factor, state.unit * minimum, state.unit * maximum
+            state.damping * factor,
+            state.unit * self.minimum,
+            state.unit * self.maximum,
         )
         return state._replace(damping=damping.astype(state.damping.dtype))
-
-    return Damping(init, value, update, needs_outcome=True)

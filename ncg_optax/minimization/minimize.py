@@ -1,6 +1,7 @@
-"""A whole minimisation in one ``lax.while_loop`` around a transformation."""
+"""A whole minimisation: one ``lax.while_loop`` around an optax transformation."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,15 +9,15 @@ import jax.numpy as jnp
 import optax
 
 from ncg_optax._utils import pytree, validate
-from ncg_optax._utils.status import Status
-from ncg_optax.losses.composite import as_objective
+from ncg_optax._utils.status import Status, first_match
+from ncg_optax.losses.objective import Objective, as_objective
 from ncg_optax.minimization.saddle import leave_saddle
 from ncg_optax.presets import newton_cg
-from ncg_optax.step.info import NewtonCGInfo
+from ncg_optax.step.info import find_infos
 
 PyTree = Any
 
-# Steps without any progress, in value or in gradient norm, after which to give up.
+# Steps in a row without progress, in value or gradient norm, before it stops.
 PATIENCE = 20
 
 
@@ -52,6 +53,17 @@ class MinimizeResult(NamedTuple):
     converged: jax.Array
 
 
+class _Settings(NamedTuple):
+    """The arguments of :func:`minimize` that are not arrays."""
+
+    value_fn: Callable[..., Any]
+    optimizer: optax.GradientTransformationExtraArgs
+    maxiter: int
+    gtol: float
+    ftol: float
+    check_curvature: bool
+
+
 class _Cost(NamedTuple):
     products: jax.Array
     evaluations: jax.Array
@@ -67,14 +79,16 @@ class _Cost(NamedTuple):
 
 
 class _Loop(NamedTuple):
+    """What changes from one iteration to the next; reals of shape=()."""
+
     params: PyTree
-    state: Any
+    state: Any  # of the optimizer
     value: jax.Array
     grads: PyTree
-    norm: jax.Array
+    norm: jax.Array  # the largest absolute entry of the gradient
     best_norm: jax.Array
     idle: jax.Array  # steps in a row without progress
-    k: jax.Array
+    k: jax.Array  # updates done
     cost: _Cost
     status: jax.Array
 
@@ -96,7 +110,7 @@ def minimize(
     ``gtol`` at a point where no direction of negative curvature is found: a saddle or
     a maximum is left along one, not reported as a solution. The search for it takes up
     to 20 products with the exact Hessian, from a random vector, so it may miss a
-    negative eigenvalue that is tiny beside the others.
+    negative eigenvalue that is small compared with the others.
 
     Args:
       value_fn: the loss, ``value_fn(params, **data)``, scalar or ``(loss, aux)``, or a
@@ -105,10 +119,10 @@ def minimize(
       optimizer: :func:`newton_cg` if None; any optax optimizer works.
       maxiter: largest number of updates.
       gtol: tolerance on the largest entry of the gradient, in units of the gradient.
-      ftol: stop if an update lowers the loss by no more than this share of its size; 0
-        for no such test.
-      check_curvature: whether to look for negative curvature before claiming
-        convergence. Needs the Hessian of ``value_fn``.
+      ftol: stop if an update lowers the loss by no more than ``ftol`` times its
+        absolute value; 0 for no such test.
+      check_curvature: whether to search for negative curvature before convergence is
+        reported. Needs the Hessian of ``value_fn``.
       **data: further arguments of ``value_fn``, by name.
 
     Returns:
@@ -136,160 +150,194 @@ def minimize(
     validate.component(
         "optimizer", optimizer, optax.GradientTransformation, "newton_cg()"
     )
-    optimizer = optax.with_extra_args_support(optimizer)
     params = jax.tree.map(jnp.asarray, params)
     validate.trainable_tree("params", params)
-
-    def solve(params, data):
-        dtype = pytree.scalar_dtype(params)
-        objective = as_objective(value_fn, data)
-        value_and_grad = _value_and_conjugated_grad(objective.value)
-
-        def keep_going(loop):
-            return loop.status == Status.RUNNING
-
-        def step(loop):
-            updates, state = optimizer.update(
-                loop.grads,
-                loop.state,
-                loop.params,
-                value=loop.value,
-                grad=loop.grads,
-                value_fn=value_fn,
-                **data,
-            )
-            moved = pytree.max_norm(updates) > 0
-            new = optax.apply_updates(loop.params, updates)
-            # After a rejected step the gradient is known.
-            value, grads = jax.lax.cond(
-                moved,
-                lambda: value_and_grad(new),
-                lambda: (loop.value, loop.grads),
-            )
-            cost = _with_step(loop.cost, state, moved)
-            return advance(loop, new, state, value, grads, cost)
-
-        def leave_or_accept(loop):
-            way_out = leave_saddle(
-                objective, loop.params, loop.value, loop.grads, loop.k
-            )
-            found = way_out.status == Status.RUNNING
-            moved = found & (loop.k < maxiter)
-            new = pytree.where(moved, way_out.params, loop.params)
-            value, grads = jax.lax.cond(
-                moved,
-                lambda: value_and_grad(new),
-                lambda: (loop.value, loop.grads),
-            )
-            cost = loop.cost.plus(
-                way_out.products,
-                way_out.evaluations,
-                way_out.gradient_equivalents + moved,
-            )
-            after = advance(loop, new, loop.state, value, grads, cost)
-            stay = jnp.where(found, Status.MAX_STEPS, way_out.status)
-            return after._replace(
-                status=_code(jnp.where(moved, after.status, stay)),
-                k=jnp.where(moved, after.k, loop.k),
-                idle=jnp.zeros_like(loop.idle),
-            )
-
-        def body(loop):
-            finish = leave_or_accept if check_curvature else accept
-            return jax.lax.cond(loop.norm <= gtol, finish, step, loop)
-
-        def accept(loop):
-            return loop._replace(status=_code(Status.CONVERGED_GRADIENT))
-
-        def advance(loop, new, state, value, grads, cost):
-            norm = pytree.max_norm(grads).astype(dtype)
-            progress = (value < loop.value) | (norm < loop.best_norm)
-            idle = jnp.where(progress, 0, loop.idle + 1).astype(jnp.int32)
-            size = jnp.maximum(jnp.abs(value), jnp.abs(loop.value))
-            flat = (loop.value - value <= ftol * size) & (idle == 0) & (ftol > 0)
-            k = loop.k + 1
-            small = norm <= gtol
-            status = jnp.where(k >= maxiter, Status.MAX_STEPS, Status.RUNNING)
-            status = jnp.where(idle >= PATIENCE, Status.STALLED, status)
-            status = jnp.where(flat, Status.CONVERGED_VALUE, status)
-            # One more round: the gradient is small, the curvature is to be looked at.
-            status = jnp.where(small, Status.RUNNING, status)
-            finite = jnp.isfinite(value) & jnp.isfinite(norm)
-            status = jnp.where(finite, status, Status.DIVERGED)
-            return _Loop(
-                params=new,
-                state=state,
-                value=value,
-                grads=grads,
-                norm=norm,
-                best_norm=jnp.minimum(norm, loop.best_norm),
-                idle=idle,
-                k=k,
-                cost=cost,
-                status=_code(status),
-            )
-
-        value, grads = value_and_grad(params)
-        norm = pytree.max_norm(grads).astype(dtype)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        start = jnp.where(finite, Status.RUNNING, Status.DIVERGED)
-        start = jnp.where((maxiter == 0) & (norm > gtol), Status.MAX_STEPS, start)
-        nothing = jnp.zeros((), jnp.int32)
-        end = jax.lax.while_loop(
-            keep_going,
-            body,
-            _Loop(
-                params=params,
-                state=optimizer.init(params),
-                value=value,
-                grads=grads,
-                norm=norm,
-                best_norm=norm,
-                idle=nothing,
-                k=nothing,
-                cost=_Cost(nothing, nothing, jnp.ones((), dtype)),
-                status=_code(start),
-            ),
-        )
-        converged = (end.status == Status.CONVERGED_GRADIENT) | (
-            end.status == Status.CONVERGED_VALUE
-        )
-        result = MinimizeResult(
-            value=end.value,
-            gradient_norm=end.norm,
-            iterations=end.k,
-            products=end.cost.products,
-            evaluations=end.cost.evaluations,
-            gradient_equivalents=end.cost.gradient_equivalents,
-            status=end.status,
-            converged=converged,
-        )
-        return end.params, end.state, result
-
-    return jax.jit(solve)(params, data)
+    settings = _Settings(
+        value_fn=value_fn,
+        optimizer=optax.with_extra_args_support(optimizer),
+        maxiter=maxiter,
+        gtol=gtol,
+        ftol=ftol,
+        check_curvature=check_curvature,
+    )
+    return jax.jit(functools.partial(_solve, settings))(params, data)
 
 
-def _code(status: Any) -> jax.Array:
-    return jnp.asarray(status, jnp.int32)
+def _solve(
+    settings: _Settings, params: PyTree, data: Mapping[str, Any]
+) -> tuple[PyTree, Any, MinimizeResult]:
+    """The whole minimisation, as one program."""
+    objective = as_objective(settings.value_fn, data)
+    end = jax.lax.while_loop(
+        lambda loop: loop.status == Status.RUNNING,
+        functools.partial(_iterate, settings, objective, data),
+        _start(settings, objective, params),
+    )
+    converged = (end.status == Status.CONVERGED_GRADIENT) | (
+        end.status == Status.CONVERGED_VALUE
+    )
+    result = MinimizeResult(
+        value=end.value,
+        gradient_norm=end.norm,
+        iterations=end.k,
+        products=end.cost.products,
+        evaluations=end.cost.evaluations,
+        gradient_equivalents=end.cost.gradient_equivalents,
+        status=end.status,
+        converged=converged,
+    )
+    return end.params, end.state, result
 
 
-def _value_and_conjugated_grad(value: Callable) -> Callable:
+def _start(settings: _Settings, objective: Objective, params: PyTree) -> _Loop:
+    value, grads = _value_and_grad(objective, params)
+    norm = _largest_entry(grads, params)
+    no_steps = (settings.maxiter == 0) & (norm > settings.gtol)
+    finite = jnp.isfinite(value) & jnp.isfinite(norm)
+    zero = jnp.zeros((), jnp.int32)
+    return _Loop(
+        params=params,
+        state=settings.optimizer.init(params),
+        value=value,
+        grads=grads,
+        norm=norm,
+        best_norm=norm,
+        idle=zero,
+        k=zero,
+        cost=_Cost(zero, zero, jnp.ones_like(norm)),
+        status=first_match(
+            (no_steps, Status.MAX_STEPS),
+            (~finite, Status.DIVERGED),
+            otherwise=Status.RUNNING,
+        ),
+    )
+
+
+def _iterate(
+    settings: _Settings, objective: Objective, data: Mapping[str, Any], loop: _Loop
+) -> _Loop:
+    """One update, or the check of the curvature where the gradient is small."""
+
+    def accept(loop):
+        return loop._replace(status=jnp.asarray(Status.CONVERGED_GRADIENT, jnp.int32))
+
+    return jax.lax.cond(
+        loop.norm <= settings.gtol,
+        functools.partial(_check_minimum, settings, objective)
+        if settings.check_curvature
+        else accept,
+        functools.partial(_update, settings, objective, data),
+        loop,
+    )
+
+
+def _update(
+    settings: _Settings, objective: Objective, data: Mapping[str, Any], loop: _Loop
+) -> _Loop:
+    """One update of the optimizer."""
+    updates, state = settings.optimizer.update(
+        loop.grads,
+        loop.state,
+        loop.params,
+        value=loop.value,
+        grad=loop.grads,
+        value_fn=settings.value_fn,
+        **data,
+    )
+    moved = pytree.max_norm(updates) > 0
+    params = optax.apply_updates(loop.params, updates)
+    value, grads = _gradient_if_moved(objective, loop, moved, params)
+    cost = _cost_of_update(loop.cost, state, moved)
+    return _advance(settings, loop, params, state, value, grads, cost)
+
+
+def _check_minimum(settings: _Settings, objective: Objective, loop: _Loop) -> _Loop:
+    """Converged at a minimum; elsewhere a step to a lower point, if there is one."""
+    found = leave_saddle(objective, loop.params, loop.value, loop.grads, loop.k)
+    lower = found.status == Status.RUNNING
+    moved = lower & (loop.k < settings.maxiter)
+    params = pytree.where(moved, found.params, loop.params)
+    value, grads = _gradient_if_moved(objective, loop, moved, params)
+    cost = loop.cost.plus(
+        found.products, found.evaluations, found.gradient_equivalents + moved
+    )
+    new = _advance(settings, loop, params, loop.state, value, grads, cost)
+    return new._replace(
+        status=first_match(
+            (moved, new.status), (lower, Status.MAX_STEPS), otherwise=found.status
+        ),
+        k=jnp.where(moved, new.k, loop.k),
+        idle=jnp.zeros_like(loop.idle),
+    )
+
+
+def _gradient_if_moved(
+    objective: Objective, loop: _Loop, moved: jax.Array, params: PyTree
+) -> tuple[jax.Array, PyTree]:
+    """Value and gradient at ``params``; those known if the step was rejected."""
+    return jax.lax.cond(
+        moved,
+        lambda: _value_and_grad(objective, params),
+        lambda: (loop.value, loop.grads),
+    )
+
+
+def _advance(
+    settings: _Settings,
+    loop: _Loop,
+    params: PyTree,
+    state: Any,
+    value: jax.Array,
+    grads: PyTree,
+    cost: _Cost,
+) -> _Loop:
+    """The loop after an update to ``params``, and whether it goes on."""
+    norm = _largest_entry(grads, params)
+    progress = (value < loop.value) | (norm < loop.best_norm)
+    idle = jnp.where(progress, 0, loop.idle + 1).astype(jnp.int32)
+    size = jnp.maximum(jnp.abs(value), jnp.abs(loop.value))
+    flat = (loop.value - value <= settings.ftol * size) & (idle == 0)
+    k = loop.k + 1
+    return _Loop(
+        params=params,
+        state=state,
+        value=value,
+        grads=grads,
+        norm=norm,
+        best_norm=jnp.minimum(norm, loop.best_norm),
+        idle=idle,
+        k=k,
+        cost=cost,
+        status=first_match(
+            (~(jnp.isfinite(value) & jnp.isfinite(norm)), Status.DIVERGED),
+            # The next iteration checks the curvature.
+            (norm <= settings.gtol, Status.RUNNING),
+            (flat & (settings.ftol > 0), Status.CONVERGED_VALUE),
+            (idle >= PATIENCE, Status.STALLED),
+            (k >= settings.maxiter, Status.MAX_STEPS),
+            otherwise=Status.RUNNING,
+        ),
+    )
+
+
+def _largest_entry(grads: PyTree, params: PyTree) -> jax.Array:
+    """The largest absolute entry of the gradient, float32 or wider."""
+    return pytree.max_norm(grads).astype(pytree.scalar_dtype(params))
+
+
+def _value_and_grad(objective: Objective, params: PyTree) -> tuple[jax.Array, PyTree]:
     """Value and gradient, conjugated as optax wants it for complex parameters."""
-
-    def value_and_grad(params):
-        loss, grads = jax.value_and_grad(value)(params)
-        return loss, pytree.conj(grads)
-
-    return value_and_grad
+    value, grads = jax.value_and_grad(objective.value)(params)
+    return value, pytree.conj(grads)
 
 
-def _with_step(cost: _Cost, state: Any, moved: jax.Array) -> _Cost:
-    """The cost after a step; of other optimizers only the gradient is known."""
-    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, NewtonCGInfo))
-    infos = [x for x in leaves if isinstance(x, NewtonCGInfo)]
+def _cost_of_update(cost: _Cost, state: Any, moved: jax.Array) -> _Cost:
+    """The cost after an update; of other optimizers only the gradients are counted."""
+    infos = find_infos(state)
     return cost.plus(
         sum(info.products for info in infos),
         sum(info.evaluations for info in infos),
-        # The step's own gradient has been paid, the one after it is new.
+        # The gradient at the start of the step is counted already; the one after the
+        # step is new.
         sum(info.gradient_equivalents - 1 for info in infos) + jnp.where(moved, 1, 0),
     )

@@ -1,5 +1,6 @@
-"""Telling a minimum from a saddle where the gradient has vanished, and leaving it."""
+"""Distinguishes a minimum from a saddle where the gradient is zero, and leaves it."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -7,24 +8,25 @@ import jax.numpy as jnp
 
 from ncg_optax._utils import pytree
 from ncg_optax._utils.status import Status
-from ncg_optax.curvature.gauss_newton import hessian
-from ncg_optax.globalization.armijo import SearchResult, armijo
-from ncg_optax.losses.composite import Objective
-from ncg_optax.solvers.cg import conjugate_gradient
+from ncg_optax.curvature.hessian import hessian
+from ncg_optax.globalization.armijo import armijo
+from ncg_optax.globalization.base import Line, SearchResult
+from ncg_optax.losses.objective import Objective
+from ncg_optax.solvers.linear_cg import conjugate_gradient
 
 PyTree = Any
 
-# Products spent on looking for negative curvature.
+# Products in the search for negative curvature.
 CHECK_PRODUCTS = 20
 
 
-class WayOut(NamedTuple):
+class SaddleResult(NamedTuple):
     """What was found at a stationary point; scalars of shape=().
 
     Attributes:
-      status: a :class:`Status` code, int32: converged if no negative curvature was
-        found, running if a lower point was, saddle point if none was.
-      params: the lower point, or where it started.
+      status: a :class:`Status` code, int32: CONVERGED_GRADIENT if there is no negative
+        curvature, RUNNING if a lower point was found, SADDLE_POINT if none was.
+      params: the lower point, or else the stationary point.
       products: with the Hessian, int32.
       evaluations: of the loss, int32.
       gradient_equivalents: the cost of both.
@@ -37,67 +39,58 @@ class WayOut(NamedTuple):
     gradient_equivalents: jax.Array
 
 
+class _NegativeCurvature(NamedTuple):
+    found: jax.Array
+    direction: PyTree
+    curvature: jax.Array  # along it, p.Bp / p.p
+    products: jax.Array
+
+
 def leave_saddle(
     objective: Objective,
     params: PyTree,
     value: jax.Array,
     grads: PyTree,
     count: jax.Array,
-) -> WayOut:
-    """Looks for negative curvature at a stationary point and follows it downhill.
+) -> SaddleResult:
+    """Searches for negative curvature at a stationary point, and for a lower point.
 
-    Conjugate gradients on the Hessian, from a random right-hand side, meet a direction
-    of negative curvature if there is any that the Krylov space can see; an oracle for
-    the smallest eigenvalue (Royer, O'Neill and Wright 2020). Curvature that is
-    negative at the level of rounding does not count.
+    The lower point is found by a line search along a direction of negative curvature.
 
     Args:
       objective: the loss.
       params: a point where its gradient is negligible.
       value: the loss there, shape=().
       grads: the gradient there, for the sign of the step.
-      count: makes the random vector new at each call.
+      count: selects the random vector of the search.
 
     Returns:
-      A :class:`WayOut`.
+      A :class:`SaddleResult`.
     """
     curvature = hessian()
     _, product = curvature.linearize(objective, params)
-    matvec = pytree.in_dtypes_of(params, product)
     dtype = pytree.scalar_dtype(params)
-    zero = jnp.zeros((), dtype)
-
-    key = jax.random.fold_in(jax.random.key(0), count)
-    probe = pytree.random_normal(key, pytree.widened_zeros_like(params))
-    size = pytree.norm(probe)
-    result = conjugate_gradient(
-        matvec, probe, maxiter=CHECK_PRODUCTS, tolerance=1e-3 * size
+    negative = _find_negative_curvature(
+        pytree.in_dtypes_of(params, product), params, count
     )
-    met = result.status == Status.NEGATIVE_CURVATURE
-    spread = jax.lax.cond(
-        met, lambda: (pytree.norm(matvec(probe)) / size).astype(dtype), lambda: zero
-    )
-    negative = met & (result.curvature < -jnp.sqrt(jnp.finfo(dtype).eps) * spread)
 
-    # Along +p or -p, whichever does not climb; as far as the parameters are large.
-    p = result.last_direction
+    # Of +p and -p the one that does not ascend, as long as the parameters are large.
+    p = negative.direction
     length = jnp.maximum(1, pytree.norm(params)) / pytree.norm(p)
     d = pytree.scale(p, jnp.where(pytree.vdot(grads, p) > 0, -length, length))
-    bend = result.curvature * pytree.vdot(d, d)
+    bend = negative.curvature * pytree.vdot(d, d)
 
     def moved(step):
         return pytree.cast_like(
             pytree.add_scaled(pytree.widen(params), step, d), params
         )
 
-    def follow():
-        # There is no slope: the decrease to ask for is what the curvature promises.
-        return armijo().search(
-            lambda step: objective.value(moved(step)).astype(value.dtype),
-            value,
-            0.5 * bend,
-            bend,
-        )
+    def search_line():
+        def loss_at(step):
+            return objective.value(moved(step)).astype(value.dtype)
+
+        # The slope is zero: the decrease to ask for follows from the curvature.
+        return armijo().search(Line(value, 0.5 * bend, bend, loss_at))
 
     def stay():
         return SearchResult(
@@ -107,16 +100,46 @@ def leave_saddle(
             accepted=jnp.zeros((), bool),
         )
 
-    search = jax.lax.cond(negative, follow, stay)
+    search = jax.lax.cond(negative.found, search_line, stay)
     lower = search.accepted & (search.loss < value)
     status = jnp.where(lower, Status.RUNNING, Status.SADDLE_POINT)
-    status = jnp.where(negative, status, Status.CONVERGED_GRADIENT)
-    products = result.products + met
-    return WayOut(
+    status = jnp.where(negative.found, status, Status.CONVERGED_GRADIENT)
+    return SaddleResult(
         status=status.astype(jnp.int32),
         params=pytree.where(lower, moved(search.step_size), params),
-        products=products,
+        products=negative.products,
         evaluations=search.evaluations,
-        gradient_equivalents=products.astype(dtype) * curvature.cost
+        gradient_equivalents=negative.products.astype(dtype) * curvature.cost
         + search.evaluations.astype(dtype) / 3,
+    )
+
+
+def _find_negative_curvature(
+    product: Callable[[PyTree], PyTree], params: PyTree, count: jax.Array
+) -> _NegativeCurvature:
+    """Conjugate gradients on the Hessian, with a random right-hand side.
+
+    They find a direction of negative curvature if the Krylov space contains one (Royer,
+    O'Neill and Wright 2020). Curvature that is negative by rounding alone does not
+    count.
+    """
+    dtype = pytree.scalar_dtype(params)
+    key = jax.random.fold_in(jax.random.key(0), count)
+    probe = pytree.random_normal(key, pytree.widened_zeros_like(params))
+    size = pytree.norm(probe)
+    result = conjugate_gradient(
+        product, probe, maxiter=CHECK_PRODUCTS, tolerance=1e-3 * size
+    )
+    negative = result.status == Status.NEGATIVE_CURVATURE
+    scale = jax.lax.cond(
+        negative,
+        lambda: (pytree.norm(product(probe)) / size).astype(dtype),
+        lambda: jnp.zeros((), dtype),
+    )
+    rounding = jnp.sqrt(jnp.finfo(dtype).eps) * scale
+    return _NegativeCurvature(
+        found=negative & (result.curvature < -rounding),
+        direction=result.last_direction,
+        curvature=result.curvature,
+        products=result.products + negative,
     )

@@ -1,4 +1,4 @@
-"""Where parameters and batches lie: on which devices of a mesh, of which processes."""
+"""Places parameters and batches on the devices of a mesh, of one or many processes."""
 
 import hashlib
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -17,7 +18,7 @@ def data_mesh(axis_name: str = "data") -> Mesh:
     """The mesh of all devices of all processes along one axis.
 
     Args:
-      axis_name: of the axis.
+      axis_name: the name of the axis.
 
     Returns:
       A `jax.sharding.Mesh` of shape (`jax.device_count()`,).
@@ -31,12 +32,12 @@ def data_mesh(axis_name: str = "data") -> Mesh:
 
 
 def automatic_mesh(mesh: Any, axis_name: Any, who: str) -> Mesh:
-    """``mesh`` with axes of type Auto, which is what `jax.shard_map` computes on.
+    """``mesh`` with axes of type Auto, which `jax.shard_map` needs.
 
-    (`jax.make_mesh` makes Explicit ones by default.)
+    (The axes of `jax.make_mesh` are of type Explicit by default.)
 
     Raises:
-      TypeError: if it is no mesh.
+      TypeError: if it is not a mesh.
       ValueError: if it has no axis of this name.
     """
     if not isinstance(mesh, Mesh):
@@ -54,13 +55,13 @@ def automatic_mesh(mesh: Any, axis_name: Any, who: str) -> Mesh:
 
 def is_traced(x: Any) -> bool:
     """Whether ``x`` is an argument of a function that is being traced."""
-    return isinstance(x, jax.core.Tracer)
+    return isinstance(x, Tracer)
 
 
 def _is_placed(x: Any, mesh: Mesh) -> bool:
-    """Whether ``x`` lies on ``mesh`` already, or will (a tracer)."""
+    """Whether ``x`` is on ``mesh`` already, or will be (a tracer)."""
     sharding = None if is_traced(x) else getattr(x, "sharding", None)
-    # Another kind of sharding on the same devices would compile the step once more.
+    # With another kind of sharding on the same devices the step is compiled again.
     return is_traced(x) or (
         isinstance(sharding, NamedSharding) and sharding.mesh == mesh
     )
@@ -69,14 +70,15 @@ def _is_placed(x: Any, mesh: Mesh) -> bool:
 def _spec(x: Any, mesh: Mesh) -> P:
     """How ``x`` is sharded over the axes of ``mesh`` now."""
     sharding = getattr(x, "sharding", None)
-    known = isinstance(sharding, NamedSharding) and sharding.mesh.shape == mesh.shape
-    return sharding.spec if known else P()
+    if isinstance(sharding, NamedSharding) and sharding.mesh.shape == mesh.shape:
+        return sharding.spec
+    return P()
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """``tree`` on all devices of ``mesh``; what is sharded over it stays sharded.
+    """``tree`` on all devices of ``mesh``; leaves sharded over it stay sharded.
 
-    With several processes each of them passes the same values, which is checked.
+    With several processes each of them must pass the same values, which is checked.
 
     Args:
       tree: a pytree of arrays or numbers.
@@ -96,35 +98,38 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
       True
     """
     if jax.process_count() > 1:
-        strays = [x for x in jax.tree.leaves(tree) if not _is_placed(x, mesh)]
-        require_agreement("replicate: the values", strays)
-    return placed(tree, mesh)
+        elsewhere = [x for x in jax.tree.leaves(tree) if not _is_placed(x, mesh)]
+        require_agreement("replicate: the values", elsewhere)
+    return place(tree, mesh)
 
 
-def placed(tree: PyTree, mesh: Mesh) -> PyTree:
-    """As :func:`replicate`, without asking the other processes."""
+def place(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Like :func:`replicate`, without the comparison with other processes."""
     leaves, treedef = jax.tree.flatten(tree)
-    strays = [x for x in leaves if not _is_placed(x, mesh)]
-    if not strays:
+    elsewhere = [x for x in leaves if not _is_placed(x, mesh)]
+    if not elsewhere:
         return tree
-    # A copy, so that a step may donate it without taking it from the caller.
-    copies = [jnp.array(x, copy=True) for x in strays]
-    shardings = [NamedSharding(mesh, _spec(x, mesh)) for x in strays]
+    # Copies, so that a step may donate them and the caller keeps the arrays.
+    copies = [jnp.array(x, copy=True) for x in elsewhere]
+    shardings = [NamedSharding(mesh, _spec(x, mesh)) for x in elsewhere]
     moved = iter(jax.device_put(copies, shardings))
     return treedef.unflatten(x if _is_placed(x, mesh) else next(moved) for x in leaves)
 
 
 def check_rows(batch: PyTree, parts: int, axis_name: str, who: str) -> None:
-    """Whether ``parts`` devices can share the first axis of every leaf."""
+    """Checks that ``parts`` devices can share the first axis of every leaf equally.
+
+    Raises:
+      ValueError: if they cannot, or if a leaf has no axis over the examples.
+    """
     for path, x in jax.tree_util.tree_leaves_with_path(batch):
         shape = np.shape(x) if not hasattr(x, "shape") else x.shape
         name = f"batch{jax.tree_util.keystr(path)}"
-        if not shape or jax.dtypes.issubdtype(
-            getattr(x, "dtype", np.float32), jax.dtypes.prng_key
-        ):
+        if not shape or _is_random_key(x):
             raise ValueError(
                 f"{who}: {name} has no axis over the examples (shape {shape}): pass "
-                "what is the same on all devices as a keyword argument of the step."
+                "data that is the same on all devices as a keyword argument of the "
+                "step."
             )
         if shape[0] % parts:
             raise ValueError(
@@ -136,15 +141,15 @@ def check_rows(batch: PyTree, parts: int, axis_name: str, who: str) -> None:
 
 
 def shard_batch(batch: PyTree, mesh: Mesh, axis_name: str = "data") -> PyTree:
-    """``batch`` with its rows spread over one axis of ``mesh``.
+    """``batch`` with its rows distributed over one axis of ``mesh``.
 
-    With several processes each of them passes its own rows, as many as the others;
-    the rows of all are one batch. Leaves that are global arrays already stay as is.
+    With several processes each of them passes its own rows, the same number on each;
+    the rows of all together are the batch. Global arrays are returned unchanged.
 
     Args:
       batch: a pytree of arrays whose first axis runs over the examples.
       mesh: a `jax.sharding.Mesh`.
-      axis_name: of the mesh's axis to spread it over.
+      axis_name: the axis of the mesh over which the rows are distributed.
 
     Returns:
       The batch with leaves of type `jax.Array`.
@@ -161,35 +166,39 @@ def shard_batch(batch: PyTree, mesh: Mesh, axis_name: str = "data") -> PyTree:
     """
     mesh = automatic_mesh(mesh, axis_name, "shard_batch")
     sharding = NamedSharding(mesh, P(axis_name))
-    strays = jax.tree.map(
+    elsewhere = jax.tree.map(
         lambda x: None if _is_placed(x, mesh) else x, batch, is_leaf=lambda x: x is None
     )
-    check_rows(strays, mesh.local_mesh.shape[axis_name], axis_name, "shard_batch")
+    check_rows(elsewhere, mesh.local_mesh.shape[axis_name], axis_name, "shard_batch")
 
-    def place(x):
+    def place_leaf(x):
         if _is_placed(x, mesh):
             return x
         if jax.process_count() == 1:
             return jax.device_put(x, sharding)
         return jax.make_array_from_process_local_data(sharding, np.asarray(x))
 
-    return jax.tree.map(place, batch)
+    return jax.tree.map(place_leaf, batch)
+
+
+def _is_random_key(x: Any) -> bool:
+    return jnp.issubdtype(getattr(x, "dtype", np.float32), jax.dtypes.prng_key)
 
 
 def _digest(parts: Iterator[str | bytes]) -> np.ndarray:
-    """A fingerprint of bytes and strings, uint32, shape=(8,)."""
+    """The SHA-256 of bytes and strings, uint32, shape=(8,)."""
     sha = hashlib.sha256()
     for part in parts:
         sha.update(part if isinstance(part, bytes) else str(part).encode())
     return np.frombuffer(sha.digest(), np.uint32)
 
 
-def _described(tree: PyTree) -> Iterator[str | bytes]:
-    """Structure, shapes, dtypes and bytes, in this order."""
+def _contents(tree: PyTree) -> Iterator[str | bytes]:
+    """The structure of a tree, and shape, dtype and bytes of each leaf."""
     leaves, treedef = jax.tree.flatten(tree)
     yield str(treedef)
     for x in leaves:
-        if jax.dtypes.issubdtype(getattr(x, "dtype", np.float32), jax.dtypes.prng_key):
+        if _is_random_key(x):
             x = jax.random.key_data(x)
         x = np.asarray(x)
         yield f"{x.shape}{x.dtype}"
@@ -199,13 +208,12 @@ def _described(tree: PyTree) -> Iterator[str | bytes]:
 def require_agreement(what: str, tree: PyTree) -> None:
     """Raises on every process if the processes hold different trees.
 
-    What differs from process to process (another seed, another batch size, another
-    learning rate) makes them run different programs, which wait for each other for
-    ever. Compared are fingerprints of a fixed size, so that a difference in shape is
-    found as well.
+    Processes with another seed, batch size or learning rate run different programs,
+    which wait for each other for ever. Hashes of a fixed size are compared, so that
+    differences in shape are found as well.
 
     Args:
-      what: what is compared, for the message.
+      what: the name of what is compared, for the error message.
       tree: a pytree of arrays, numbers and strings that every process can read.
 
     Raises:
@@ -217,10 +225,10 @@ def require_agreement(what: str, tree: PyTree) -> None:
     """
     if jax.process_count() == 1:
         return
-    # Only here: it takes a while to import.
+    # Imported only here, because the import is slow.
     from jax.experimental import multihost_utils
 
-    digests = np.asarray(multihost_utils.process_allgather(_digest(_described(tree))))
+    digests = np.asarray(multihost_utils.process_allgather(_digest(_contents(tree))))
     different = np.flatnonzero(np.any(digests != digests[0], axis=1))
     if different.size:
         raise ValueError(

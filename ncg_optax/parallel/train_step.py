@@ -1,13 +1,14 @@
 """Data-parallel training: one jitted step on any number of devices and processes.
 
-The batch is split over one axis of a mesh, the parameters are the same on all of its
-devices (and may be sharded over the other axes). Each device computes loss, gradient
-and curvature products of its own share; what is averaged over the devices is one
-vector of the size of the parameters for the gradient (with the loss), one for each
-curvature product, and a number for each trial value. Everything else, conjugate
-gradients included, every device does for itself, with the same numbers.
+The batch is distributed over one axis of a mesh. The parameters are the same on all
+devices along this axis, and may be sharded over the other axes. Each device computes
+the loss, the gradient and the curvature products on its share of the batch. Three
+things are averaged over the devices: the gradient and each curvature product, vectors
+of the size of the parameters, and the loss at each point. Every device does the rest of
+the computation, conjugate gradients included, on the same numbers.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,14 +19,20 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from ncg_optax._utils import pytree, reductions, validate
-from ncg_optax.curvature.sampling import every_kth as _batches
-from ncg_optax.losses import composite as _loss
-from ncg_optax.parallel.placement import automatic_mesh, check_rows, is_traced, placed
-from ncg_optax.parallel.placement import data_mesh as data_mesh
-from ncg_optax.parallel.placement import replicate as replicate
-from ncg_optax.parallel.placement import require_agreement as require_agreement
-from ncg_optax.parallel.placement import shard_batch as shard_batch
-from ncg_optax.step import info as _info
+from ncg_optax.curvature.sampling.microbatches import value_and_grad
+from ncg_optax.losses.arguments import data_names
+from ncg_optax.losses.objective import MappedLoss, as_objective, bind_constants
+from ncg_optax.parallel.placement import (
+    automatic_mesh,
+    check_rows,
+    data_mesh,
+    is_traced,
+    place,
+    replicate,
+    require_agreement,
+    shard_batch,
+)
+from ncg_optax.step.info import NewtonCGInfo, find_infos
 
 PyTree = Any
 
@@ -36,9 +43,9 @@ class StepMetrics(NamedTuple):
     Attributes:
       loss: over the whole batch, at the parameters before the step, shape=().
       aux: of ``value_fn``, with ``has_aux``; None otherwise. Floating-point numbers
-        are averaged over the devices; of anything else, that of the first device.
-      info: the :class:`ncg_optax.step.NewtonCGInfo` of the step; None if the optimizer's
-        state has none, as that of ``optax.adam``.
+        are averaged over the devices; all other leaves are those of the first device.
+      info: the :class:`ncg_optax.step.NewtonCGInfo` of the step; None if the state of
+        the optimizer has none, as that of ``optax.adam``.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -53,7 +60,7 @@ class StepMetrics(NamedTuple):
 
     loss: jax.Array
     aux: PyTree
-    info: _info.NewtonCGInfo | None
+    info: NewtonCGInfo | None
 
 
 class TrainStep:
@@ -61,7 +68,7 @@ class TrainStep:
 
     Attributes:
       mesh: the mesh it runs on.
-      axis_name: the mesh's axis that the batch is spread over.
+      axis_name: the axis of the mesh over which the batch is distributed.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -80,24 +87,24 @@ class TrainStep:
         self._jitted = jax.jit(step, donate_argnums=(0, 1) if donate else ())
         self._shapes = None
 
-    def _placed(self, params, state, batch, extra):
-        """All arguments where they belong."""
-        # The values are compared once: later ones come out of the steps, and whatever
-        # else is passed (a random key) should not make the processes wait.
-        place = replicate if self._shapes is None else placed
-        params, state, extra = place((params, state, extra), self.mesh)
+    def _place(self, params, state, batch, extra):
+        """The arguments on the devices where the step needs them."""
+        # The processes compare the values at the first step only. Later values are
+        # results of the steps, and a comparison makes the processes wait.
+        place_values = replicate if self._shapes is None else place
+        params, state, extra = place_values((params, state, extra), self.mesh)
         batch = shard_batch(batch, self.mesh, self.axis_name)
         parts = self.mesh.shape[self.axis_name]
         check_rows(batch, parts, self.axis_name, "make_train_step")
         return params, state, batch, extra
 
     def _check_processes(self, arguments):
-        """Whether all processes run the same program, before they run it."""
+        """Checks that all processes are about to run the same program."""
         shapes = jax.tree.map(lambda x: (x.shape, x.dtype), arguments)
         if shapes == self._shapes:
             return
         if self._shapes is not None:
-            # Asking the others would wait for ever if they go on with the step.
+            # A comparison would wait for ever if the others continue with the step.
             raise ValueError(
                 "make_train_step: with several processes the shapes must stay the "
                 f"same from step to step; got batch {shapes[2]}, expected "
@@ -112,8 +119,8 @@ class TrainStep:
     def __call__(
         self, params: PyTree, state: PyTree, batch: PyTree, **extra: Any
     ) -> tuple[PyTree, PyTree, StepMetrics]:
-        """One step: the new parameters and state, and what was measured."""
-        arguments = self._placed(params, state, batch, extra)
+        """One step: the new parameters, the new state and the metrics."""
+        arguments = self._place(params, state, batch, extra)
         traced = any(map(is_traced, jax.tree.leaves(arguments)))
         if jax.process_count() > 1 and not traced:
             self._check_processes(arguments)
@@ -122,13 +129,13 @@ class TrainStep:
     def lower(
         self, params: PyTree, state: PyTree, batch: PyTree, **extra: Any
     ) -> jax.stages.Lowered:
-        """The step for such arguments, for its HLO, cost or memory analysis."""
-        return self._jitted.lower(*self._placed(params, state, batch, extra))
+        """The step lowered for such arguments, for its HLO, cost or memory analysis."""
+        return self._jitted.lower(*self._place(params, state, batch, extra))
 
 
 def _by_name(value_fn: Callable, batch: PyTree) -> Mapping[str, PyTree]:
-    """The batch as keyword arguments of ``value_fn``: spread, or as its first one."""
-    names, takes_any = _loss.data_names(value_fn)
+    """The batch as keyword arguments of ``value_fn``: a dictionary of them, or one."""
+    names, takes_any = data_names(value_fn)
     if isinstance(batch, Mapping) and (takes_any or set(names) & set(batch)):
         return batch
     return {names[0] if names else "batch": batch}
@@ -145,41 +152,42 @@ def make_train_step(
     product_dtype: Any = None,
     donate: bool = True,
 ) -> TrainStep:
-    r"""One jitted step of training, on one device, on many, on many processes.
+    r"""A jitted training step on one or many devices and processes.
 
     .. math::
       \theta \leftarrow \theta + \mathrm{tx}\Big(\frac1n \sum_{d=1}^n \nabla f_d\Big),
       \qquad B v = \frac1n \sum_{d=1}^n B_d v
 
     with :math:`f_d` the loss on the share of device :math:`d`. The result is that of
-    one device with the whole batch. The optimizer needs no ``axis_name``: the loss
-    that it is handed knows its axes. Any optax optimizer will do.
+    one device with the whole batch. The optimizer needs no ``axis_name``: the step
+    passes the axes along with the loss. Any optax optimizer can be used.
 
     Args:
       value_fn: the loss, the *mean* over the examples: a plain function or a
-        :class:`ncg_optax.CompositeLoss`. A batch that is a dictionary of its arguments
-        arrives as ``value_fn(params, **batch)``, any other as
+        :class:`ncg_optax.CompositeLoss`. If the batch is a dictionary of its arguments
+        it is called as ``value_fn(params, **batch)``, else as
         ``value_fn(params, batch)``.
       tx: the optimizer, such as ``ncg_optax.hessian_free()``.
       mesh: a `jax.sharding.Mesh`; None for :func:`data_mesh`. Parameters and state
         may be sharded over its other axes and keep their sharding.
-      axis_name: the axis of the mesh that the batch is spread over.
+      axis_name: the axis of the mesh over which the batch is distributed.
       has_aux: whether ``value_fn`` returns ``(loss, aux)``.
-      microbatch_size: examples of a device at a time in the gradient, to bound its
-        memory; the products have ``sampling(microbatch_size=...)`` of their own.
-      product_dtype: what curvature products are sent around in, ``jnp.bfloat16`` to
-        halve the traffic; None for the dtype of the parameters. Inner products
-        accumulate in float32 in any case.
+      microbatch_size: examples of a device at a time in the gradient, to limit its
+        memory; for the products there is ``sampling(microbatch_size=...)``.
+      product_dtype: dtype in which curvature products are sent between devices, such
+        as ``jnp.bfloat16`` to halve the traffic; None for the dtype of the parameters.
+        Inner products are accumulated in float32 or wider in any case.
       donate: whether to reuse the memory of the parameters and state passed in, which
-        are gone after the step. Not of what had to be moved to the mesh first.
+        cannot be used after the step. Arrays that had to be moved to the mesh first
+        can.
 
     Returns:
       A function ``step(params, state, batch, **extra) -> (params, state, metrics)``,
       see :class:`StepMetrics`. The leaves of ``batch`` have the examples along their
       first axis; with several processes each passes its own rows (see
-      :func:`shard_batch`). ``extra`` reaches ``value_fn`` by name as well, the same
-      on all devices: a random key, batch statistics. ``step.lower(...)`` gives the
-      compiled program to look at.
+      :func:`shard_batch`). ``extra`` is passed to ``value_fn`` by name as well, the
+      same on all devices: a random key, batch statistics. ``step.lower(...)`` returns
+      the lowered program.
 
     Raises:
       TypeError: if an argument is not what its name says.
@@ -216,46 +224,63 @@ def make_train_step(
         )
     mesh = data_mesh(axis_name) if mesh is None else mesh
     mesh = automatic_mesh(mesh, axis_name, who)
-    tx = optax.with_extra_args_support(tx)
-    axes = (axis_name,)
-
-    def local_step(params, state, batch, extra):
-        # What is no part of the batch must not be cut where the batch is.
-        loss = _loss.with_constants(value_fn, extra)
-        objective = _loss.as_objective(loss, _by_name(loss, batch), axes)
-        (value, aux), grads = _batches.value_and_grad(
-            objective, params, microbatch_size
-        )
-        if aux is not None and not has_aux:
-            raise TypeError(
-                f"{who}: value_fn returned a tuple (loss, aux), expected a scalar "
-                "loss: pass has_aux=True."
-            )
-        # optax wants the gradients of complex parameters conjugated.
-        local = value, aux, pytree.conj(grads)
-        value, aux, grads = reductions.mean_or_first(local, axis_name)
-        mapped = objective._replace(reduced_value=value, product_dtype=product_dtype)
-        updates, state = tx.update(
-            grads,
-            state,
-            params,
-            value=value,
-            grad=grads,
-            value_fn=_loss.MappedLoss(mapped),
-        )
-        infos = _info.find_infos(state)
-        metrics = StepMetrics(value, aux, infos[0] if len(infos) == 1 else None)
-        return optax.apply_updates(params, updates), state, metrics
-
+    local_step = functools.partial(
+        _local_step,
+        value_fn,
+        optax.with_extra_args_support(tx),
+        axis_name,
+        has_aux,
+        microbatch_size,
+        product_dtype,
+    )
     step = jax.shard_map(
         local_step,
         mesh=mesh,
         in_specs=(P(), P(), P(axis_name), P()),
         out_specs=P(),
         axis_names={axis_name},
-        # Types that track what varies would refuse models with a loop inside, whose
-        # carry begins with zeros. What leaves this function is averaged, or computed
-        # by every device from the same numbers.
+        # With the check, a model with a loop whose carry starts with zeros is refused.
+        # The outputs of the step need no check: they are averaged, or computed by
+        # every device from the same numbers.
         check_vma=False,
     )
     return TrainStep(step, mesh, axis_name, donate)
+
+
+def _local_step(
+    value_fn: Callable[..., Any],
+    tx: optax.GradientTransformationExtraArgs,
+    axis_name: str,
+    has_aux: bool,
+    microbatch_size: int | None,
+    product_dtype: Any,
+    params: PyTree,
+    state: PyTree,
+    batch: PyTree,
+    extra: Mapping[str, Any],
+) -> tuple[PyTree, PyTree, StepMetrics]:
+    """The step on one device, with its share of the batch."""
+    # `extra` is not data, which may be cut to fewer examples.
+    loss = bind_constants(value_fn, extra)
+    objective = as_objective(loss, _by_name(loss, batch), (axis_name,))
+    (value, aux), grads = value_and_grad(objective, params, microbatch_size)
+    if aux is not None and not has_aux:
+        raise TypeError(
+            "make_train_step: value_fn returned a tuple (loss, aux), expected a scalar "
+            "loss: pass has_aux=True."
+        )
+    # optax wants the gradients of complex parameters conjugated.
+    local = value, aux, pytree.conj(grads)
+    value, aux, grads = reductions.mean_or_first(local, axis_name)
+    mapped = objective._replace(reduced_value=value, product_dtype=product_dtype)
+    updates, state = tx.update(
+        grads,
+        state,
+        params,
+        value=value,
+        grad=grads,
+        value_fn=MappedLoss(mapped),
+    )
+    infos = find_infos(state)
+    metrics = StepMetrics(value, aux, infos[0] if len(infos) == 1 else None)
+    return optax.apply_updates(params, updates), state, metrics

@@ -1,66 +1,99 @@
 """What a preconditioner is."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+
+from ncg_optax._utils.parts import Part
+from ncg_optax.solvers.base import Operator
 
 PyTree = Any
 
 
-class Preconditioner(NamedTuple):
+@runtime_checkable
+class Preconditioner(Part, Protocol):
     """A symmetric positive definite ``M`` near ``(B + damping I)^-1``.
 
-    Attributes:
-      init: ``init(params) -> state``, a pytree of arrays whose shapes and dtypes never
-        change.
-      update: ``update(state, matvec, grads, damping, key, count) -> (state, products)``
-        once a step, before the solve. ``matvec`` is the product with ``B``, ``key`` a
-        random key that is new at each step and the same on all devices, and
-        ``products`` how often ``matvec`` was called.
-      apply: ``apply(state, r, damping) -> M r``, once an iteration.
-      sqrt: ``sqrt(state, r, damping) -> S r`` with ``S`` symmetric and ``S S = M``, or
-        None if there is no cheap one. Only :func:`compose` asks for it.
-      fraction: share of the examples that is enough for ``update``, in (0, 1]. Its
-        ``matvec`` is then the product on such a share, with the share that it is
-        (1 if the data cannot be split) as the attribute ``share``.
+    Subclass this protocol for a preconditioner of one's own. Only ``apply`` has no
+    default. All vectors are trees shaped like the trained parameters, float32 or wider.
 
-    All vectors are trees shaped like the trained parameters, float32 or wider.
+    Attributes:
+      fraction: share of the examples that is enough for ``update``, in (0, 1]. Its
+        ``product`` is then computed on such a share. ``product.share`` says on which: 1
+        if the data cannot be split.
+      has_sqrt: whether there is a ``sqrt``.
 
     Examples:
-      A diagonal that is known beforehand takes a few lines:
+      A diagonal that is known beforehand:
 
-      >>> import jax, jax.numpy as jnp
+      >>> import dataclasses, jax, jax.numpy as jnp
       >>> import ncg_optax as ncg
-      >>> def diagonal(diag):
-      ...     return ncg.preconditioners.Preconditioner(
-      ...         init=lambda params: (),
-      ...         update=lambda state, *_: (state, 0),
-      ...         apply=lambda state, r, damping: jax.tree.map(
-      ...             lambda x, d: x / (d + damping), r, diag
-      ...         ),
-      ...     )
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class diagonal(ncg.preconditioners.Preconditioner):
+      ...     diag: jax.Array
+      ...     def apply(self, state, r, damping):
+      ...         return jax.tree.map(lambda x, d: x / (d + damping), r, self.diag)
       >>> tx = ncg.newton_cg(preconditioner=diagonal(jnp.array([1.0, 100.0])))
     """
 
-    init: Callable[[PyTree], Any]
-    update: Callable[..., tuple[Any, Any]]
-    apply: Callable[[Any, PyTree, Any], PyTree]
-    sqrt: Callable[[Any, PyTree, Any], PyTree] | None = None
     fraction: float = 1.0
+    has_sqrt: bool = False
+
+    def init(self, params: PyTree) -> Any:
+        """The first state: arrays whose shapes and dtypes never change."""
+        del params
+        return ()
+
+    def update(
+        self,
+        state: Any,
+        product: Operator,
+        grads: PyTree,
+        damping: jax.Array,
+        key: jax.Array,
+        count: jax.Array,
+    ) -> tuple[Any, jax.Array | int]:
+        """The state for this step; called once a step, before the solve.
+
+        Args:
+          state: the last one.
+          product: ``v -> B v``.
+          grads: the gradient.
+          damping: lambda, shape=().
+          key: a random key, new at each step and the same on all devices.
+          count: steps done, int32, shape=().
+
+        Returns:
+          ``(state, products)``, with ``products`` how often ``product`` was called.
+        """
+        del product, grads, damping, key, count
+        return state, 0
+
+    def apply(self, state: Any, r: PyTree, damping: jax.Array) -> PyTree:
+        """``M r``; called once an iteration of the solver."""
+        ...
+
+    def sqrt(self, state: Any, r: PyTree, damping: jax.Array) -> PyTree:
+        """``S r`` with ``S`` symmetric and ``S S = M``; for :func:`compose` alone."""
+        raise NotImplementedError(f"{self!r} has no square root (has_sqrt is False).")
 
 
-def identity() -> Preconditioner:
+@dataclasses.dataclass(frozen=True)
+class identity(Preconditioner):
     """No preconditioning: ``M = I``. The same as ``preconditioner=None``.
-
-    Returns:
-      A :class:`Preconditioner`.
 
     Examples:
       >>> import ncg_optax as ncg
       >>> tx = ncg.newton_cg(preconditioner=ncg.identity())
     """
-    return Preconditioner(
-        init=lambda params: (),
-        update=lambda state, *_: (state, 0),
-        apply=lambda state, r, damping: r,
-        sqrt=lambda state, r, damping: r,
-    )
+
+    has_sqrt = True
+
+    def apply(self, state: Any, r: PyTree, damping: jax.Array) -> PyTree:
+        """``r``."""
+        return r
+
+    def sqrt(self, state: Any, r: PyTree, damping: jax.Array) -> PyTree:
+        """``r``."""
+        return r

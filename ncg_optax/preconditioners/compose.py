@@ -1,13 +1,14 @@
 """A preconditioner for what another one has left."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ncg_optax._utils import pytree, validate
+from ncg_optax.curvature.base import SampledProduct, share_of
 from ncg_optax.preconditioners.base import Preconditioner
-from ncg_optax.solvers.base import SampledProduct
 
 
 class ComposeState(NamedTuple):
@@ -22,7 +23,11 @@ class ComposeState(NamedTuple):
     outer: Any
 
 
-def compose(inner: Preconditioner, outer: Preconditioner) -> Preconditioner:
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class compose(Preconditioner):
     r"""Two preconditioners: ``outer`` works on what ``inner`` has scaled.
 
     With :math:`S = M_{\text{inner}}^{1/2}`, symmetric, ``outer`` is built for the
@@ -45,13 +50,10 @@ def compose(inner: Preconditioner, outer: Preconditioner) -> Preconditioner:
     a :func:`kronecker` makes fewer, at the price that it has alone.) A product and an
     application take two applications of :math:`S` more. Memory: that of both.
 
-    Args:
+    Attributes:
       inner: the scaling, with a square root: :func:`identity`, :func:`jacobi`,
         :func:`nystrom`, ``kronecker(with_sqrt=True)``, or one's own with ``sqrt``.
       outer: any :class:`Preconditioner`.
-
-    Returns:
-      A :class:`Preconditioner`, without a square root.
 
     Raises:
       TypeError: if one of them is not a :class:`Preconditioner`, or ``inner`` has no
@@ -62,44 +64,51 @@ def compose(inner: Preconditioner, outer: Preconditioner) -> Preconditioner:
       >>> scaled = ncg.compose(ncg.jacobi(), ncg.nystrom(30, refresh=10))
       >>> tx = ncg.newton_cg(preconditioner=scaled)
     """
-    made_by = "jacobi(), nystrom()"
-    validate.component("compose: inner", inner, Preconditioner, made_by)
-    validate.component("compose: outer", outer, Preconditioner, made_by)
-    if inner.sqrt is None:
-        raise TypeError(
-            "compose: inner must have a square root: kronecker(with_sqrt=True) has "
-            "one, and to your own Preconditioner give a field sqrt, sqrt(state, r, "
-            "damping) -> S r with S symmetric and S S = M. If it is a composition "
-            "itself, compose(compose(a, b), c), nest on the right: compose(a, "
-            "compose(b, c))."
-        )
 
-    def init(params):
-        return ComposeState(inner.init(params), outer.init(params))
+    inner: Preconditioner
+    outer: Preconditioner
 
-    def update(state, matvec, grads, lam, key, count):
+    def __post_init__(self):
+        made_by = "jacobi(), nystrom()"
+        validate.component("compose: inner", self.inner, Preconditioner, made_by)
+        validate.component("compose: outer", self.outer, Preconditioner, made_by)
+        if not self.inner.has_sqrt:
+            raise TypeError(
+                "compose: inner must have a square root: kronecker(with_sqrt=True) has "
+                "one, and to your own Preconditioner give has_sqrt=True and a method "
+                "sqrt(state, r, damping) -> S r with S symmetric and S S = M. If it "
+                "is a composition itself, compose(compose(a, b), c), nest on the "
+                "right: compose(a, compose(b, c))."
+            )
+
+    def init(self, params: PyTree) -> ComposeState:
+        """The first states of both."""
+        return ComposeState(self.inner.init(params), self.outer.init(params))
+
+    def update(self, state, product, grads, damping, key, count):
+        """``inner`` for the curvature, ``outer`` for what that makes of it."""
         inner_key, outer_key = jax.random.split(key)
-        inner_state, inner_products = inner.update(
-            state.inner, matvec, grads, lam, inner_key, count
+        inner_state, inner_products = self.inner.update(
+            state.inner, product, grads, damping, inner_key, count
         )
 
         def root(v):
-            return inner.sqrt(inner_state, v, lam)
+            return self.inner.sqrt(inner_state, v, damping)
 
-        def product(v):
+        def between_roots(v):
             v = root(v)
-            return root(pytree.add_scaled(matvec(v), lam, v))
+            return root(pytree.add_scaled(product(v), damping, v))
 
-        scaled = SampledProduct(product, getattr(matvec, "share", 1.0))
-        outer_state, outer_products = outer.update(
-            state.outer, scaled, root(grads), jnp.zeros_like(lam), outer_key, count
+        scaled = SampledProduct(between_roots, share_of(product))
+        nothing = jnp.zeros_like(damping)
+        outer_state, outer_products = self.outer.update(
+            state.outer, scaled, root(grads), nothing, outer_key, count
         )
         products = inner_products + outer_products
         return ComposeState(inner_state, outer_state), products
 
-    def apply(state, r, lam):
-        r = inner.sqrt(state.inner, r, lam)
-        r = outer.apply(state.outer, r, jnp.zeros_like(lam))
-        return inner.sqrt(state.inner, r, lam)
-
-    return Preconditioner(init, update, apply)
+    def apply(self, state: ComposeState, r: PyTree, damping: jax.Array) -> PyTree:
+        """``S M S r`` with ``S`` that of ``inner`` and ``M`` that of ``outer``."""
+        r = self.inner.sqrt(state.inner, r, damping)
+        r = self.outer.apply(state.outer, r, jnp.zeros_like(damping))
+        return self.inner.sqrt(state.inner, r, damping)

@@ -1,5 +1,6 @@
 """The diagonal of the curvature, from random products or from squared gradients."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 
 from ncg_optax._utils import pytree, validate
 from ncg_optax.preconditioners.base import Preconditioner
+from ncg_optax.solvers.base import Operator
 
 PyTree = Any
 
@@ -34,15 +36,11 @@ def _relative_squares(grads: PyTree) -> PyTree:
     return jax.tree.map(lambda g: jnp.square(jnp.abs(g)) / mean, unit)
 
 
-def jacobi(
-    estimate: str = "hutchinson",
-    exponent: float = 1.0,
-    decay: float = 0.9,
-    refresh: int = 5,
-    probes: int = 5,
-    first_probes: int = 20,
-    damping: float = 0.1,
-) -> Preconditioner:
+ESTIMATES = ("hutchinson", "gradient")
+
+
+@dataclasses.dataclass(frozen=True)
+class jacobi(Preconditioner):
     r"""Diagonal preconditioner, for curvatures whose scale varies between parameters.
 
     Divides by
@@ -77,7 +75,7 @@ def jacobi(
     parameter. A complex entry gets the mean of the diagonal at its real and its
     imaginary part.
 
-    Args:
+    Attributes:
       estimate: ``"hutchinson"`` or ``"gradient"``.
       exponent: on the diagonal, in [0, 1]; 0 is no preconditioning.
       decay: of the running mean from one estimate to the next, in [0, 1).
@@ -85,9 +83,6 @@ def jacobi(
       probes: products for an estimate.
       first_probes: products for the first estimate.
       damping: own damping, in units of the mean of the leaf's diagonal.
-
-    Returns:
-      A :class:`Preconditioner`.
 
     Raises:
       TypeError: if a setting is not a number, or a count not an integer.
@@ -97,46 +92,49 @@ def jacobi(
       >>> import ncg_optax as ncg
       >>> tx = ncg.newton_cg(preconditioner=ncg.jacobi(probes=10))
     """
-    validate.choice("jacobi: estimate", estimate, ("hutchinson", "gradient"))
-    validate.number("jacobi: exponent", exponent, low=0.0, high=1.0)
-    validate.number("jacobi: decay", decay, low=0.0, high=1.0, high_open=True)
-    validate.integer("jacobi: refresh", refresh, low=1)
-    validate.integer("jacobi: probes", probes, low=1)
-    validate.integer("jacobi: first_probes", first_probes, low=1)
-    validate.number("jacobi: damping", damping, low=0.0)
-    from_products = estimate == "hutchinson"
 
-    def init(params):
+    estimate: str = "hutchinson"
+    exponent: float = 1.0
+    decay: float = 0.9
+    refresh: int = 5
+    probes: int = 5
+    first_probes: int = 20
+    damping: float = 0.1
+
+    has_sqrt = True
+
+    def __post_init__(self):
+        validate.choice("jacobi: estimate", self.estimate, ESTIMATES)
+        validate.number("jacobi: exponent", self.exponent, low=0.0, high=1.0)
+        validate.number("jacobi: decay", self.decay, low=0.0, high=1.0, high_open=True)
+        validate.integer("jacobi: refresh", self.refresh, low=1)
+        validate.integer("jacobi: probes", self.probes, low=1)
+        validate.integer("jacobi: first_probes", self.first_probes, low=1)
+        validate.number("jacobi: damping", self.damping, low=0.0)
+
+    def init(self, params: PyTree) -> JacobiState:
+        """No estimate so far."""
         zeros = pytree.widened_zeros_like(params)
         return JacobiState(
             steps=jnp.zeros((), jnp.int32), diagonal=jax.tree.map(jnp.real, zeros)
         )
 
-    def hutchinson(matvec, grads, key, count):
-        def probe(i, total):
-            v = pytree.random_signs(jax.random.fold_in(key, i), grads)
-            return jax.tree.map(
-                lambda t, x, y: t + jnp.real(jnp.conj(x) * y), total, v, matvec(v)
-            )
-
-        zeros = jax.tree.map(jnp.real, pytree.zeros_like(grads))
-        return pytree.scale(jax.lax.fori_loop(0, count, probe, zeros), 1 / count)
-
-    def update(state, matvec, grads, lam, key, count):
+    def update(self, state, product, grads, damping, key, count):
+        """The running mean with a new estimate, if one is due."""
         fresh = state.steps == 0
-        if from_products:
-            due = state.steps % refresh == 0
-            count = jnp.where(fresh, first_probes, probes)
-            products = jnp.where(due, count, 0)
+        if self.estimate == "hutchinson":
+            due = state.steps % self.refresh == 0
+            number = jnp.where(fresh, self.first_probes, self.probes)
+            products = jnp.where(due, number, 0)
             new = jax.lax.cond(
                 due,
-                lambda: hutchinson(matvec, grads, key, count),
+                lambda: _hutchinson(product, grads, key, number),
                 lambda: state.diagonal,
             )
         else:
             due, products = pytree.max_norm(grads) > 0, 0
             new = _relative_squares(grads)
-        share = jnp.where(fresh, 1.0, 1 - decay)
+        share = jnp.where(fresh, 1.0, 1 - self.decay)
         mixed = jax.tree.map(
             lambda old, x: ((1 - share) * old + share * x).astype(old.dtype),
             state.diagonal,
@@ -148,17 +146,35 @@ def jacobi(
         steps = state.steps + (usable | ~fresh).astype(jnp.int32)
         return JacobiState(steps, diagonal), products
 
-    def divided(state, r, lam, power):
+    def apply(self, state: JacobiState, r: PyTree, damping: jax.Array) -> PyTree:
+        """``r`` divided by the damped diagonal."""
+        return self._divided(state, r, damping, self.exponent)
+
+    def sqrt(self, state: JacobiState, r: PyTree, damping: jax.Array) -> PyTree:
+        """``r`` divided by the root of the damped diagonal."""
+        return self._divided(state, r, damping, self.exponent / 2)
+
+    def _divided(self, state, r, damping, power):
+        shared = damping if self.estimate == "hutchinson" else 0
+
         def leaf(d, x):
             d = jnp.abs(d)
-            d += damping * jnp.mean(d) + (lam if from_products else 0)
+            d += self.damping * jnp.mean(d) + shared
             return (x / jnp.where(d > 0, d, 1) ** power).astype(x.dtype)
 
         return jax.tree.map(leaf, state.diagonal, r)
 
-    return Preconditioner(
-        init,
-        update,
-        apply=lambda state, r, lam: divided(state, r, lam, exponent),
-        sqrt=lambda state, r, lam: divided(state, r, lam, exponent / 2),
-    )
+
+def _hutchinson(
+    product: Operator, grads: PyTree, key: jax.Array, number: jax.Array
+) -> PyTree:
+    """The mean of ``v * B v`` over ``number`` vectors of random signs."""
+
+    def probe(i, total):
+        v = pytree.random_signs(jax.random.fold_in(key, i), grads)
+        return jax.tree.map(
+            lambda t, x, y: t + jnp.real(jnp.conj(x) * y), total, v, product(v)
+        )
+
+    zeros = jax.tree.map(jnp.real, pytree.zeros_like(grads))
+    return pytree.scale(jax.lax.fori_loop(0, number, probe, zeros), 1 / number)

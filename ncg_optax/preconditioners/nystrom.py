@@ -1,5 +1,6 @@
 """The dominant eigenvectors of the curvature, from a randomised sketch."""
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -86,7 +87,8 @@ def _check_rank(rank: int, params: PyTree) -> None:
         )
 
 
-def nystrom(rank: int = 20, refresh: int = 20) -> Preconditioner:
+@dataclasses.dataclass(frozen=True)
+class nystrom(Preconditioner):
     r"""Randomised Nystrom preconditioner: the top of the spectrum, taken out.
 
     For curvatures with a few large eigenvalues and a long tail, such as those of
@@ -120,40 +122,57 @@ def nystrom(rank: int = 20, refresh: int = 20) -> Preconditioner:
     step. Memory: ``rank`` vectors, and five to
     seven times that while they are rebuilt (measured on a CPU).
 
-    Args:
+    Attributes:
       rank: number of eigenvectors, at most the number of trained parameters.
       refresh: steps from one sketch to the next.
 
-    Returns:
-      A :class:`Preconditioner`. Its ``init`` raises ValueError if there are fewer
-      parameters than ``rank``.
-
     Raises:
       TypeError: if a setting is not an integer.
-      ValueError: if it is less than 1.
+      ValueError: if it is less than 1. In ``init``: if there are fewer parameters
+        than ``rank``.
 
     Examples:
       >>> import ncg_optax as ncg
       >>> tx = ncg.newton_cg(preconditioner=ncg.nystrom(rank=30))
     """
-    validate.integer("nystrom: rank", rank, low=1)
-    validate.integer("nystrom: refresh", refresh, low=1)
 
-    def init(params):
-        _check_rank(rank, params)
+    rank: int = 20
+    refresh: int = 20
+
+    has_sqrt = True
+
+    def __post_init__(self):
+        validate.integer("nystrom: rank", self.rank, low=1)
+        validate.integer("nystrom: refresh", self.refresh, low=1)
+
+    def init(self, params: PyTree) -> NystromState:
+        """No sketch so far."""
+        _check_rank(self.rank, params)
         return NystromState(
             steps=jnp.zeros((), jnp.int32),
             vectors=jax.tree.map(
-                lambda x: jnp.zeros((rank, *x.shape), x.dtype),
+                lambda x: jnp.zeros((self.rank, *x.shape), x.dtype),
                 pytree.widened_zeros_like(params),
             ),
-            values=jnp.zeros((rank,), pytree.scalar_dtype(params)),
+            values=jnp.zeros((self.rank,), pytree.scalar_dtype(params)),
         )
 
-    def rebuilt(state: NystromState, matvec: Operator, grads, key) -> NystromState:
-        keys = jax.random.split(key, rank)
+    def update(self, state, product, grads, damping, key, count):
+        """A new sketch, if one is due."""
+        due = state.steps % self.refresh == 0
+        new_state = jax.lax.cond(
+            due,
+            lambda: self._rebuilt(state, product, grads, key),
+            lambda: state._replace(steps=state.steps + 1),
+        )
+        return new_state, jnp.where(due, self.rank, 0)
+
+    def _rebuilt(
+        self, state: NystromState, product: Operator, grads: PyTree, key: jax.Array
+    ) -> NystromState:
+        keys = jax.random.split(key, self.rank)
         omega = jax.vmap(lambda k: pytree.random_normal(k, grads))(keys)
-        y = jax.lax.map(matvec, omega)
+        y = jax.lax.map(product, omega)
         usable = pytree.all_finite(y)
         # Decompositions of NaN are slow on some backends, and of no use.
         y = pytree.where(usable, y, pytree.zeros_like(y))
@@ -167,28 +186,23 @@ def nystrom(rank: int = 20, refresh: int = 20) -> Preconditioner:
             values,
         )
 
-    def update(state, matvec, grads, lam, key, count):
-        due = state.steps % refresh == 0
-        new_state = jax.lax.cond(
-            due,
-            lambda: rebuilt(state, matvec, grads, key),
-            lambda: state._replace(steps=state.steps + 1),
-        )
-        return new_state, jnp.where(due, rank, 0)
+    def apply(self, state: NystromState, r: PyTree, damping: jax.Array) -> PyTree:
+        """``M r``."""
+        return _power(state, r, damping, 1.0)
 
-    def power(state, r, lam, exponent):
-        """``M^exponent r``."""
-        used = state.values > 0
-        least = jnp.min(state.values, where=used, initial=jnp.inf)
-        rest = jnp.where(jnp.any(used), least, 0) + lam
-        rest = jnp.where(rest > 0, rest, 1) ** -exponent
-        kept = jnp.where(used, state.values + lam, 1) ** -exponent
-        inside = _combine((kept - rest) * _contract(state.vectors, r), state.vectors)
-        return pytree.add_scaled(inside, rest, r)
+    def sqrt(self, state: NystromState, r: PyTree, damping: jax.Array) -> PyTree:
+        """``M^(1/2) r``."""
+        return _power(state, r, damping, 0.5)
 
-    return Preconditioner(
-        init,
-        update,
-        apply=lambda state, r, lam: power(state, r, lam, 1.0),
-        sqrt=lambda state, r, lam: power(state, r, lam, 0.5),
-    )
+
+def _power(
+    state: NystromState, r: PyTree, damping: jax.Array, exponent: float
+) -> PyTree:
+    """``M^exponent r``."""
+    used = state.values > 0
+    least = jnp.min(state.values, where=used, initial=jnp.inf)
+    rest = jnp.where(jnp.any(used), least, 0) + damping
+    rest = jnp.where(rest > 0, rest, 1) ** -exponent
+    kept = jnp.where(used, state.values + damping, 1) ** -exponent
+    inside = _combine((kept - rest) * _contract(state.vectors, r), state.vectors)
+    return pytree.add_scaled(inside, rest, r)

@@ -1,15 +1,17 @@
 """The direction of mini-batches: one preconditioned step for the averaged gradient."""
 
-import math
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from ncg_optax._utils import pytree, validate
-from ncg_optax._utils.status import Status
-from ncg_optax.solvers.base import CGResult, Solver
+from ncg_optax._utils.status import Status, first_match
+from ncg_optax.solvers.base import KrylovSolver, Model, SolverResult
+
+PyTree = Any
 
 
 class _Length(NamedTuple):
@@ -29,15 +31,19 @@ def _step_length(
     """
     known = jnp.abs(bend) > noise
     alpha = jnp.where(known, slope / jnp.where(known, jnp.abs(bend), 1), longest)
-    status = jnp.where(alpha > longest, Status.LONGEST_STEP, Status.ONE_STEP)
-    status = jnp.where(bend > noise, status, Status.NEGATIVE_CURVATURE)
-    status = jnp.where(known, status, Status.ZERO_CURVATURE)
-    status = jnp.where(slope < 0, Status.INDEFINITE_PRECONDITIONER, status)
-    status = jnp.where(slope == 0, Status.ZERO_RIGHT_HAND_SIDE, status)
+    status = first_match(
+        (slope == 0, Status.ZERO_RIGHT_HAND_SIDE),
+        (slope < 0, Status.INDEFINITE_PRECONDITIONER),
+        (~known, Status.ZERO_CURVATURE),
+        (~(bend > noise), Status.NEGATIVE_CURVATURE),
+        (alpha > longest, Status.LONGEST_STEP),
+        otherwise=Status.ONE_STEP,
+    )
     return _Length(jnp.minimum(alpha, longest), status)
 
 
-def averaged_gradient(decay: float = 0.9, longest: float = 1.0) -> Solver:
+@dataclasses.dataclass(frozen=True)
+class averaged_gradient(KrylovSolver):
     r"""One preconditioned step for a running mean of the gradients: for mini-batches.
 
     What a mini-batch says about a direction is mostly noise, which a solve amplifies
@@ -62,15 +68,12 @@ def averaged_gradient(decay: float = 0.9, longest: float = 1.0) -> Solver:
     size of the parameters. A gradient that is not finite is left out of the mean, and
     there is no step.
 
-    Args:
+    Attributes:
       decay: of the running mean, in [0, 1): 0.9 averages over some ten batches.
         The mean is corrected for its start at zero (Kingma and Ba 2015, section 3).
       longest: largest :math:`\alpha`. In units of the preconditioner's step, which
         makes sense if it stands for the inverse of :math:`B`, as :func:`kronecker`
         does, but depends on the scale of the loss without any: `math.inf` there.
-
-    Returns:
-      A :class:`Solver`.
 
     Raises:
       TypeError: if a setting is not a number.
@@ -103,31 +106,43 @@ def averaged_gradient(decay: float = 0.9, longest: float = 1.0) -> Solver:
       >>> print(jnp.round(w, 1))
       1.0
     """
-    who = "averaged_gradient: "
-    validate.number(who + "decay", decay, low=0.0, high=1.0, high_open=True)
-    validate.number(who + "longest", longest, low=0.0, low_open=True)
-    mean = optax.ema(decay)
 
-    def init(params):
-        return mean.init(pytree.widened_zeros_like(params))
+    decay: float = 0.9
+    longest: float = 1.0
 
-    def solve(matvec, rhs, damping, precondition, state):
-        averaged, new_state = mean.update(rhs, state)
+    # Uphill on one batch is no reason to leave the average.
+    may_ascend = True
+
+    def __post_init__(self):
+        who = "averaged_gradient: "
+        validate.number(who + "decay", self.decay, low=0.0, high=1.0, high_open=True)
+        validate.number(who + "longest", self.longest, low=0.0, low_open=True)
+
+    def init(self, params: PyTree) -> optax.EmaState:
+        """A mean of no gradients."""
+        return optax.ema(self.decay).init(pytree.widened_zeros_like(params))
+
+    def solve(
+        self, model: Model, state: optax.EmaState
+    ) -> tuple[SolverResult, optax.EmaState]:
+        """The minimiser of the model along the preconditioned mean."""
+        rhs = model.rhs
+        averaged, new_state = optax.ema(self.decay).update(rhs, state)
         finite = pytree.all_finite(rhs)
         averaged = pytree.where(finite, averaged, pytree.zeros_like(rhs))
         new_state = pytree.where(finite, new_state, state)
 
-        z = averaged if precondition is None else precondition(averaged)
-        az = pytree.add_scaled(matvec(z), damping, z)
+        z = averaged if model.precondition is None else model.precondition(averaged)
+        az = model.damped_product(z)
         slope, bend = pytree.vdot(averaged, z), pytree.vdot(z, az)
         noise = jnp.finfo(bend.dtype).eps * pytree.norm(z) * pytree.norm(az)
-        alpha, status = _step_length(slope, bend, noise, longest)
+        alpha, status = _step_length(slope, bend, noise, self.longest)
         finite &= jnp.isfinite(slope + noise)
         alpha = jnp.where(finite, alpha, 0)
 
         d = pytree.scale(z, alpha)
         length2 = pytree.vdot(z, z)
-        result = CGResult(
+        result = SolverResult(
             solution=pytree.where(finite, d, pytree.zeros_like(d)),
             iterations=jnp.ones((), jnp.int32),
             products=jnp.ones((), jnp.int32),
@@ -135,14 +150,7 @@ def averaged_gradient(decay: float = 0.9, longest: float = 1.0) -> Solver:
             model_decrease=pytree.vdot(rhs, d) - 0.5 * jnp.square(alpha) * bend,
             length=alpha * jnp.sqrt(jnp.maximum(slope, 0)),
             last_direction=z,
-            curvature=bend / jnp.where(length2 > 0, length2, 1) - damping,
-            status=jnp.where(finite, status, Status.SOLVER_NON_FINITE).astype(
-                jnp.int32
-            ),
+            curvature=bend / jnp.where(length2 > 0, length2, 1) - model.damping,
+            status=first_match((~finite, Status.SOLVER_NON_FINITE), otherwise=status),
         )
         return result, new_state
-
-    # Uphill on one batch is no reason to leave the average, whatever its size.
-    return Solver(
-        init, solve, update=lambda state, outcome: state, descent_threshold=-math.inf
-    )

@@ -1,32 +1,70 @@
-"""What a solver of the damped Newton system is, and what it reports."""
+"""What a solver of the damped Newton system is, and what goes in and out."""
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
+
+from ncg_optax._utils import pytree
+from ncg_optax._utils.parts import Part
+from ncg_optax.globalization.base import Outcome
+from ncg_optax.losses.objective import Objective
 
 PyTree = Any
 Operator = Callable[[PyTree], PyTree]
 
 
-class SampledProduct(NamedTuple):
-    """The product ``v -> B v`` of the curvature on a share of the examples.
+class Model(NamedTuple):
+    r"""The damped quadratic model of the loss around the current parameters.
+
+    .. math::
+      q(d) = g^T d + \tfrac12 d^T (B + \lambda I)\, d
+
+    A solver takes from it what it needs.
 
     Attributes:
-      product: the function itself, which a call of the object calls.
-      share: of the examples, in (0, 1].
+      gradient: ``g``, the mean over all devices, shaped like the trained parameters,
+        float32 or wider.
+      damping: lambda, shape=().
+      product: ``v -> B v`` for trees ``v`` like the gradient.
+      precondition: ``r -> M r`` with ``M`` near ``(B + lambda I)^-1``; None for none.
+      params: the trained parameters, in their own dtypes.
+      loss: of the whole batch there, shape=(), float32 or wider; NaN if not known.
+      objective: the loss as a function of the trained parameters, on the examples that
+        ``product`` is computed on; see :class:`CompositeLoss` for its fields.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> model = ncg.solvers.Model(
+      ...     gradient=jnp.array([-2.0, -4.0]), damping=0.0, product=lambda v: 2.0 * v
+      ... )
+      >>> solver = ncg.cg()
+      >>> result, state = solver.solve(model, solver.init(model.gradient))
+      >>> print(result.solution)
+      [1. 2.]
     """
 
+    gradient: PyTree
+    damping: jax.Array | float
     product: Operator
-    share: float | jax.Array = 1.0
+    precondition: Operator | None = None
+    params: PyTree = None
+    loss: jax.Array | float = math.nan
+    objective: Objective | None = None
 
-    def __call__(self, v: PyTree) -> PyTree:
-        return self.product(v)
+    @property
+    def rhs(self) -> PyTree:
+        """The right-hand side ``b = -g`` of the Newton system."""
+        return pytree.scale(self.gradient, -1.0)
+
+    def damped_product(self, v: PyTree) -> PyTree:
+        """``(B + lambda I) v``."""
+        return pytree.add_scaled(self.product(v), self.damping, v)
 
 
-class CGResult(NamedTuple):
+class SolverResult(NamedTuple):
     """The outcome of one linear solve ``A x = b`` with ``A = B + damping I``.
 
     All scalars have shape=(); reals are float32 or wider.
@@ -38,8 +76,8 @@ class CGResult(NamedTuple):
       residual: ``|b - A x|``, by recurrence.
       model_decrease: ``b.x - x.Ax / 2``, by how much the damped quadratic model falls
         from 0 to ``x`` (not from the warm start).
-      length: of the way from the start to ``x``; with a preconditioner of conjugate
-        gradients in the norm of ``M^-1``.
+      length: of ``x`` minus the start; that of conjugate gradients with a
+        preconditioner is in the norm of ``M^-1``.
       last_direction: the last search direction ``p``, shaped like the parameters.
       curvature: ``p.Bp / p.p`` along it.
       status: a :class:`Status` code, int32.
@@ -71,93 +109,66 @@ class CGResult(NamedTuple):
     evaluations: jax.Array | int = 0
 
 
-class Outcome(NamedTuple):
-    """What became of a step; scalars of shape=().
+@runtime_checkable
+class Solver(Part, Protocol):
+    """A solver of ``(B + lambda I) d = -g``.
+
+    Subclass this protocol for a solver of one's own. Only ``solve`` has no default.
 
     Attributes:
-      predicted_reduction: ``-(g.d + d.Bd / 2)`` of the step ``d`` as taken.
-      actual_reduction: ``f(params) - f(params + d)``.
-      rounding: how far ``actual_reduction`` may be off through the rounding of ``f``.
-      step_size: the factor that the line search put on the solver's direction.
-      accepted: whether the step was taken, bool.
-
-    Examples:
-      A step that brought 80 per cent of what the model promised:
-
-      >>> import jax.numpy as jnp
-      >>> import ncg_optax as ncg
-      >>> outcome = ncg.globalization.Outcome(
-      ...     predicted_reduction=jnp.array(1.0),
-      ...     actual_reduction=jnp.array(0.8),
-      ...     rounding=jnp.array(1e-7),
-      ...     step_size=jnp.array(1.0),
-      ...     accepted=jnp.array(True),
-      ... )
-      >>> print(outcome.ratio_at_least(0.75), outcome.ratio_at_least(0.9))
-      True False
-    """
-
-    predicted_reduction: jax.Array
-    actual_reduction: jax.Array
-    rounding: jax.Array
-    step_size: jax.Array
-    accepted: jax.Array
-
-    def ratio_at_least(self, threshold: float | jax.Array) -> jax.Array:
-        """Whether actual / predicted >= threshold.
-
-        Without division, so that it keeps its sense at zero, and in favour of the step
-        at rounding level. False for a rejected step.
-        """
-        reached = self.actual_reduction + self.rounding >= (
-            threshold * self.predicted_reduction
-        )
-        return jnp.logical_and(self.accepted, reached)
-
-
-class Solver(NamedTuple):
-    """A solver of ``(B + damping I) d = -g``.
-
-    Attributes:
-      init: ``init(params) -> state``.
-      solve: ``solve(matvec, rhs, damping, precondition, state) -> (result, state)``,
-        with ``matvec`` the product with ``B``, ``rhs = -g``, ``precondition`` a
-        function ``r -> M r`` with ``M ~ (B + damping I)^-1`` or None, and ``result`` a
-        :class:`CGResult`.
-      update: ``update(state, outcome) -> state`` after the step was tried.
-      needs_outcome: whether ``update`` needs the loss at the end of the step, which
-        costs an evaluation if nobody else asks for it.
-      descent_threshold: the direction is replaced by ``-g`` unless ``g.d < -t``;
-        `-math.inf` keeps every direction, and rules out a line search.
-      needs_objective: whether ``solve`` also takes the keywords ``objective`` (with the
-        fields of a :class:`CompositeLoss` and its data) and ``params``, because
-        products are not enough for it.
-      needs_point: whether ``solve`` also takes the keywords ``params`` (those that are
-        trained, float32 or wider) and ``loss``, the point that it starts from.
+      needs_outcome: whether ``update`` needs the loss at the end of the step. If nobody
+        needs it, it is not evaluated.
+      may_ascend: whether its directions may lead uphill on the loss of the step and are
+        taken all the same. Then it takes a line search that tolerates a rise.
+      descent_threshold: without ``may_ascend`` the direction is replaced by ``-g``
+        unless ``g.d < -t``.
 
     Examples:
       Conjugate gradients of three iterations, without state or tolerance:
 
       >>> import ncg_optax as ncg
-      >>> def solve(matvec, rhs, damping, precondition, state):
-      ...     settings = dict(maxiter=3, tolerance=0.0, precondition=precondition)
-      ...     return ncg.solvers.conjugate_gradient(matvec, rhs, damping, **settings), state
-      >>> three = ncg.solvers.Solver(
-      ...     init=lambda params: (), solve=solve, update=lambda state, outcome: state
-      ... )
-      >>> tx = ncg.newton_cg(solver=three)
+      >>> from ncg_optax.solvers import conjugate_gradient
+      >>> class Three(ncg.solvers.Solver):
+      ...     def solve(self, model, state):
+      ...         result = conjugate_gradient(
+      ...             model.product, model.rhs, model.damping, maxiter=3, tolerance=0.0
+      ...         )
+      ...         return result, state
+      >>> tx = ncg.newton_cg(solver=Three())
     """
 
-    init: Callable[[PyTree], Any]
-    solve: Callable[..., tuple[CGResult, Any]]
-    update: Callable[[Any, Outcome], Any]
     needs_outcome: bool = False
+    may_ascend: bool = False
     descent_threshold: float = 0.0
-    needs_objective: bool = False
-    needs_point: bool = False
 
-    @property
-    def may_ascend(self) -> bool:
-        """Whether a direction may lead uphill on the loss of the step."""
-        threshold = self.descent_threshold
-        return isinstance(threshold, float) and threshold == -math.inf
+    def init(self, params: PyTree) -> Any:
+        """The first state; ``params`` may be `jax.ShapeDtypeStruct` leaves."""
+        del params
+        return ()
+
+    def solve(self, model: Model, state: Any) -> tuple[SolverResult, Any]:
+        """The direction, and the state with what ``update`` has to know of it."""
+        ...
+
+    def update(self, state: Any, outcome: Outcome) -> Any:
+        """The next state, after the step was tried."""
+        del outcome
+        return state
+
+
+class KrylovSolver(Solver):
+    """A solver that uses products with ``B`` and ``M`` alone.
+
+    It takes from the model the gradient, the damping, the product and the
+    preconditioner, so another solver may change one of these and call it:
+    :func:`quasi_newton` changes the preconditioner, for instance. Unlike
+    :class:`Solver` this is no protocol: a class says that it is one by subclassing it.
+    """
+
+
+class DirectSolver(Solver):
+    """A solver that works on the ``objective`` of the model instead of the product.
+
+    The examples of an objective are fixed, so the sample of the curvature does not grow
+    (see :func:`sampling`).
+    """

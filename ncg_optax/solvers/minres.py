@@ -1,13 +1,14 @@
 """MINRES on the damped Newton system, for indefinite Hessians (Newton-MR)."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ncg_optax._utils import pytree, validate
-from ncg_optax._utils.status import Status
-from ncg_optax.solvers.base import CGResult, Operator, Solver
+from ncg_optax._utils.status import Status, first_match
+from ncg_optax.solvers.base import KrylovSolver, Model, Operator, SolverResult
 
 PyTree = Any
 
@@ -40,6 +41,33 @@ class _Loop(NamedTuple):
     status: jax.Array
 
 
+class _Lanczos(NamedTuple):
+    """What one Lanczos step finds; scalars of shape=()."""
+
+    v: PyTree  # unit vector k, times M
+    u: PyTree  # unnormalised vector k + 1
+    y: PyTree  # M u
+    alpha: jax.Array
+    beta: jax.Array
+    bv_norm: jax.Array  # |B v|
+    finite: jax.Array
+    definite: jax.Array  # whether M is positive definite, as far as seen
+
+
+class _Rotation(NamedTuple):
+    """The next Givens rotation and what it makes of the tridiagonal matrix."""
+
+    cs: jax.Array
+    sn: jax.Array
+    gamma: jax.Array
+    delta: jax.Array
+    phi: jax.Array
+    phibar: jax.Array
+    curvature: jax.Array  # r.Ar / r.r, in the inner product of M
+    positive: jax.Array  # whether it is, beyond rounding
+    noise: jax.Array
+
+
 def minimum_residual(
     matvec: Operator,
     rhs: PyTree,
@@ -48,7 +76,7 @@ def minimum_residual(
     maxiter: int,
     tolerance: jax.Array | float,
     precondition: Operator | None = None,
-) -> CGResult:
+) -> SolverResult:
     r"""Minimises :math:`|b - A x|`, ``A = B + damping I``, over growing Krylov spaces.
 
     ``A`` may be indefinite or singular, and the residual never grows. The residual
@@ -66,8 +94,8 @@ def minimum_residual(
       precondition: ``r -> M r``, symmetric positive definite, ``M ~ |A|^-1``.
 
     Returns:
-      A :class:`CGResult`; its last direction is ``M r``, its curvature that of ``A``
-      along it.
+      A :class:`SolverResult`; its last direction is ``M r``, its curvature that of
+      ``A`` along it.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -80,121 +108,21 @@ def minimum_residual(
       [1. 3.] 2
     """
     dtype = pytree.scalar_dtype(rhs)
-    damping = jnp.asarray(damping, dtype)
-    tolerance = jnp.asarray(tolerance, dtype)
-    eps = jnp.finfo(dtype).eps
-    zero, zeros = jnp.zeros((), dtype), pytree.zeros_like(rhs)
+    damping, tolerance = jnp.asarray(damping, dtype), jnp.asarray(tolerance, dtype)
     apply_m = precondition or (lambda r: r)
-
-    def m_norm(u, y):
-        """``|u|`` in the norm of ``M``; negative if ``M`` is."""
-        square = pytree.vdot(u, y)
-        return jnp.sign(square) * jnp.sqrt(jnp.abs(square))
-
-    def first():
-        y = apply_m(rhs)
-        beta = m_norm(rhs, y)
-        nothing = jnp.where(beta <= 0, Status.INDEFINITE_PRECONDITIONER, Status.RUNNING)
-        return _Loop(
-            x=zeros,
-            r=rhs,
-            u=rhs,
-            u_old=zeros,
-            y=y,
-            w=zeros,
-            w_old=zeros,
-            beta=beta,
-            beta_old=jnp.ones((), dtype),
-            cs=-jnp.ones((), dtype),
-            sn=zero,
-            dbar=zero,
-            epsilon=zero,
-            phibar=beta,
-            curvature=zero,
-            noise=zero,
-            k=jnp.zeros((), jnp.int32),
-            status=jnp.where(
-                jnp.isfinite(beta), nothing, Status.SOLVER_NON_FINITE
-            ).astype(jnp.int32),
-        )
 
     def keep_going(loop):
         return jnp.logical_and(loop.status == Status.RUNNING, loop.k < maxiter)
 
     def iterate(loop):
-        v = pytree.scale(loop.y, 1 / loop.beta)
-        bv = matvec(v)
-        av = pytree.add_scaled(bv, damping, v)
-        alpha = pytree.vdot(v, av)
-        u = pytree.add_scaled(av, -alpha / loop.beta, loop.u)
-        u = pytree.add_scaled(u, -loop.beta / loop.beta_old, loop.u_old)
-        y = apply_m(u)
-        signed = m_norm(u, y)
-        beta = jnp.maximum(signed, 0)
+        lanczos = _lanczos(loop, matvec, damping, apply_m)
+        return _iterate(loop, lanczos, _rotate(loop, lanczos), tolerance)
 
-        delta = loop.cs * loop.dbar + loop.sn * alpha
-        gbar = loop.sn * loop.dbar - loop.cs * alpha
-        gamma = jnp.hypot(gbar, beta)
-        safe_gamma = jnp.where(gamma > 0, gamma, 1)
-        cs, sn = gbar / safe_gamma, beta / safe_gamma
-        phi, phibar = cs * loop.phibar, sn * loop.phibar
-
-        w = pytree.add_scaled(v, -loop.epsilon, loop.w_old)
-        w = pytree.scale(pytree.add_scaled(w, -delta, loop.w), 1 / safe_gamma)
-
-        # r.Ar / r.r of the residual so far, in the inner product of M.
-        curvature = -loop.cs * gbar
-        bv_norm = pytree.norm(bv)
-        finite = jnp.isfinite(alpha + beta + bv_norm)
-        noise = eps * jnp.hypot(alpha, beta)
-        positive = curvature > noise
-        step = jnp.where(positive & finite, phi, 0)
-        x = pytree.where(finite, pytree.add_scaled(loop.x, step, w), loop.x)
-        # r_k = sn^2 r_{k-1} - phibar_k cs u_{k+1} / beta_{k+1}
-        r = pytree.scale(loop.r, sn * sn)
-        r = pytree.add_scaled(r, -phibar * cs / jnp.where(beta > 0, beta, 1), u)
-        r = pytree.where(positive & finite, r, loop.r)
-        phibar = jnp.where(positive & finite, phibar, loop.phibar)
-
-        status = jnp.where(
-            (phibar <= tolerance) | (beta <= eps * jnp.abs(alpha)),
-            Status.RESIDUAL_CONVERGED,
-            Status.RUNNING,
-        )
-        bad_m = signed < -eps * jnp.abs(alpha)
-        status = jnp.where(bad_m, Status.INDEFINITE_PRECONDITIONER, status)
-        status = jnp.where(positive, status, Status.NEGATIVE_CURVATURE)
-        flat = (loop.k == 0) & (bv_norm == 0)
-        status = jnp.where(flat, Status.ZERO_CURVATURE, status)
-        status = jnp.where(finite, status, Status.SOLVER_NON_FINITE)
-        return _Loop(
-            x=x,
-            r=r,
-            u=u,
-            u_old=loop.u,
-            y=y,
-            w=w,
-            w_old=loop.w,
-            beta=beta,
-            beta_old=loop.beta,
-            cs=cs,
-            sn=sn,
-            dbar=-loop.cs * beta,
-            epsilon=loop.sn * beta,
-            phibar=phibar,
-            curvature=curvature,
-            noise=noise,
-            k=loop.k + 1,
-            status=status.astype(jnp.int32),
-        )
-
-    end = jax.lax.while_loop(keep_going, iterate, first())
+    end = jax.lax.while_loop(keep_going, iterate, _first(rhs, apply_m(rhs)))
     decrease = 0.5 * (pytree.vdot(end.x, rhs) + pytree.vdot(end.x, end.r))
     solution, decrease = _or_first_direction(end, rhs, apply_m, decrease)
-    status = jnp.where(end.status == Status.RUNNING, Status.MAX_ITERATIONS, end.status)
     nothing = (end.k == 0) & (pytree.vdot(rhs, rhs) == 0)
-    status = jnp.where(nothing, Status.ZERO_RIGHT_HAND_SIDE, status)
-    return CGResult(
+    return SolverResult(
         solution=solution,
         iterations=end.k,
         products=end.k,
@@ -203,11 +131,150 @@ def minimum_residual(
         length=pytree.norm(solution),
         last_direction=apply_m(end.r),
         curvature=end.curvature,
-        status=status.astype(jnp.int32),
+        status=first_match(
+            (nothing, Status.ZERO_RIGHT_HAND_SIDE),
+            (end.status == Status.RUNNING, Status.MAX_ITERATIONS),
+            otherwise=end.status,
+        ),
     )
 
 
-def _or_first_direction(end, rhs, apply_m, decrease):
+def _m_norm(u: PyTree, y: PyTree) -> jax.Array:
+    """``|u|`` in the norm of ``M``, with ``y = M u``; negative if ``u.Mu`` is."""
+    square = pytree.vdot(u, y)
+    return jnp.sign(square) * jnp.sqrt(jnp.abs(square))
+
+
+def _first(rhs: PyTree, y: PyTree) -> _Loop:
+    """Before the first iteration; ``y = M b``."""
+    dtype = pytree.scalar_dtype(rhs)
+    zero, zeros = jnp.zeros((), dtype), pytree.zeros_like(rhs)
+    beta = _m_norm(rhs, y)
+    return _Loop(
+        x=zeros,
+        r=rhs,
+        u=rhs,
+        u_old=zeros,
+        y=y,
+        w=zeros,
+        w_old=zeros,
+        beta=beta,
+        beta_old=jnp.ones((), dtype),
+        cs=-jnp.ones((), dtype),
+        sn=zero,
+        dbar=zero,
+        epsilon=zero,
+        phibar=beta,
+        curvature=zero,
+        noise=zero,
+        k=jnp.zeros((), jnp.int32),
+        status=first_match(
+            (~jnp.isfinite(beta), Status.SOLVER_NON_FINITE),
+            (beta <= 0, Status.INDEFINITE_PRECONDITIONER),
+            otherwise=Status.RUNNING,
+        ),
+    )
+
+
+def _lanczos(
+    loop: _Loop, matvec: Operator, damping: jax.Array, apply_m: Operator
+) -> _Lanczos:
+    """One step of the preconditioned Lanczos process, for one product."""
+    v = pytree.scale(loop.y, 1 / loop.beta)
+    bv = matvec(v)
+    av = pytree.add_scaled(bv, damping, v)
+    alpha = pytree.vdot(v, av)
+    u = pytree.add_scaled(av, -alpha / loop.beta, loop.u)
+    u = pytree.add_scaled(u, -loop.beta / loop.beta_old, loop.u_old)
+    y = apply_m(u)
+    signed = _m_norm(u, y)
+    beta, bv_norm = jnp.maximum(signed, 0), pytree.norm(bv)
+    eps = jnp.finfo(alpha.dtype).eps
+    return _Lanczos(
+        v=v,
+        u=u,
+        y=y,
+        alpha=alpha,
+        beta=beta,
+        bv_norm=bv_norm,
+        finite=jnp.isfinite(alpha + beta + bv_norm),
+        definite=jnp.logical_not(signed < -eps * jnp.abs(alpha)),
+    )
+
+
+def _rotate(loop: _Loop, lanczos: _Lanczos) -> _Rotation:
+    """The rotation that eliminates ``beta``."""
+    alpha, beta = lanczos.alpha, lanczos.beta
+    gbar = loop.sn * loop.dbar - loop.cs * alpha
+    gamma = jnp.hypot(gbar, beta)
+    gamma = jnp.where(gamma > 0, gamma, 1)
+    cs, sn = gbar / gamma, beta / gamma
+    curvature = -loop.cs * gbar
+    noise = jnp.finfo(alpha.dtype).eps * jnp.hypot(alpha, beta)
+    return _Rotation(
+        cs=cs,
+        sn=sn,
+        gamma=gamma,
+        delta=loop.cs * loop.dbar + loop.sn * alpha,
+        phi=cs * loop.phibar,
+        phibar=sn * loop.phibar,
+        curvature=curvature,
+        positive=curvature > noise,
+        noise=noise,
+    )
+
+
+def _iterate(
+    loop: _Loop, lanczos: _Lanczos, rotation: _Rotation, tolerance: jax.Array
+) -> _Loop:
+    """The next iterate, if the curvature allows one, and whether to go on."""
+    cs, sn, u, beta = rotation.cs, rotation.sn, lanczos.u, lanczos.beta
+    w = pytree.add_scaled(lanczos.v, -loop.epsilon, loop.w_old)
+    w = pytree.add_scaled(w, -rotation.delta, loop.w)
+    w = pytree.scale(w, 1 / rotation.gamma)
+
+    moves = rotation.positive & lanczos.finite
+    step = jnp.where(moves, rotation.phi, 0)
+    x = pytree.where(lanczos.finite, pytree.add_scaled(loop.x, step, w), loop.x)
+    # r_k = sn^2 r_{k-1} - phibar_k cs u_{k+1} / beta_{k+1}
+    r = pytree.scale(loop.r, sn * sn)
+    r = pytree.add_scaled(r, -rotation.phibar * cs / jnp.where(beta > 0, beta, 1), u)
+    phibar = jnp.where(moves, rotation.phibar, loop.phibar)
+
+    eps = jnp.finfo(beta.dtype).eps
+    exhausted = beta <= eps * jnp.abs(lanczos.alpha)
+    return _Loop(
+        x=x,
+        r=pytree.where(moves, r, loop.r),
+        u=u,
+        u_old=loop.u,
+        y=lanczos.y,
+        w=w,
+        w_old=loop.w,
+        beta=beta,
+        beta_old=loop.beta,
+        cs=cs,
+        sn=sn,
+        dbar=-loop.cs * beta,
+        epsilon=loop.sn * beta,
+        phibar=phibar,
+        curvature=rotation.curvature,
+        noise=rotation.noise,
+        k=loop.k + 1,
+        status=first_match(
+            (~lanczos.finite, Status.SOLVER_NON_FINITE),
+            ((loop.k == 0) & (lanczos.bv_norm == 0), Status.ZERO_CURVATURE),
+            (~rotation.positive, Status.NEGATIVE_CURVATURE),
+            (~lanczos.definite, Status.INDEFINITE_PRECONDITIONER),
+            ((phibar <= tolerance) | exhausted, Status.RESIDUAL_CONVERGED),
+            otherwise=Status.RUNNING,
+        ),
+    )
+
+
+def _or_first_direction(
+    end: _Loop, rhs: PyTree, apply_m: Operator, decrease: jax.Array
+) -> tuple[PyTree, jax.Array]:
     """A step along ``M b`` if the first iteration met non-positive curvature."""
     stopped = (end.status == Status.NEGATIVE_CURVATURE) | (
         end.status == Status.ZERO_CURVATURE
@@ -224,7 +291,8 @@ def _or_first_direction(end, rhs, apply_m, decrease):
     )
 
 
-def minres(maxiter: int = 50, rtol: float = 0.1, atol: float = 0.0) -> Solver:
+@dataclasses.dataclass(frozen=True)
+class minres(KrylovSolver):
     r"""MINRES: the solver of Newton-MR, for the indefinite exact Hessian.
 
     Minimises :math:`|(B + \lambda I) d + g|`. Safer to stop early than conjugate
@@ -232,13 +300,10 @@ def minres(maxiter: int = 50, rtol: float = 0.1, atol: float = 0.0) -> Solver:
     Hessians; the solve ends where the residual has non-positive curvature (Roosta et
     al. 2022; Liu and Roosta 2022). Memory: 7 vectors the size of the parameters.
 
-    Args:
+    Attributes:
       maxiter: largest number of iterations, that is of products.
       rtol: relative tolerance on the residual.
       atol: absolute tolerance on it, in units of the gradient.
-
-    Returns:
-      A :class:`Solver`.
 
     Raises:
       TypeError: if a setting is not a number, or ``maxiter`` not an integer.
@@ -248,26 +313,28 @@ def minres(maxiter: int = 50, rtol: float = 0.1, atol: float = 0.0) -> Solver:
       >>> import ncg_optax as ncg
       >>> tx = ncg.newton_cg(solver=ncg.minres(maxiter=20))
     """
-    validate.integer("minres: maxiter", maxiter, low=1)
-    validate.number("minres: rtol", rtol, low=0.0)
-    validate.number("minres: atol", atol, low=0.0)
 
-    def solve(matvec, rhs, damping, precondition, state):
-        norm = pytree.norm(rhs)
-        if precondition is not None:
-            norm = jnp.sqrt(jnp.maximum(pytree.vdot(rhs, precondition(rhs)), 0))
+    maxiter: int = 50
+    rtol: float = 0.1
+    atol: float = 0.0
+
+    def __post_init__(self):
+        validate.integer("minres: maxiter", self.maxiter, low=1)
+        validate.number("minres: rtol", self.rtol, low=0.0)
+        validate.number("minres: atol", self.atol, low=0.0)
+
+    def solve(self, model: Model, state: Any) -> tuple[SolverResult, Any]:
+        """The iterate of least residual."""
+        norm = pytree.norm(model.gradient)
+        if model.precondition is not None:
+            square = pytree.vdot(model.gradient, model.precondition(model.gradient))
+            norm = jnp.sqrt(jnp.maximum(square, 0))
         result = minimum_residual(
-            matvec,
-            rhs,
-            damping,
-            maxiter=maxiter,
-            tolerance=jnp.maximum(rtol * norm, atol),
-            precondition=precondition,
+            model.product,
+            model.rhs,
+            model.damping,
+            maxiter=self.maxiter,
+            tolerance=jnp.maximum(self.rtol * norm, self.atol),
+            precondition=model.precondition,
         )
         return result, state
-
-    return Solver(
-        init=lambda params: (),
-        solve=solve,
-        update=lambda state, outcome: state,
-    )

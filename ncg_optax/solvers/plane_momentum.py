@@ -1,12 +1,14 @@
 """Step size and momentum from the quadratic model: the 2 x 2 solve of K-FAC."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ncg_optax._utils import pytree, validate
-from ncg_optax.solvers.base import CGResult, Operator, Solver
+from ncg_optax.globalization.base import Outcome
+from ncg_optax.solvers.base import KrylovSolver, Model, SolverResult
 from ncg_optax.solvers.cg import cg
 
 PyTree = Any
@@ -71,12 +73,7 @@ class _Minimum(NamedTuple):
 
 
 def _restrict(
-    matvec: Operator,
-    rhs: PyTree,
-    damping: jax.Array,
-    d: PyTree,
-    decrease: jax.Array,
-    v: PyTree,
+    model: Model, d: PyTree, decrease: jax.Array, v: PyTree
 ) -> tuple[_Plane, jax.Array]:
     """The model over the plane, and how many products that took.
 
@@ -84,12 +81,13 @@ def _restrict(
     made where the plane would be of no use: without ``v``, or without positive
     curvature along ``d``.
     """
+    rhs = model.rhs
     bd = pytree.vdot(rhs, d)
     dd = 2 * (bd - decrease)
     wanted = (pytree.max_norm(v) > 0) & (dd > 0)
 
     def along():
-        av = pytree.add_scaled(matvec(v), damping, v)
+        av = model.damped_product(v)
         return pytree.vdot(d, av), pytree.vdot(v, av), pytree.norm(av)
 
     zero = jnp.zeros((), bd.dtype)
@@ -132,15 +130,13 @@ def _minimise(plane: _Plane) -> _Minimum:
     )
 
 
-def _with_last_step(
-    matvec: Operator, rhs: PyTree, damping: jax.Array, result: CGResult, step: PyTree
-) -> CGResult:
+def _with_last_step(model: Model, result: SolverResult, step: PyTree) -> SolverResult:
     """``result`` with the minimiser over the plane of its solution and ``step``."""
     # The length of the step does not matter, and its square must not underflow.
     peak = pytree.max_norm(step)
     v = pytree.scale(step, 1 / jnp.where(peak > 0, peak, 1))
     d, decrease = result.solution, result.model_decrease
-    plane, products = _restrict(matvec, rhs, damping, d, decrease, v)
+    plane, products = _restrict(model, d, decrease, v)
     best = _minimise(plane)
     combined = pytree.add_scaled(pytree.scale(d, best.alpha), best.mu, v)
     return result._replace(
@@ -150,7 +146,8 @@ def _with_last_step(
     )
 
 
-def quadratic_momentum(solver: Solver = cg()) -> Solver:
+@dataclasses.dataclass(frozen=True)
+class quadratic_momentum(KrylovSolver):
     r"""Step size and momentum that minimise the quadratic model, as K-FAC has them.
 
     After ``solver`` has found a direction :math:`d`, the step is the best combination
@@ -193,19 +190,15 @@ def quadratic_momentum(solver: Solver = cg()) -> Solver:
     combination. The residual is still that of :math:`d`: the one of the combination
     takes :math:`A d`, a second product.
 
-    Args:
+    Attributes:
       solver: what finds :math:`d`: :func:`cg`, :func:`minres` or one of your own.
 
-    Returns:
-      A :class:`Solver`.
-
     Raises:
-      TypeError: if ``solver`` is not a :class:`Solver`.
-      ValueError: if it steers by the outcome of its steps (``needs_outcome``), as
-        :func:`steihaug` does, whose trust region the combination would leave; or if it
-        works on the loss itself (``needs_objective``), as :func:`residual_space` does,
-        which has a damping and a momentum of its own; or if it needs to know where it
-        is (``needs_point``), as :func:`quasi_newton` does, which is a momentum already.
+      TypeError: if ``solver`` is not a :class:`KrylovSolver`. :func:`residual_space` is
+        none and has a damping and a momentum of its own; :func:`quasi_newton` is none
+        and acts as a momentum already.
+      ValueError: if it learns from the outcome of its steps (``needs_outcome``), as
+        :func:`steihaug` does, whose trust region the combination would leave.
 
     Examples:
       Three gradients and five products minimise a quadratic of three variables:
@@ -229,47 +222,57 @@ def quadratic_momentum(solver: Solver = cg()) -> Solver:
       >>> print(jnp.round(w, 4))
       [1. 1. 1.]
     """
-    who = "quadratic_momentum: solver"
-    validate.component(who, solver, Solver, "cg(), minres()")
-    if solver.needs_objective:
-        raise ValueError(
-            f"{who} must be one that works on products alone, made by cg(), minres(); "
-            "got one with needs_objective=True, as residual_space() is, which has a "
-            "damping and a momentum of its own."
-        )
-    if solver.needs_point:
-        raise ValueError(
-            f"{who} must be one that works on products alone, made by cg(), minres(); "
-            "got one with needs_point=True, as quasi_newton() is, which is a momentum "
-            "already."
-        )
-    if solver.needs_outcome:
-        raise ValueError(
-            f"{who} must be one that leaves the length of the step to others, made by "
-            "cg(), minres(); got one with needs_outcome=True, as steihaug() is, whose "
-            "trust region the step would leave."
-        )
 
-    def init(params):
+    solver: KrylovSolver = cg()
+
+    def __post_init__(self):
+        who = "quadratic_momentum: solver"
+        validate.component(who, self.solver, KrylovSolver, "cg(), minres()")
+        if self.solver.needs_outcome:
+            raise ValueError(
+                f"{who} must be one that leaves the length of the step to others, made "
+                "by cg(), minres(); got one with needs_outcome=True, as steihaug() is, "
+                "whose trust region the step would leave."
+            )
+
+    @property
+    def may_ascend(self) -> bool:
+        """As that of the solver inside."""
+        return self.solver.may_ascend
+
+    @property
+    def descent_threshold(self) -> float:
+        """As that of the solver inside."""
+        return self.solver.descent_threshold
+
+    def init(self, params: PyTree) -> QuadraticMomentumState:
+        """No step so far."""
         return QuadraticMomentumState(
-            solver=solver.init(params), step=pytree.widened_zeros_like(params)
+            solver=self.solver.init(params), step=pytree.widened_zeros_like(params)
         )
 
-    def solve(matvec, rhs, damping, precondition, state):
-        found, inner = solver.solve(matvec, rhs, damping, precondition, state.solver)
-        damping = damping if found.damping is None else found.damping
-        result = _with_last_step(matvec, rhs, damping, found, state.step)
-        # What the step will be: see descent_threshold.
-        descends = pytree.vdot(rhs, result.solution) > solver.descent_threshold
-        step = pytree.where(descends, result.solution, rhs)
+    def solve(
+        self, model: Model, state: QuadraticMomentumState
+    ) -> tuple[SolverResult, QuadraticMomentumState]:
+        """The best combination of the solver's direction and the last step."""
+        found, inner = self.solver.solve(model, state.solver)
+        if found.damping is not None:
+            model = model._replace(damping=found.damping)
+        result = _with_last_step(model, found, state.step)
+        # What the step will be: a direction that does not descend is replaced by -g.
+        rhs = model.rhs
+        descends = pytree.vdot(rhs, result.solution) > self.descent_threshold
+        taken = jnp.logical_or(self.may_ascend, descends)
+        step = pytree.where(taken, result.solution, rhs)
         return result, QuadraticMomentumState(inner, step)
 
-    def update(state, outcome):
+    def update(
+        self, state: QuadraticMomentumState, outcome: Outcome
+    ) -> QuadraticMomentumState:
+        """Keeps the step as it was taken; forgets a rejected one."""
         taken = pytree.scale(state.step, outcome.step_size)
         zeros = pytree.zeros_like(taken)
         return QuadraticMomentumState(
-            solver=solver.update(state.solver, outcome),
+            solver=self.solver.update(state.solver, outcome),
             step=pytree.where(outcome.accepted, taken, zeros),
         )
-
-    return solver._replace(init=init, solve=solve, update=update)

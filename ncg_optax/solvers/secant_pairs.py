@@ -1,13 +1,20 @@
-"""Quasi-Newton preconditioning: what past gradients tell about the curvature, free."""
+"""Quasi-Newton preconditioning: curvature from past gradients, without a product."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ncg_optax._utils import pytree, validate
-from ncg_optax.globalization.armijo import rounding_level
-from ncg_optax.solvers.base import Operator, Solver
+from ncg_optax.globalization.base import Outcome, rounding_level
+from ncg_optax.solvers.base import (
+    KrylovSolver,
+    Model,
+    Operator,
+    Solver,
+    SolverResult,
+)
 from ncg_optax.solvers.cg import cg
 
 PyTree = Any
@@ -122,7 +129,7 @@ def _with_step(pairs: SecantPairs, old: _Point, new: _Point) -> SecantPairs:
 
 
 def _improved(
-    pairs: SecantPairs, damping: jax.Array, precondition: Operator
+    pairs: SecantPairs, damping: jax.Array | float, precondition: Operator
 ) -> Operator:
     r"""``r -> H r`` with the limited-memory BFGS matrix that starts from ``M``.
 
@@ -161,7 +168,8 @@ def _improved(
     return apply
 
 
-def quasi_newton(solver: Solver = cg(), memory_size: int = 5) -> Solver:
+@dataclasses.dataclass(frozen=True)
+class quasi_newton(Solver):
     r"""A solver whose preconditioner learns from the steps taken, at no product.
 
     From a step :math:`s` and the change :math:`y` of the gradient along it,
@@ -193,18 +201,14 @@ def quasi_newton(solver: Solver = cg(), memory_size: int = 5) -> Solver:
     application, and one more application of ``M`` a step. Memory: :math:`2\,
     \text{memory\_size} + 2` vectors the size of the parameters.
 
-    Args:
+    Attributes:
       solver: what solves: :func:`cg`, :func:`minres`, :func:`steihaug` or your own.
       memory_size: number of pairs, as for `optax.lbfgs`.
 
-    Returns:
-      A :class:`Solver`.
-
     Raises:
-      TypeError: if ``solver`` is not a :class:`Solver`, or ``memory_size`` no integer.
-      ValueError: if ``memory_size`` is less than 1, or if ``solver`` does without a
-        preconditioner (``needs_objective``, as :func:`residual_space`) or has pairs
-        already (``needs_point``).
+      TypeError: if ``solver`` is not a :class:`KrylovSolver`, which works with a
+        preconditioner, or ``memory_size`` is no integer.
+      ValueError: if ``memory_size`` is less than 1.
 
     References:
       Morales and Nocedal, Automatic preconditioning by limited memory quasi-Newton
@@ -229,35 +233,56 @@ def quasi_newton(solver: Solver = cg(), memory_size: int = 5) -> Solver:
       >>> print(jnp.round(w, 3))
       [1. 1. 1.]
     """
-    who = "quasi_newton: solver"
-    validate.component(who, solver, Solver, "cg(), minres()")
-    if solver.needs_objective or solver.needs_point:
-        flag = "needs_objective" if solver.needs_objective else "needs_point"
-        raise ValueError(
-            f"{who} must be one that works on products with a preconditioner, made by "
-            f"cg(), minres(), steihaug(); got one with {flag}=True, as "
-            f"{'residual_space()' if solver.needs_objective else 'quasi_newton()'} is."
-        )
-    validate.integer("quasi_newton: memory_size", memory_size, low=1)
 
-    def init(params):
+    solver: KrylovSolver = cg()
+    memory_size: int = 5
+
+    def __post_init__(self):
+        who = "quasi_newton: solver"
+        examples = "cg(), minres(), steihaug()"
+        validate.component(who, self.solver, KrylovSolver, examples)
+        validate.integer("quasi_newton: memory_size", self.memory_size, low=1)
+
+    @property
+    def needs_outcome(self) -> bool:
+        """As that of the solver inside."""
+        return self.solver.needs_outcome
+
+    @property
+    def may_ascend(self) -> bool:
+        """As that of the solver inside."""
+        return self.solver.may_ascend
+
+    @property
+    def descent_threshold(self) -> float:
+        """As that of the solver inside."""
+        return self.solver.descent_threshold
+
+    def init(self, params: PyTree) -> QuasiNewtonState:
+        """No step so far."""
         nowhere = _Point(
             params=pytree.widened_zeros_like(params),
             rhs=pytree.widened_zeros_like(params),
             loss=jnp.zeros((), pytree.scalar_dtype(params)),
             known=jnp.zeros((), bool),
         )
-        pairs = _no_pairs(params, memory_size)
-        return QuasiNewtonState(solver.init(params), pairs, last=nowhere)
+        pairs = _no_pairs(params, self.memory_size)
+        return QuasiNewtonState(self.solver.init(params), pairs, last=nowhere)
 
-    def solve(matvec, rhs, damping, precondition, state, *, params, loss):
-        here = _Point(params, rhs, loss, known=jnp.isfinite(loss))
+    def solve(
+        self, model: Model, state: QuasiNewtonState
+    ) -> tuple[SolverResult, QuasiNewtonState]:
+        """The solution of the solver inside, with the improved preconditioner."""
+        params, loss = pytree.widen(model.params), jnp.asarray(model.loss)
+        here = _Point(params, model.rhs, loss, known=jnp.isfinite(loss))
         pairs = _with_step(state.pairs, state.last, here)
-        improved = _improved(pairs, damping, precondition or (lambda r: r))
-        result, inner = solver.solve(matvec, rhs, damping, improved, state.solver)
+        precondition = model.precondition or (lambda r: r)
+        improved = _improved(pairs, model.damping, precondition)
+        result, inner = self.solver.solve(
+            model._replace(precondition=improved), state.solver
+        )
         return result, QuasiNewtonState(inner, pairs, last=here)
 
-    def update(state, outcome):
-        return state._replace(solver=solver.update(state.solver, outcome))
-
-    return solver._replace(init=init, solve=solve, update=update, needs_point=True)
+    def update(self, state: QuasiNewtonState, outcome: Outcome) -> QuasiNewtonState:
+        """Passes the outcome on to the solver inside."""
+        return state._replace(solver=self.solver.update(state.solver, outcome))

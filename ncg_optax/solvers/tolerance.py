@@ -1,12 +1,13 @@
 """How accurately to solve: the relative tolerance of the linear solve, step by step."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ncg_optax._utils import validate
+
+RULES = (None, "eisenstat_walker")
 
 
 class Forcing(NamedTuple):
@@ -21,49 +22,46 @@ class Forcing(NamedTuple):
     tolerance: jax.Array
 
 
-class Tolerance(NamedTuple):
-    """A rule for the relative tolerance of the residual.
+def check_tolerance(who: str, rtol: float, forcing: str | None) -> None:
+    """Raises unless ``rtol`` is a number from 0 on and ``forcing`` a rule.
 
-    Attributes:
-      init: ``init(dtype) -> state``.
-      next: ``next(state, norm) -> (tolerance, state)``, with ``norm`` that of the
-        gradient.
-    """
-
-    init: Callable[[Any], Any]
-    next: Callable[[Any, jax.Array], tuple[Any, Any]]
-
-
-def tolerance_rule(who: str, rtol: float, forcing: str | None) -> Tolerance:
-    """The fixed tolerance ``rtol``, or a sequence that stays below it.
-
-    Args:
-      who: whose settings these are, for the error message.
-      rtol: relative tolerance; with ``forcing`` the largest one.
-      forcing: ``"eisenstat_walker"``, choice 2 of Eisenstat and Walker (1996) with its
-        safeguard, or None for the fixed one.
-
-    Raises:
-      TypeError: if ``rtol`` is not a number.
-      ValueError: if it is negative or NaN, or ``forcing`` unknown.
+    ``who`` is the solver whose settings these are, for the message.
     """
     validate.number(f"{who}: rtol", rtol, low=0.0)
-    validate.choice(f"{who}: forcing", forcing, (None, "eisenstat_walker"))
+    validate.choice(f"{who}: forcing", forcing, RULES)
+
+
+def first_forcing(forcing: str | None, dtype: Any) -> Forcing | None:
+    """The state before the first step; None with a fixed tolerance."""
     if forcing is None:
-        return Tolerance(lambda dtype: None, lambda state, norm: (rtol, state))
+        return None
+    return Forcing(jnp.zeros((), dtype), jnp.zeros((), dtype))
 
-    def init(dtype):
-        zero = jnp.zeros((), dtype)
-        return Forcing(gradient_norm=zero, tolerance=zero)
 
-    def advance(state, norm):
-        gamma, alpha = 0.9, (1 + 5**0.5) / 2
-        known = (state.gradient_norm > 0) & jnp.isfinite(state.gradient_norm)
-        ratio = norm / jnp.where(known, state.gradient_norm, 1)
-        floor = gamma * state.tolerance**alpha
-        eta = gamma * ratio**alpha
-        eta = jnp.where(floor > 0.1, jnp.maximum(eta, floor), eta)
-        eta = jnp.where(known, jnp.minimum(eta, rtol), rtol)
-        return eta, Forcing(norm, eta)
+def relative_tolerance(
+    rtol: float, state: Forcing | None, norm: jax.Array
+) -> tuple[jax.Array | float, Forcing | None]:
+    r"""The relative tolerance of this solve, at most ``rtol``, and the next state.
 
-    return Tolerance(init, advance)
+    .. math::
+      \eta_k = \gamma \left(\frac{|g_k|}{|g_{k-1}|}\right)^\alpha,
+      \qquad \gamma = 0.9, \quad \alpha = \tfrac{1 + \sqrt 5}{2}
+
+    and no less than :math:`\gamma \eta_{k-1}^\alpha` where that is above 0.1 (choice 2
+    of Eisenstat and Walker 1996, with its safeguard).
+
+    Args:
+      rtol: the largest tolerance, and the fixed one without a state.
+      state: None with a fixed tolerance.
+      norm: that of the gradient, shape=().
+    """
+    if state is None:
+        return rtol, None
+    gamma, alpha = 0.9, (1 + 5**0.5) / 2
+    known = (state.gradient_norm > 0) & jnp.isfinite(state.gradient_norm)
+    ratio = norm / jnp.where(known, state.gradient_norm, 1)
+    floor = gamma * state.tolerance**alpha
+    eta = gamma * ratio**alpha
+    eta = jnp.where(floor > 0.1, jnp.maximum(eta, floor), eta)
+    eta = jnp.where(known, jnp.minimum(eta, rtol), rtol)
+    return eta, Forcing(norm, eta)

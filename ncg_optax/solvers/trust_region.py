@@ -1,14 +1,23 @@
 """Trust-region conjugate gradients: Steihaug's method."""
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ncg_optax._utils import pytree, validate
-from ncg_optax.solvers.base import Solver
-from ncg_optax.solvers.cg import conjugate_gradient
-from ncg_optax.solvers.tolerance import Forcing, tolerance_rule
+from ncg_optax.globalization.base import Outcome
+from ncg_optax.solvers.base import KrylovSolver, Model, SolverResult
+from ncg_optax.solvers.linear_cg import conjugate_gradient
+from ncg_optax.solvers.tolerance import (
+    Forcing,
+    check_tolerance,
+    first_forcing,
+    relative_tolerance,
+)
+
+PyTree = Any
 
 
 class SteihaugState(NamedTuple):
@@ -32,13 +41,8 @@ class SteihaugState(NamedTuple):
     forcing: Forcing | None
 
 
-def steihaug(
-    maxiter: int = 200,
-    rtol: float = 0.1,
-    radius: float = 1.0,
-    max_radius: float = 1e3,
-    forcing: str | None = "eisenstat_walker",
-) -> Solver:
+@dataclasses.dataclass(frozen=True)
+class steihaug(KrylovSolver):
     r"""Trust-region conjugate gradients with the radius in the state.
 
     Minimises the model within :math:`|d| \le \Delta`: the solve ends on the boundary
@@ -49,15 +53,12 @@ def steihaug(
     of ``M^-1`` if there is a preconditioner ``M``. Use it with ``damping=0.0`` and
     ``linesearch=None``: one globalisation is enough.
 
-    Args:
+    Attributes:
       maxiter: largest number of iterations, that is of products.
       rtol: relative tolerance on the residual; with ``forcing`` the largest one.
       radius: the first radius, in units of the parameters.
       max_radius: the largest one.
       forcing: as for :func:`cg`.
-
-    Returns:
-      A :class:`Solver`.
 
     Raises:
       TypeError: if a setting is not a number, or ``maxiter`` not an integer.
@@ -67,40 +68,53 @@ def steihaug(
       >>> import ncg_optax as ncg
       >>> tx = ncg.newton_cg(solver=ncg.steihaug(), damping=0.0, linesearch=None)
     """
-    validate.integer("steihaug: maxiter", maxiter, low=1)
-    rule = tolerance_rule("steihaug", rtol, forcing)
-    validate.number("steihaug: radius", radius, low=0.0, low_open=True)
-    validate.number("steihaug: max_radius", max_radius, low=0.0, low_open=True)
 
-    def init(params):
+    maxiter: int = 200
+    rtol: float = 0.1
+    radius: float = 1.0
+    max_radius: float = 1e3
+    forcing: str | None = "eisenstat_walker"
+
+    needs_outcome = True
+
+    def __post_init__(self):
+        validate.integer("steihaug: maxiter", self.maxiter, low=1)
+        check_tolerance("steihaug", self.rtol, self.forcing)
+        validate.number("steihaug: radius", self.radius, low=0.0, low_open=True)
+        validate.number("steihaug: max_radius", self.max_radius, low=0.0, low_open=True)
+
+    def init(self, params: PyTree) -> SteihaugState:
+        """The first radius."""
         dtype = pytree.scalar_dtype(params)
         return SteihaugState(
-            radius=jnp.asarray(radius, dtype),
+            radius=jnp.asarray(self.radius, dtype),
             length=jnp.zeros((), dtype),
-            forcing=rule.init(dtype),
+            forcing=first_forcing(self.forcing, dtype),
         )
 
-    def solve(matvec, rhs, damping, precondition, state):
-        norm = pytree.norm(rhs)
-        eta, new_forcing = rule.next(state.forcing, norm)
+    def solve(
+        self, model: Model, state: SteihaugState
+    ) -> tuple[SolverResult, SteihaugState]:
+        """The solution within the trust region."""
+        norm = pytree.norm(model.gradient)
+        eta, forcing = relative_tolerance(self.rtol, state.forcing, norm)
         result = conjugate_gradient(
-            matvec,
-            rhs,
-            damping,
-            maxiter=maxiter,
+            model.product,
+            model.rhs,
+            model.damping,
+            maxiter=self.maxiter,
             tolerance=eta * norm,
-            precondition=precondition,
+            precondition=model.precondition,
             radius=state.radius,
         )
-        return result, state._replace(length=result.length, forcing=new_forcing)
+        return result, state._replace(length=result.length, forcing=forcing)
 
-    def update(state, outcome):
+    def update(self, state: SteihaugState, outcome: Outcome) -> SteihaugState:
+        """The next radius."""
         good = outcome.ratio_at_least(0.75) & (state.length > 0.99 * state.radius)
         bad = jnp.logical_not(outcome.ratio_at_least(0.25))
-        grown = jnp.minimum(2 * state.radius, max_radius)
+        grown = jnp.minimum(2 * state.radius, self.max_radius)
         radius = jnp.where(good, grown, state.radius)
         # A failed solve has no length: its radius shrinks from what it was.
         length = jnp.where(state.length > 0, state.length, state.radius)
         return state._replace(radius=jnp.where(bad, length / 4, radius))
-
-    return Solver(init, solve, update, needs_outcome=True)

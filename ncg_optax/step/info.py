@@ -73,6 +73,16 @@ class NewtonCGInfo(NamedTuple):
     curvature_share: jax.Array
 
 
+class Cost(NamedTuple):
+    """What a step has cost; the fields are those of :class:`NewtonCGInfo`."""
+
+    products: jax.Array
+    evaluations: jax.Array
+    batch_products: jax.Array
+    batch_evaluations: jax.Array
+    gradient_equivalents: jax.Array
+
+
 def first_info(dtype: Any) -> NewtonCGInfo:
     """That of a state that has not been updated yet; reals have this dtype."""
     integers = {"status", "solver_status", "cg_iterations", "products", "evaluations"}

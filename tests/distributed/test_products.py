@@ -17,7 +17,7 @@ from mappings import (
 
 import ncg_optax as ncg
 from ncg_optax._utils import reductions
-from ncg_optax.losses.composite import as_objective
+from ncg_optax.losses.objective import as_objective
 
 TOLERANCE = 1e-12
 CURVATURES = {

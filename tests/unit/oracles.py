@@ -125,10 +125,18 @@ def outcome(actual, predicted=1.0, step_size=1.0, accepted=True, rounding=0.0):
     return ncg.globalization.Outcome(**numbers, accepted=jnp.asarray(accepted))
 
 
-def constant_preconditioner(m):
+class constant_preconditioner(ncg.preconditioners.Preconditioner):  # noqa: N801
     """The matrix ``m``, whatever the curvature is."""
-    return ncg.preconditioners.Preconditioner(
-        init=lambda params: (),
-        update=lambda state, *_: (state, 0),
-        apply=lambda state, r, damping: m @ r,
-    )
+
+    def __init__(self, m):
+        self.m = m
+
+    def apply(self, state, r, damping):
+        return self.m @ r
+
+
+def solve_model(solver, product, rhs, damping, precondition, state, **more):
+    """The solver's result for the right-hand side ``rhs``, and its next state."""
+    gradient = jax.tree.map(lambda x: -x, rhs)
+    model = ncg.solvers.Model(gradient, damping, product, precondition, **more)
+    return solver.solve(model, state)

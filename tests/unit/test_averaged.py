@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from oracles import constant_preconditioner, symmetric, vector
+from oracles import constant_preconditioner, solve_model, symmetric, vector
 
 import ncg_optax as ncg
 
@@ -23,7 +23,7 @@ def solve(rhs, state=None, matrix=SPD, m=M, damping=DAMPING, **settings):
     rhs = jnp.asarray(rhs)
     state = solver.init(rhs) if state is None else state
     apply = None if m is None else lambda r: jnp.asarray(m) @ r
-    return solver.solve(lambda v: matrix @ v, rhs, damping, apply, state)
+    return solve_model(solver, lambda v: matrix @ v, rhs, damping, apply, state)
 
 
 def run(tx, losses, w):

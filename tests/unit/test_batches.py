@@ -9,8 +9,9 @@ import optax
 import pytest
 
 import ncg_optax as ncg
-from ncg_optax.curvature.sampling import every_kth as _batches
-from ncg_optax.losses.composite import as_objective
+from ncg_optax.curvature.sampling.every_kth import every_kth
+from ncg_optax.curvature.sampling.microbatches import in_microbatches
+from ncg_optax.losses.objective import as_objective
 
 
 def composite(examples=8):
@@ -26,7 +27,7 @@ W = jnp.array([0.3, -0.2, 0.5])
 
 def test_a_stride_takes_every_kth_example():
     objective = as_objective(composite(10), {})
-    sample = _batches.every_kth(objective, W, 0.25, at_least=1, offset=jnp.array(2))
+    sample = every_kth(objective, W, 0.25, min_examples=1, offset=jnp.array(2))
     x = objective.data["x"]
     np.testing.assert_array_equal(sample.objective.data["x"], x[2:8:4])
     assert sample.share == 0.2  # the remainder waits for its turn
@@ -39,7 +40,7 @@ def test_every_example_has_its_turn(examples, piece):
     x = objective.data["x"]
     seen = set()
     for offset in range(60):
-        sample = _batches.every_kth(objective, W, 0.25, 1, jnp.array(offset), piece)
+        sample = every_kth(objective, W, 0.25, 1, jnp.array(offset), piece)
         rows = sample.objective.data["x"][:, 0]
         seen |= set(map(float, rows))
         assert piece is None or len(rows) % piece == 0
@@ -64,7 +65,7 @@ def test_a_sample_is_made_of_whole_microbatches():
 @pytest.mark.parametrize("at_least", [6, 100])
 def test_small_batches_are_not_split(at_least):
     objective = as_objective(composite(10), {})
-    sample = _batches.every_kth(objective, W, 0.25, at_least, jnp.array(0))
+    sample = every_kth(objective, W, 0.25, at_least, jnp.array(0))
     assert sample.objective is objective
     assert sample.share == 1.0
 
@@ -72,7 +73,7 @@ def test_small_batches_are_not_split(at_least):
 def test_a_closure_is_not_split():
     loss = composite()
     objective = as_objective(lambda w: loss(w), {})
-    assert _batches.every_kth(objective, W, 0.25, 1, 0).objective is objective
+    assert every_kth(objective, W, 0.25, 1, 0).objective is objective
 
 
 def two_kinds_of_points(inside, border, broadcast=False):
@@ -98,7 +99,7 @@ def two_kinds_of_points(inside, border, broadcast=False):
 def test_examples_of_several_kinds_are_not_split(broadcast):
     # Cutting the target alone is an error, or worse: it broadcasts.
     objective = as_objective(two_kinds_of_points(12, 4, broadcast), {})
-    assert _batches.every_kth(objective, W, 0.25, 1, 0).objective is objective
+    assert every_kth(objective, W, 0.25, 1, 0).objective is objective
 
 
 def test_the_preset_takes_examples_of_several_kinds():
@@ -115,7 +116,7 @@ def test_outputs_with_several_rows_an_example_are_split():
         lambda w, x: jnp.tanh(x @ w).reshape(-1),
         lambda z, y: jnp.mean((z - y.reshape(-1)) ** 2),
     ).bind(x=x, y=jnp.zeros((8, 5)))
-    sample = _batches.every_kth(as_objective(loss, {}), W, 0.25, 1, 0)
+    sample = every_kth(as_objective(loss, {}), W, 0.25, 1, 0)
     assert sample.share == 0.25
 
 
@@ -130,7 +131,7 @@ def test_a_table_longer_than_the_batch_is_no_batch():
     table = jax.random.normal(jax.random.key(0), (32, 3))
     loss = with_lookup(table, jnp.arange(24, 32))
     objective = as_objective(loss, {})
-    assert _batches.every_kth(objective, W, 0.25, 1, 0).objective is objective
+    assert every_kth(objective, W, 0.25, 1, 0).objective is objective
     # Rows of a shorter table would be others, and the loss another number.
     tx = ncg.newton_cg(sampling=ncg.sampling(microbatch_size=8))
     with pytest.raises(ValueError, match="close over an array that is no data"):
@@ -149,10 +150,10 @@ def test_a_penalty_on_parameters_of_any_length(size):
     w = jnp.linspace(-0.5, 0.5, size)
     x = jax.random.normal(jax.random.key(0), (8, 3))
     loss = ncg.CompositeLoss(model, loss).bind(x=x, y=x[:, 0])
-    sample = _batches.every_kth(as_objective(loss, {}), w, 0.25, 1, 1)
+    sample = every_kth(as_objective(loss, {}), w, 0.25, 1, 1)
     assert sample.share == 0.25
     whole = as_objective(loss, {})
-    value = _batches.in_microbatches(whole, 2).value(w)
+    value = in_microbatches(whole, 2).value(w)
     np.testing.assert_allclose(value, whole.value(w), rtol=1e-6)
 
 
@@ -162,7 +163,7 @@ def test_what_stays_long_is_not_broadcast_against_a_single_example():
         lambda z: jnp.mean((z[0] - z[1]) ** 2),
     ).bind(x=jax.random.normal(jax.random.key(0), (8, 3)))
     objective = as_objective(loss, {})
-    assert _batches.every_kth(objective, W, 1 / 8, 1, 0).objective is objective
+    assert every_kth(objective, W, 1 / 8, 1, 0).objective is objective
 
 
 def updates_of(tx, loss, **extra):
@@ -201,18 +202,24 @@ def test_a_fraction_costs_its_share_and_keeps_the_loss_of_the_batch(examples, at
 def test_a_search_on_the_sample_sees_its_rise_added_to_the_loss_of_the_batch():
     loss = composite(2048)
 
-    def search(loss_at, value, slope, bend):
-        full = jnp.ones((), value.dtype)
-        return ncg.globalization.SearchResult(
-            full, loss_at(full), jnp.array(1), jnp.array(True)
-        )
+    class FullStep(ncg.globalization.LineSearch):
+        def __init__(self, on_sample):
+            self.on_sample = on_sample
+
+        def search(self, line):
+            full = jnp.ones((), line.loss.dtype)
+            loss_at = line.sample_loss_at if self.on_sample else line.loss_at
+            share = line.sample_share if self.on_sample else 1.0
+            return ncg.globalization.SearchResult(
+                full, loss_at(full), jnp.array(1), jnp.array(True), share
+            )
 
     infos = []
     for on_sample in (True, False):
         tx = ncg.newton_cg(
             curvature=ncg.gauss_newton(),
             sampling=ncg.sampling(0.25),
-            linesearch=ncg.globalization.LineSearch(search, on_sample),
+            linesearch=FullStep(on_sample),
         )
         updates, state = updates_of(tx, loss)
         infos.append(ncg.get_info(state))

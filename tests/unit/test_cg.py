@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from oracles import krylov, outcome, symmetric, vector
+from oracles import krylov, outcome, solve_model, symmetric, vector
 
 import ncg_optax as ncg
 from ncg_optax import Status
@@ -447,7 +447,7 @@ def solver_run(solver, *gradient_scales):
 
     @jax.jit
     def step(rhs, state):
-        return solver.solve(lambda v: SPD @ v, rhs, 0.0, lambda r: r, state)
+        return solve_model(solver, lambda v: SPD @ v, rhs, 0.0, lambda r: r, state)
 
     unit, state, history = RHS / np.linalg.norm(RHS), solver.init(jnp.zeros(6)), []
     for scale in gradient_scales:

@@ -91,7 +91,7 @@ def test_products_that_are_not_finite():
 
 def test_errors():
     zeros, product = jnp.zeros(3), lambda v: v
-    with pytest.raises(TypeError, match=r"function v -> B v.*got Curvature"):
+    with pytest.raises(TypeError, match=r"function v -> B v.*got hessian"):
         ncg.check_operator(ncg.hessian(), zeros)
     with pytest.raises(TypeError, match="outside of jit"):
         jax.jit(lambda p: ncg.check_operator(product, p).asymmetry)(zeros)

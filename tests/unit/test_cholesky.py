@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from oracles import symmetric, vector
 
-from ncg_optax.solvers.residual_space import dense_solve as _cholesky
+from ncg_optax.solvers.residual_space import dense_solve
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -17,13 +17,13 @@ C = vector(N)
 
 @jax.jit
 def shifted(gram, damping, c):
-    return _cholesky.solve_shifted(gram, jnp.asarray(damping), c)
+    return dense_solve.solve_shifted(gram, jnp.asarray(damping), c)
 
 
 @jax.jit
 def ladder(gram, dampings, c):
     target = lambda damping: c * (1 + damping)  # noqa: E731
-    return _cholesky.solve_ladder(gram, jnp.asarray(dampings), target, 100.0)
+    return dense_solve.solve_for_dampings(gram, jnp.asarray(dampings), target, 100.0)
 
 
 @pytest.mark.parametrize("damping", [0.0, 1e-9, 1e-3, 10.0])

@@ -10,7 +10,7 @@ from oracles import as_matrix, dense_gradient, dense_hessian, tiny_net
 
 import ncg_optax as ncg
 from ncg_optax.curvature import curvature_product as product_of
-from ncg_optax.losses.composite import as_objective
+from ncg_optax.losses.objective import as_objective
 
 pytestmark = pytest.mark.usefixtures("x64")
 

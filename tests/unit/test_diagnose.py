@@ -156,12 +156,11 @@ def closes_over():
 
 
 def negative_preconditioner():
-    negative = ncg.preconditioners.Preconditioner(
-        init=lambda params: (),
-        update=lambda state, *_: (state, 0),
-        apply=lambda state, r, damping: -r,
-    )
-    return run(ncg.newton_cg(preconditioner=negative), bowl, jnp.ones(3), 4)
+    class Negative(ncg.preconditioners.Preconditioner):
+        def apply(self, state, r, damping):
+            return -r
+
+    return run(ncg.newton_cg(preconditioner=Negative()), bowl, jnp.ones(3), 4)
 
 
 def overshooting():

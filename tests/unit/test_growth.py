@@ -7,16 +7,16 @@ import optax
 import pytest
 
 import ncg_optax as ncg
-from ncg_optax.curvature.sampling import growth as _growth
+from ncg_optax.curvature.sampling import growth
 
 DIAGONAL = jnp.array([1.0, 4.0])
 D = jnp.array([1.0, 0.5])  # d.Bd = 2
 
 
-def look(bend, count=0, state=None, below=0.5, diagonal=DIAGONAL):
-    state = state or _growth.first(below, jnp.float32)
+def measure(bend, count=0, state=None, below=0.5, diagonal=DIAGONAL):
+    state = state or growth.first_state(below, jnp.float32)
     return jax.jit(
-        lambda: _growth.look(
+        lambda: growth.measure_agreement(
             state, jnp.array(count), D, jnp.array(bend), lambda v: diagonal * v, below
         )
     )()
@@ -26,7 +26,7 @@ def look(bend, count=0, state=None, below=0.5, diagonal=DIAGONAL):
     ("bend", "agreement", "grown"), [(2.0, 1, False), (1.1, 0.55, False), (0.8, 0.4, 1)]
 )
 def test_the_curvature_of_the_sample_is_compared_along_the_step(bend, agreement, grown):
-    state, products = look(bend)
+    state, products = measure(bend)
     np.testing.assert_allclose(state.agreement, agreement, rtol=1e-6)
     assert state.grown == grown
     assert products == 1
@@ -42,14 +42,14 @@ def test_the_curvature_of_the_sample_is_compared_along_the_step(bend, agreement,
     ],
 )
 def test_what_says_nothing_changes_nothing(bend, diagonal):
-    state, _ = look(bend, diagonal=diagonal)
+    state, _ = measure(bend, diagonal=diagonal)
     assert state == (1.0, False)
 
 
-def test_every_fourth_step_has_a_look_until_it_has_grown():
-    assert [int(look(2.0, count)[1]) for count in range(9)] == [1, 0, 0, 0] * 2 + [1]
-    grown = _growth.GrowthState(jnp.array(0.4), jnp.array(True))
-    state, products = look(2.0, state=grown)
+def test_every_fourth_step_is_measured_until_it_has_grown():
+    assert [int(measure(2.0, count)[1]) for count in range(9)] == [1, 0, 0, 0] * 2 + [1]
+    grown = growth.GrowthState(jnp.array(0.4), jnp.array(True))
+    state, products = measure(2.0, state=grown)
     assert state == (jnp.float32(0.4), True)
     assert products == 0
 
@@ -91,9 +91,9 @@ def test_steps_are_those_of_the_sample_and_then_of_the_batch(grown):
     share = 1.0 if grown else 0.25
     info = state.info
     assert info.curvature_share == reference.info.curvature_share == share
-    looks = 0 if grown else 1
-    assert info.products == reference.info.products + looks
-    assert info.batch_products == reference.info.batch_products + looks
+    measured = 0 if grown else 1
+    assert info.products == reference.info.products + measured
+    assert info.batch_products == reference.info.batch_products + measured
     # Linearising the sample is paid for, linearising the batch comes with the gradient.
     np.testing.assert_allclose(info.batch_evaluations, info.evaluations + 0.25)
 

@@ -10,7 +10,7 @@ from oracles import assert_trees_close, assert_trees_equal, krylov, symmetric, v
 
 import ncg_optax as ncg
 from ncg_optax._utils import pytree
-from ncg_optax.solvers.base import SampledProduct
+from ncg_optax.curvature import SampledProduct
 
 pytestmark = pytest.mark.usefixtures("x64")
 

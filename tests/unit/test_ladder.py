@@ -4,22 +4,24 @@ import numpy as np
 import pytest
 from oracles import rosenbrock
 
-from ncg_optax.losses.composite import as_objective
-from ncg_optax.solvers.residual_space import candidates as _ladder
+from ncg_optax.losses.objective import as_objective
+from ncg_optax.solvers.residual_space import candidates
 from ncg_optax.solvers.residual_space.candidates import Steps
 
 
 def choose(losses, reductions, bends=0.0, ratio=0.1, start=1.0):
-    """The index of the rung, and whether it passed; the direction is the loss."""
+    """The index of the step, and whether it passed; the direction is the loss."""
     losses, reductions = jnp.array(losses), jnp.array(reductions)
     bend = jnp.broadcast_to(jnp.array(bends), losses.shape)
     steps = Steps(losses - start, jnp.arange(len(losses)), reductions + bend / 2, bend)
-    step, passed = _ladder.choose(steps, lambda d: start + d, ratio)
+    step, passed = candidates.choose_step(steps, lambda d: start + d, ratio)
     return int(step.damping), bool(passed)
 
 
-def test_rungs():
-    np.testing.assert_allclose(_ladder.rungs(2.0, 3, 10.0), [0.2, 2.0, 20.0], rtol=1e-6)
+def test_geometric_dampings():
+    np.testing.assert_allclose(
+        candidates.geometric_dampings(2.0, 3, 10.0), [0.2, 2.0, 20.0], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,7 @@ def test_a_step_whose_model_is_not_finite_is_not_taken():
     assert choose([0.1, 0.9], [0.5, 0.5], bends=[np.nan, 0.0]) == (1, True)
 
 
-def test_a_promised_increase_that_is_kept_is_not_good_enough():
+def test_a_predicted_increase_does_not_pass():
     assert choose([1.05, 1.5], [-1.0, -1.0]) == (1, False)
     assert choose([1.05, 0.9], [-1.0, 0.5]) == (1, True)
 
@@ -50,7 +52,7 @@ def test_a_promised_increase_that_is_kept_is_not_good_enough():
 def test_the_loss_along_a_step():
     objective = as_objective(rosenbrock, {})
     w = jnp.array([1.0, 2.0], jnp.bfloat16)
-    loss = _ladder.loss_along(objective, w, like=w.astype(jnp.float32))
+    loss = candidates.loss_after_step(objective, w, like=w.astype(jnp.float32))
     d = jnp.array([0.5, -1.0])
     assert loss(d).dtype == jnp.float32
     np.testing.assert_allclose(loss(d), rosenbrock(jnp.array([1.5, 1.0])), rtol=1e-2)
@@ -59,7 +61,7 @@ def test_the_loss_along_a_step():
 def test_the_loss_along_a_complex_step():
     objective = as_objective(lambda z: jnp.abs(z[0] - 1j) ** 2, {})
     z = jnp.array([1.0 + 0.0j])
-    loss = _ladder.loss_along(objective, z, like=z)
+    loss = candidates.loss_after_step(objective, z, like=z)
     np.testing.assert_allclose(loss(jnp.array([[-1.0, 0.5]])), 0.25)
 
 
@@ -67,5 +69,5 @@ def test_many_steps_at_once():
     objective = as_objective(rosenbrock, {})
     w = jnp.zeros(2)
     steps = jnp.array([[0.1, 0.0], [1.0, 1.0]])
-    losses = jax.vmap(_ladder.loss_along(objective, w, like=w))(steps)
+    losses = jax.vmap(candidates.loss_after_step(objective, w, like=w))(steps)
     np.testing.assert_allclose(losses, [rosenbrock(d) for d in steps], rtol=1e-6)

@@ -3,13 +3,14 @@ import numpy as np
 import pytest
 
 import ncg_optax as ncg
-from ncg_optax.globalization.armijo import full_step, rounding_level, single_trial
+from ncg_optax.globalization.base import rounding_level
+from ncg_optax.globalization.fixed_steps import full_step, single_trial
 
 
 def search(along, slope, start=1.0, line_search=None, bend=1.0):
     line_search = line_search or ncg.armijo()
     start, slope, bend = map(jnp.float32, (start, slope, bend))
-    return line_search.search(along, start, slope, bend)
+    return line_search.search(ncg.globalization.Line(start, slope, bend, along))
 
 
 def test_the_full_step_costs_one_evaluation():

@@ -7,7 +7,9 @@ import optax
 import pytest
 
 import ncg_optax as ncg
-from ncg_optax.losses.composite import as_objective, drop_aux, route, scalar_loss
+from ncg_optax.losses.arguments import select_arguments
+from ncg_optax.losses.objective import as_objective
+from ncg_optax.losses.scalar import drop_aux, scalar_loss
 
 EXTRA = {"x": 1, "y": 2, "value": 3, "grad": 4, "value_fn": 5}
 
@@ -47,7 +49,7 @@ class Callable:
     ],
 )
 def test_extra_arguments_go_where_they_are_named(fn, expected):
-    assert route("value_fn", fn, EXTRA) == expected
+    assert select_arguments("value_fn", fn, EXTRA) == expected
 
 
 def test_what_is_given_overrides_a_default():
@@ -60,17 +62,17 @@ def test_reserved_names_are_refused_with_advice(name):
     namespace = {}
     exec(f"def loss(p, {name}): return 0.0", namespace)
     with pytest.raises(TypeError, match=f"{name}.*reserved by optax, rename"):
-        route("value_fn", namespace["loss"], EXTRA)
+        select_arguments("value_fn", namespace["loss"], EXTRA)
 
 
 def test_a_missing_argument_is_named_with_what_is_there():
     with pytest.raises(TypeError, match="value_fn needs .* batch, .* available: x, y"):
-        route("value_fn", lambda p, x, batch: 0, EXTRA)
+        select_arguments("value_fn", lambda p, x, batch: 0, EXTRA)
 
 
 def test_a_function_without_a_positional_argument_is_refused():
     with pytest.raises(TypeError, match="parameters as its first positional argument"):
-        route("value_fn", lambda *, params: 0, {})
+        select_arguments("value_fn", lambda *, params: 0, {})
 
 
 def test_aux_is_dropped():

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import krylov, symmetric, vector
+from oracles import krylov, solve_model, symmetric, vector
 
 import ncg_optax as ncg
 from ncg_optax import Status
@@ -225,6 +225,7 @@ def test_a_hermitian_system():
 
 def test_the_solver_stops_at_its_relative_tolerance():
     solver = ncg.minres(rtol=0.2)
-    result, _ = solver.solve(lambda v: SPD @ v, jnp.asarray(RHS), 0.0, lambda r: r, ())
+    rhs = jnp.asarray(RHS)
+    result, _ = solve_model(solver, lambda v: SPD @ v, rhs, 0.0, lambda r: r, ())
     assert result.status == Status.RESIDUAL_CONVERGED
     assert 0 < result.residual <= 0.2 * np.linalg.norm(RHS)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import hypothesis
 import hypothesis.extra.numpy
 import hypothesis.strategies as st
@@ -5,7 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import constant_preconditioner, krylov, outcome, symmetric, vector
+from oracles import (
+    constant_preconditioner,
+    krylov,
+    outcome,
+    solve_model,
+    symmetric,
+    vector,
+)
 
 import ncg_optax as ncg
 from ncg_optax._utils import pytree
@@ -17,28 +26,36 @@ SPD = symmetric(SPECTRUM)
 RHS, D, LAST = vector(6), vector(6, seed=2), vector(6, seed=3)
 
 
-def given_solve(matvec, rhs, damping, precondition, state):
-    """A solver whose direction is its state."""
-    ad = pytree.add_scaled(matvec(state), damping, state)
-    decrease = pytree.vdot(rhs, state) - 0.5 * pytree.vdot(state, ad)
-    zero, none = jnp.zeros_like(decrease), jnp.zeros((), jnp.int32)
-    return ncg.solvers.CGResult(
-        state, none, none, zero, decrease, zero, rhs, zero, none
-    ), state
+@dataclasses.dataclass(frozen=True)
+class Given(ncg.solvers.KrylovSolver):
+    """A solver whose direction is its state; ``damping`` is one that it chooses."""
 
+    damping: float | None = None
 
-GIVEN = ncg.solvers.Solver(
-    init=pytree.zeros_like, solve=given_solve, update=lambda s, _: s
-)
+    def init(self, params):
+        return pytree.zeros_like(params)
+
+    def solve(self, model, state):
+        chosen = None
+        if self.damping is not None:
+            chosen = jnp.asarray(self.damping)
+            model = model._replace(damping=chosen)
+        ad = model.damped_product(state)
+        decrease = pytree.vdot(model.rhs, state) - 0.5 * pytree.vdot(state, ad)
+        zero, none = jnp.zeros_like(decrease), jnp.zeros((), jnp.int32)
+        result = ncg.solvers.SolverResult(
+            state, none, none, zero, decrease, zero, model.rhs, zero, none, chosen
+        )
+        return result, state
 
 
 @jax.jit
 def combine(a, b, d, last, damping=0.0, fault=0.0):
     """The combination of two given directions; ``fault`` spoils some products."""
-    solver = ncg.quadratic_momentum(GIVEN)
+    solver = ncg.quadratic_momentum(Given())
     state = ncg.solvers.QuadraticMomentumState(solver=d, step=last)
     product = lambda v: a @ v + jnp.where(v[0] != 0, fault, 0)  # noqa: E731
-    result, state = solver.solve(product, b, damping, None, state)
+    result, state = solve_model(solver, product, b, damping, None, state)
     return result, state.step
 
 
@@ -93,13 +110,9 @@ def test_a_hermitian_matrix_and_real_factors():
 def test_a_damping_that_the_solver_chose_counts():
     @jax.jit
     def solve(b, d, last):
-        def chosen(matvec, rhs, damping, precondition, state):
-            result, state = given_solve(matvec, rhs, 0.7, precondition, state)
-            return result._replace(damping=jnp.asarray(0.7)), state
-
-        solver = ncg.quadratic_momentum(GIVEN._replace(solve=chosen))
+        solver = ncg.quadratic_momentum(Given(damping=0.7))
         state = ncg.solvers.QuadraticMomentumState(d, last)
-        return solver.solve(lambda v: SPD @ v, b, 0.0, None, state)[0]
+        return solve_model(solver, lambda v: SPD @ v, b, 0.0, None, state)[0]
 
     result = solve(RHS, D, LAST)
     best = best_in_plane(SPD + 0.7 * np.eye(6), RHS, D, LAST)
@@ -116,10 +129,9 @@ def after_cg(last):
     outer = ncg.quadratic_momentum(inner)
     product = lambda v: SPD @ v  # noqa: E731
     state = inner.init(last)
-    alone, _ = inner.solve(product, RHS, 0.3, None, state)
-    together, _ = outer.solve(
-        product, RHS, 0.3, None, ncg.solvers.QuadraticMomentumState(state, last)
-    )
+    alone, _ = solve_model(inner, product, RHS, 0.3, None, state)
+    state = ncg.solvers.QuadraticMomentumState(state, last)
+    together, _ = solve_model(outer, product, RHS, 0.3, None, state)
     return alone, together
 
 
@@ -154,7 +166,8 @@ def product_calls(last):
 
     solver = ncg.quadratic_momentum(ncg.cg(maxiter=2, rtol=0.0, forcing=None))
     state = solver.init(jnp.zeros(6))._replace(step=last)
-    result, _ = jax.jit(lambda s: solver.solve(product, RHS, 0.0, None, s))(state)
+    run = jax.jit(lambda s: solve_model(solver, product, RHS, 0.0, None, s))
+    result, _ = run(state)
     jax.block_until_ready(result)
     jax.effects_barrier()
     return len(calls), int(result.products)
@@ -311,7 +324,7 @@ def test_the_state_is_as_wide_as_the_vectors_of_the_solver():
 def test_the_descent_threshold_is_that_of_the_solver():
     solver = ncg.quadratic_momentum(ncg.cg(descent_threshold=0.5))
     assert solver.descent_threshold == 0.5
-    assert not solver.needs_outcome and not solver.needs_objective
+    assert not solver.needs_outcome and not solver.may_ascend
 
 
 # In the optimizer.

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
+from oracles import solve_model
 
 import ncg_optax as ncg
 
@@ -181,7 +182,8 @@ def test_the_solves_of_hessian_free_grow_longer(solved, most):
     state = solver.init(spectrum)
     state = state._replace(solver=state.solver._replace(count=jnp.int32(solved)))
     result, _ = jax.jit(
-        lambda rhs, state: solver.solve(
+        lambda rhs, state: solve_model(
+            solver,
             lambda v: spectrum * v,
             rhs,
             0.0,

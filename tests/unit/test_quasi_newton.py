@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import constant_preconditioner, krylov, symmetric, vector
+from oracles import constant_preconditioner, krylov, solve_model, symmetric, vector
 
 import ncg_optax as ncg
 from ncg_optax.solvers import secant_pairs as _quasi_newton
@@ -14,17 +14,16 @@ pytestmark = pytest.mark.usefixtures("x64")
 SPD = symmetric(np.array([0.5, 1.0, 2.0, 3.0, 5.0, 8.0]))
 RHS = vector(6)
 M = np.diag(1 / np.diag(SPD))
-CAPTURED = ncg.solvers.Solver(
-    init=lambda params: (),
-    # As its direction, what the preconditioner makes of the right-hand side.
-    solve=lambda matvec, rhs, damping, precondition, state: (
-        ncg.solvers.conjugate_gradient(matvec, rhs, maxiter=1, tolerance=0.0)._replace(
-            solution=precondition(rhs)
-        ),
-        state,
-    ),
-    update=lambda state, outcome: state,
-)
+
+
+class Captured(ncg.solvers.KrylovSolver):
+    """Its direction is the preconditioner times the right-hand side."""
+
+    def solve(self, model, state):
+        result = ncg.solvers.conjugate_gradient(
+            model.product, model.rhs, maxiter=1, tolerance=0.0
+        )
+        return result._replace(solution=model.precondition(model.rhs)), state
 
 
 def quadratic(w):
@@ -216,12 +215,19 @@ def test_complex_parameters():
 
 
 def test_the_solver_inside_gets_the_improved_preconditioner():
-    solver = ncg.quasi_newton(CAPTURED, memory_size=4)
+    solver = ncg.quasi_newton(Captured(), memory_size=4)
     pairs = random_pairs(4)
     state = solver.init(jnp.zeros(6))._replace(pairs=pairs)
     rhs, loss = jnp.asarray(RHS), jnp.ones(())
-    result, following = solver.solve(
-        lambda v: SPD @ v, rhs, 0.5, lambda r: M @ r, state, params=2 * rhs, loss=loss
+    result, following = solve_model(
+        solver,
+        lambda v: SPD @ v,
+        rhs,
+        0.5,
+        lambda r: M @ r,
+        state,
+        params=2 * rhs,
+        loss=loss,
     )
     np.testing.assert_allclose(result.solution, dense(pairs, 0.5, M) @ RHS, rtol=1e-9)
     # Nothing is known of the step before the first.
@@ -232,7 +238,8 @@ def test_the_solver_inside_gets_the_improved_preconditioner():
 def test_what_the_solver_inside_needs_is_needed():
     assert ncg.quasi_newton(ncg.steihaug()).needs_outcome
     assert ncg.quasi_newton(ncg.cg(descent_threshold=0.5)).descent_threshold == 0.5
-    assert ncg.quasi_newton(ncg.quadratic_momentum()).needs_point
+    assert ncg.quasi_newton(ncg.averaged_gradient()).may_ascend
+    assert not ncg.quasi_newton(ncg.quadratic_momentum()).needs_outcome
 
 
 def test_the_state_is_as_wide_as_the_vectors_of_the_solver():

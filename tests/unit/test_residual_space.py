@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
-from oracles import flat, make_step, tiny_net, train
+from oracles import flat, make_step, solve_model, tiny_net, train
 
 import ncg_optax as ncg
 from ncg_optax import Status
-from ncg_optax.losses.composite import as_objective
+from ncg_optax.losses.objective import as_objective
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -82,8 +82,8 @@ def _run(solver, loss, params, data, rhs, damping, state):
         rhs = jax.tree.map(lambda g: -jnp.conj(g), jax.grad(bound)(params))
     state = solver.init(params) if state is None else state
     objective = as_objective(bound, {})
-    return solver.solve(
-        None, rhs, damping, None, state, objective=objective, params=params
+    return solve_model(
+        solver, None, rhs, damping, None, state, objective=objective, params=params
     )
 
 
@@ -125,7 +125,7 @@ PROBLEMS = {  # loss, outputs, examples; with many there are fewer parameters
 }
 
 
-fast = {"jacobian": "per_example"}  # compiles one route only
+fast = {"jacobian": "per_example"}  # compiles one mode only
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -134,17 +134,17 @@ def test_the_step_is_that_of_the_dense_system(problem):
     params, data = network(outputs), batch(examples, outputs)
     result, state = solve(loss, params, data, chunk=4, **fast)
     assert_solves(result, *system(loss, params, **data), 0.1)
-    assert (int(state.route), int(result.products)) == (1, outputs)
+    assert (int(state.jacobian_mode), int(result.products)) == (1, outputs)
 
 
 @pytest.mark.parametrize("examples", [7, 40])
-def test_the_route_is_found_out_once(examples):
+def test_the_jacobian_mode_is_determined_once(examples):
     params, data = network(), batch(examples)
     state = cached().init(params)
     for products in (3, 1):
         result, state = solve(SQUARES, params, data, state=state)
         assert_solves(result, *system(SQUARES, params, **data), 0.1)
-        assert (int(state.route), int(result.products)) == (1, products)
+        assert (int(state.jacobian_mode), int(result.products)) == (1, products)
 
 
 @pytest.mark.parametrize("examples", [5, 40])
@@ -152,7 +152,7 @@ def test_backward_passes_through_the_whole_batch(examples):
     params, data = network(3), batch(examples, 3)
     result, state = solve(SOFTMAX, params, data, jacobian="whole_batch", chunk=4)
     assert_solves(result, *system(SOFTMAX, params, **data), 0.1)
-    assert (int(state.route), int(result.products)) == (2, 3 * examples)
+    assert (int(state.jacobian_mode), int(result.products)) == (2, 3 * examples)
 
 
 @pytest.mark.parametrize("examples", [7, 40])
@@ -228,7 +228,7 @@ def test_without_damping_it_is_the_least_squares_step(examples):
     assert result.length < 1.1 * np.linalg.norm(d)
 
 
-def test_the_ladder_takes_the_largest_step_that_keeps_its_promise():
+def test_the_ladder_takes_the_largest_step_that_passes():
     params, data = network(), batch(7)
     settings = {"ladder": 5, "spread": 100.0, "ratio": 0.5, **fast}
     centre, state = 1e-3, cached(**settings).init(params)
@@ -339,7 +339,7 @@ def test_models_that_mix_examples_are_noticed(model_fn, extra):
     params, data = network(), {**batch(7), **extra}
     loss = ncg.CompositeLoss(model_fn, squares)
     result, state = solve(loss, params, data)
-    assert state.route == 2
+    assert state.jacobian_mode == 2
     assert_solves(result, *system(loss, params, **data), 0.1)
 
 
@@ -350,7 +350,7 @@ def test_data_in_a_closure(examples):
         lambda p: model(p, data["x"]), lambda outputs: squares(outputs, data["y"])
     )
     result, state = solve(closure, params, {})
-    assert state.route == 2
+    assert state.jacobian_mode == 2
     assert_solves(result, *system(closure, params), 0.1)
 
 
@@ -361,7 +361,7 @@ def test_outputs_that_are_no_examples():
         lambda z, y: squares(z["outputs"], y) + 0.1 * jnp.sum(z["weights"] ** 2),
     )
     result, state = solve(loss, params, data)
-    assert state.route == 1
+    assert state.jacobian_mode == 1
     assert_solves(result, *system(loss, params, **data), 0.1)
 
 

@@ -137,12 +137,15 @@ def test_schedules_are_functions_of_the_step_count(what):
 def test_a_preconditioner_is_applied():
     with jax.enable_x64(True):
         diag = jnp.array([1.0, 1e2, 1e4, 1e6])
-        exact = ncg.preconditioners.Preconditioner(
-            init=lambda params: (),
-            update=lambda state, *_: (state, 3),
-            apply=lambda state, r, damping: r / (diag + damping),
-        )
-        tx = ncg.newton_cg(damping=0.5, preconditioner=exact, solver=EXACT)
+
+        class Exact(ncg.preconditioners.Preconditioner):
+            def update(self, state, product, grads, damping, key, count):
+                return state, 3
+
+            def apply(self, state, r, damping):
+                return r / (diag + damping)
+
+        tx = ncg.newton_cg(damping=0.5, preconditioner=Exact(), solver=EXACT)
         updates, _, info = update(tx, lambda w: diag @ w**2 / 2, jnp.ones(4))
         np.testing.assert_allclose(updates, -diag / (diag + 0.5), rtol=1e-12)
         assert (int(info.cg_iterations), int(info.products)) == (1, 4)

@@ -1,26 +1,28 @@
-"""When a sample does not tell enough about the curvature any more."""
+"""The change from the curvature of a sample to that of the whole batch."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ncg_optax._utils import pytree
-from ncg_optax.solvers.base import Operator
 
 PyTree = Any
+Product = Callable[[PyTree], PyTree]
 
-# Steps from one look at the whole batch to the next, which costs a product.
+# Steps from one measurement to the next, which costs a product with the whole batch.
 PERIOD = 4
 
 
 class GrowthState(NamedTuple):
-    """Whether the sample is enough still.
+    """Whether the curvature of the sample is still used.
 
     Attributes:
       agreement: curvature of the sample along a step over that of the whole batch, as
-        it was measured last; 1 before; shape=().
-      grown: whether the curvature is that of the whole batch by now, bool; shape=().
+        it was measured last; 1 before the first measurement; shape=().
+      grown: whether the curvature of the whole batch is used from now on, bool,
+        shape=().
 
     Examples:
       >>> import jax.numpy as jnp
@@ -35,37 +37,41 @@ class GrowthState(NamedTuple):
     grown: jax.Array
 
 
-def first(below: float | None, dtype: jax.typing.DTypeLike) -> GrowthState | tuple[()]:
-    """Before the first step: nothing speaks against the sample."""
+def first_state(
+    below: float | None, dtype: jax.typing.DTypeLike
+) -> GrowthState | tuple[()]:
+    """The state before the first step; () if the sample is always used."""
     if below is None:
         return ()
     return GrowthState(agreement=jnp.ones((), dtype), grown=jnp.zeros((), jnp.bool_))
 
 
-def either(state: GrowthState, of_batch: Operator, of_sample: Operator) -> Operator:
-    """The product with the curvature of the whole batch once grown, else the other."""
+def sample_or_batch_product(
+    state: GrowthState, of_sample: Product, of_batch: Product
+) -> Product:
+    """The product with the curvature that is used: of the sample until it is grown."""
     return lambda v: jax.lax.cond(state.grown, of_batch, of_sample, v)
 
 
-def look(
+def measure_agreement(
     state: GrowthState,
     count: jax.Array,
     d: PyTree,
     bend: jax.Array,
-    of_batch: Operator,
+    of_batch: Product,
     below: float,
 ) -> tuple[GrowthState, jax.Array]:
-    r"""The next state, and how many products with the whole batch it took.
+    r"""Compares the two curvatures along a step, at every fourth step.
 
-    A solver looks for directions of little curvature, and among those of a sample it
-    finds the ones that only *this sample* does not bend. So along the step the
-    curvature of the sample is less than that of the batch, and the ratio
+    A solver finds directions of small curvature. Some of these are of small curvature
+    in *this sample* only. So along the step the curvature of the sample is less than
+    that of the whole batch, and the ratio
 
     .. math::
       \frac{d^T B_{\text{sample}}\, d}{d^T B\, d}
 
-    says how much of the solution is made for the sample. A reduction ratio would take
-    the loss's own nonlinearity for a fault of the sample.
+    measures how far the step fits the sample rather than the batch. A reduction ratio
+    would not do: it is also small if the loss is far from quadratic.
 
     Args:
       state: the last one.
@@ -73,7 +79,10 @@ def look(
       d: the direction.
       bend: ``d.Bd`` with the curvature of the sample; 0 if that is not known.
       of_batch: product with the curvature of the whole batch.
-      below: the ratio below which the sample is not enough.
+      below: the ratio below which the whole batch is used from then on.
+
+    Returns:
+      The next state, and the number of products with the whole batch, int32.
     """
     due = ~state.grown & (count % PERIOD == 0) & (bend > 0)
 
@@ -84,6 +93,5 @@ def look(
 
     agreement = jax.lax.cond(due, measured, lambda: state.agreement)
     agreement = agreement.astype(state.agreement.dtype)
-    # For good: where the whole batch is needed once, it is from there on.
     grown = state.grown | (agreement < below)
     return GrowthState(agreement, grown), due.astype(jnp.int32)

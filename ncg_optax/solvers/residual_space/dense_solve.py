@@ -7,14 +7,14 @@ import jax.numpy as jnp
 
 
 def cholesky_solve(gram: jax.Array, damping: jax.Array, c: jax.Array) -> jax.Array:
-    """``(gram + damping I)^-1 c``, not finite where rounding made that indefinite."""
+    """``(gram + damping I)^-1 c``; not finite if rounding made that indefinite."""
     damped = gram + damping.astype(gram.dtype) * jnp.eye(len(gram), dtype=gram.dtype)
     factor = jnp.linalg.cholesky(damped, symmetrize_input=False)
     return jax.scipy.linalg.cho_solve((factor, True), c.astype(gram.dtype))
 
 
 def spectral_solve(gram: jax.Array, damping: jax.Array, c: jax.Array) -> jax.Array:
-    """The same without the eigenvectors that are known by rounding alone."""
+    """The same, without eigenvectors whose eigenvalue is at the level of rounding."""
     values, vectors = jnp.linalg.eigh(gram)
     values = jnp.maximum(values, 0)
     level = len(gram) * jnp.finfo(gram.dtype).eps * values[-1]
@@ -24,7 +24,7 @@ def spectral_solve(gram: jax.Array, damping: jax.Array, c: jax.Array) -> jax.Arr
 
 
 def solve_shifted(gram: jax.Array, damping: jax.Array, c: jax.Array) -> jax.Array:
-    """By Cholesky factorisation, or by eigenvectors where that breaks down."""
+    """``(gram + damping I)^-1 c`` by Cholesky factorisation, else by eigenvectors."""
     y = cholesky_solve(gram, damping, c)
     return jax.lax.cond(
         jnp.all(jnp.isfinite(y)),
@@ -33,22 +33,23 @@ def solve_shifted(gram: jax.Array, damping: jax.Array, c: jax.Array) -> jax.Arra
     )
 
 
-def solve_ladder(
+def solve_for_dampings(
     gram: jax.Array,
     dampings: jax.Array,
     target: Callable[[jax.Array], jax.Array],
     rise: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Solutions for several dampings, not finite where a factorisation broke down.
+    """Solutions for several dampings; not finite where the factorisation failed.
 
-    As long as all of them do, the dampings are too small for what rounding has made of
-    ``gram``: all are raised. One of the size of the trace is large enough.
+    Rounding can make ``gram`` indefinite. If the factorisations fail for all dampings,
+    all are multiplied by ``rise``, until one succeeds or the largest exceeds the trace
+    of ``gram``, which is always large enough.
 
     Args:
       gram: ``G``, shape=(m, m).
-      dampings: in rising order, shape=(k,).
+      dampings: in increasing order, shape=(k,).
       target: ``damping -> c``, shape=(m,).
-      rise: the factor.
+      rise: the factor, above 1.
 
     Returns:
       The dampings, shape=(k,), and the solutions, shape=(k, m).

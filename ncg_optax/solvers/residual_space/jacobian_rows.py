@@ -1,7 +1,8 @@
-"""Rows of the Jacobian of a model's outputs, example by example or over the batch.
+"""Rows of the Jacobian of a model's outputs.
 
-A row is a backward pass, and what is pulled back says which: the cotangent of one
-example's outputs. See :mod:`ncg_optax._utils.pytree` for what a tree of rows is.
+A row is computed by a backward pass of the cotangent of one example's outputs, either
+through the model on that example alone or through the model on the whole batch. See
+:mod:`ncg_optax._utils.pytree` for trees of rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,29 +12,32 @@ import jax
 import jax.numpy as jnp
 
 from ncg_optax._utils import pytree, reductions
-from ncg_optax.losses.composite import Objective
+from ncg_optax.losses.objective import Objective
 from ncg_optax.solvers.residual_space.loss_hessian import Group
 
 PyTree = Any
 
 
-class Route(NamedTuple):
-    """A way to the rows of a group.
+class RowPullback(NamedTuple):
+    """The backward passes that compute the rows of a group of outputs.
 
     Attributes:
       pull: ``pull(cotangents, item)``: the derivatives of ``cotangents . outputs`` of
         one example, with ``cotangents`` of shape=(k, width); a tree of k rows.
-      items: what ``pull`` needs to know of each example, examples first.
+      items: the argument ``item`` of ``pull`` for each example, along a first axis.
     """
 
     pull: Callable[[jax.Array, PyTree], PyTree]
     items: PyTree
 
 
-def whole_batch_route(objective: Objective, params: PyTree, group: Group) -> Route:
-    """A backward pass through the whole batch for every row."""
+def whole_batch_pullback(
+    objective: Objective, params: PyTree, group: Group
+) -> RowPullback:
+    """A backward pass through the model on the whole batch for every row."""
+    model, _ = objective.model_and_loss("residual_space")
     shape = (group.examples, group.width)
-    flat, pullback = jax.vjp(lambda p: group.flatten(objective.model(p)), params)
+    flat, pullback = jax.vjp(lambda p: group.flatten(model(p)), params)
 
     def pull(cotangents, i):
         def row(cotangent):
@@ -43,19 +47,26 @@ def whole_batch_route(objective: Objective, params: PyTree, group: Group) -> Rou
 
         return jax.vmap(row)(cotangents)
 
-    return Route(pull, jnp.arange(group.examples))
+    return RowPullback(pull, jnp.arange(group.examples))
 
 
-def per_example_route(
+def per_example_pullback(
     objective: Objective, params: PyTree, group: Group, lengths: Sequence[int]
-) -> Route | None:
-    """A backward pass through one example for every row of it.
+) -> RowPullback | None:
+    """A backward pass through the model on one example for each of its rows.
 
-    An example is what is left of the data if arrays with its group's number of rows are
-    cut to its row and those of the other groups (``lengths``) to their first.
+    The data of an example has one row of every array whose number of rows is that of
+    the group, and the first row of the arrays of the other groups.
+
+    Args:
+      objective: the loss.
+      params: where to differentiate.
+      group: of the outputs.
+      lengths: number of examples of every group.
 
     Returns:
-      None if there is nothing to cut or the outputs do not follow.
+      None if no array of the data has that number of rows, or if the outputs for one
+      example do not have the shape of a batch of one.
     """
     leaves, treedef = jax.tree.flatten(dict(objective.data))
 
@@ -70,7 +81,8 @@ def per_example_route(
             else (leaf[:1] if length(leaf) in lengths else leaf)
             for leaf in leaves
         ]
-        return objective.on(treedef.unflatten(cut)).model(params)
+        example = objective.with_data(treedef.unflatten(cut))
+        return example.model_and_loss("residual_space")[0](params)
 
     def pull(cotangents, item):
         flat, pullback = jax.vjp(
@@ -81,18 +93,19 @@ def per_example_route(
         )
 
     items = [jnp.asarray(leaf) for leaf in leaves if length(leaf) == group.examples]
-    if not items or objective.on is None:
+    if not items:
         return None
     try:
         one = jax.eval_shape(outputs_of_one, params, [x[0] for x in items])
-    except Exception:  # Whatever the model says to a batch of one: it mixes examples.
+    except Exception:  # A model that mixes examples may raise anything here.
         return None
-    expected = jax.tree.leaves(jax.eval_shape(objective.model, params))
+    model, _ = objective.model_and_loss("residual_space")
+    expected = jax.tree.leaves(jax.eval_shape(model, params))
     one = jax.tree.leaves(one)
     aligned = len(one) == len(expected) and all(
         one[k].shape == (1, *expected[k].shape[1:]) for k in group.members
     )
-    return Route(pull, items) if aligned else None
+    return RowPullback(pull, items) if aligned else None
 
 
 def real_row(cotangent: PyTree) -> PyTree:
@@ -104,11 +117,11 @@ def real_row(cotangent: PyTree) -> PyTree:
     return pytree.as_real(jax.tree.map(wide, cotangent))
 
 
-def rows(route: Route, cotangents: jax.Array, chunk: int) -> PyTree:
+def all_rows(pullback: RowPullback, cotangents: jax.Array, chunk: int) -> PyTree:
     """All rows of a group, about ``chunk`` at a time.
 
     Args:
-      route: to them.
+      pullback: computes them.
       cotangents: of shape=(examples, k, width).
       chunk: rows that are computed at once.
 
@@ -117,7 +130,7 @@ def rows(route: Route, cotangents: jax.Array, chunk: int) -> PyTree:
     """
     size = max(1, chunk // cotangents.shape[1])
     pulled = jax.lax.map(
-        lambda one: route.pull(*one), (cotangents, route.items), batch_size=size
+        lambda one: pullback.pull(*one), (cotangents, pullback.items), batch_size=size
     )
     return jax.tree.map(_merge, pulled)
 
@@ -129,17 +142,17 @@ def _merge(x: jax.Array) -> jax.Array:
 def fold_rows(
     fold: Callable[[PyTree, PyTree, jax.Array], PyTree],
     carry: PyTree,
-    route: Route,
+    pullback: RowPullback,
     cotangents: jax.Array,
     targets: jax.Array,
     chunk: int,
 ) -> PyTree:
-    """``fold(carry, rows, targets)`` over chunks of rows, which are not kept.
+    """``fold(carry, rows, targets)`` over chunks of rows, which are then discarded.
 
     Args:
       fold: returns the new carry.
       carry: the first one.
-      route: to the rows.
+      pullback: computes the rows.
       cotangents: of shape=(examples, k, width).
       targets: a number per row, shape=(examples, k).
       chunk: rows that are computed at once.
@@ -150,11 +163,11 @@ def fold_rows(
     examples, k = targets.shape
     size = min(examples, max(1, chunk // k))
     full = examples // size * size
-    everything = (cotangents, targets, route.items)
+    everything = (cotangents, targets, pullback.items)
 
     def step(carry, part):
         cotangents, targets, items = part
-        pulled = jax.vmap(route.pull)(cotangents, items)
+        pulled = jax.vmap(pullback.pull)(cotangents, items)
         return fold(carry, jax.tree.map(_merge, pulled), targets.reshape(-1)), None
 
     chunks = jax.tree.map(

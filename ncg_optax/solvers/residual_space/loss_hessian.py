@@ -1,4 +1,4 @@
-"""The loss in the outputs of the model, to second order, a block for each example."""
+"""Gradient and Hessian of the loss in the model's outputs, by examples."""
 
 import math
 from typing import Any, NamedTuple
@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from ncg_optax._utils import reductions
-from ncg_optax.losses.composite import Objective
+from ncg_optax.losses.objective import Objective
 
 PyTree = Any
 
 
 class Group(NamedTuple):
-    """The outputs of the model with the same number of examples.
+    """The leaves of the model's outputs with the same number of examples.
 
     Attributes:
-      members: which leaves of the outputs.
+      members: indices of these leaves.
       examples: the length of their first axis.
       width: numbers per example, over all members.
     """
@@ -44,13 +44,15 @@ class Group(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """The loss in the outputs of a group, to second order, example by example.
+    """Hessian and gradient of the loss in the outputs of a group, a block an example.
+
+    The gradient is ``S^T q + rest``; ``rest`` is zero for a squared loss.
 
     Attributes:
       root: ``S`` with ``S^T S`` the Hessian, shape=(examples, width, width).
-      target: ``q`` with ``S^T q`` the gradient, as far as it lies in the range of
-        ``S^T``, shape=(examples, width).
-      rest: what of the gradient lies outside, shape=(examples, width).
+      target: ``q``, shape=(examples, width).
+      rest: the component of the gradient outside the range of ``S^T``,
+        shape=(examples, width).
     """
 
     root: jax.Array
@@ -59,7 +61,7 @@ class Blocks(NamedTuple):
 
 
 def group_outputs(outputs: PyTree) -> list[Group]:
-    """The outputs by the number of their examples.
+    """Groups the outputs by the number of their examples.
 
     Raises:
       ValueError: if an output has no axis of examples.
@@ -88,18 +90,20 @@ def group_outputs(outputs: PyTree) -> list[Group]:
 
 
 def loss_blocks(objective: Objective, outputs: PyTree, group: Group) -> Blocks:
-    """Gradient and Hessian of the loss in the outputs of a group, by its columns.
+    """Gradient and Hessian of the loss in the outputs of a group.
 
-    A Hessian product with the sum of one unit vector per example gives a column of
-    every block at once, as no example's outputs couple with those of another. Negative
-    eigenvalues of a block are taken for zero. Scaled for the mean over devices.
+    The loss does not couple the outputs of different examples. So a Hessian product
+    with the sum of one unit vector per example is one column of every block. Negative
+    eigenvalues of a block are set to zero. The blocks are scaled for the mean over
+    devices.
     """
+    _, loss_of_outputs = objective.model_and_loss("residual_space")
     flat = group.flatten(outputs)
     flat = flat.astype(jnp.result_type(jnp.float32, flat.dtype))
     dtype, width = flat.dtype, group.width
 
     def loss(flat):
-        return objective.loss(group.replace(outputs, flat))
+        return loss_of_outputs(group.replace(outputs, flat))
 
     def column(unit):
         tangent = jnp.broadcast_to(unit, flat.shape)
@@ -113,7 +117,7 @@ def loss_blocks(objective: Objective, outputs: PyTree, group: Group) -> Blocks:
     else:
         values, vectors = jnp.linalg.eigh(hessian)
     level = (width - 1) * jnp.finfo(dtype).eps * jnp.max(values, axis=1, keepdims=True)
-    # NaN lies inside, so that it spoils the rows and does not pass for no curvature.
+    # NaN counts as inside, so that the rows are NaN and not zero.
     inside = jnp.logical_not(values <= jnp.maximum(level, 0))
     scale = jnp.sqrt(jnp.where(inside, values, 1))
     along = jnp.einsum("nck,nc->nk", vectors, gradient)
@@ -127,10 +131,10 @@ def loss_blocks(objective: Objective, outputs: PyTree, group: Group) -> Blocks:
 
 
 def _local_weight(objective: Objective, outputs: PyTree) -> jax.Array | float:
-    """The root of this device's share in the loss over all of them."""
+    """The square root of this device's weight in the loss over all devices."""
     if not objective.axes:
         return 1.0
-    value = objective.loss(outputs)
+    value = objective.model_and_loss("residual_space")[1](outputs)
     devices = reductions.size(objective.axes)
     reduced = reductions.reduced_axes_size(value, objective.axes)
     return (reduced / devices) ** 0.5

@@ -1,14 +1,14 @@
-"""The damped Gauss-Newton system as a dense one in the smaller of two spaces.
+"""The damped Gauss-Newton system as a dense system in the smaller of two spaces.
 
-With ``A`` the weighted Jacobian (see :mod:`ncg_optax.solvers.residual_space.weighted_jacobian`) and the right
-hand side written as ``b = -A^T q + r``::
+``A`` is the weighted Jacobian (see the module ``weighted_jacobian``), and the
+right-hand side is written as ``b = -A^T q + r``::
 
   (A^T A + damping I) d = b                               in parameter space
   (A A^T + damping I) y = -q - A r / damping,
                       d = A^T y + r / damping             in residual space
 
-The second is Woodbury's identity. ``r`` is what of ``b`` is no combination of rows:
-nothing, for the gradient of a squared loss.
+The second is Woodbury's identity. ``r`` is the component of ``b`` outside the row space
+of ``A``; zero for a squared loss.
 """
 
 from collections.abc import Callable
@@ -25,22 +25,23 @@ PyTree = Any
 
 
 class System(NamedTuple):
-    """The normal equations in one of the two spaces, ``m`` its dimension.
+    """The normal equations in one of the two spaces, of dimension ``m``.
 
-    With a previous direction ``p``, scaled by the momentum, it is ``d - p`` that solves
-    the damped system: its right-hand side is ``b - A^T A p``.
+    With momentum times the previous direction as ``p``, ``d - p`` solves the damped
+    system with the right-hand side ``b - A^T A p``.
 
     Attributes:
       gram: ``A A^T`` or ``A^T A``, shape=(m, m).
       target: ``target(damping)``, the right-hand side in this space, shape=(m,).
-      lift: ``lift(y, damping)``, from there to a direction.
+      to_direction: ``to_direction(y, damping)``, the direction ``d`` for a solution
+        ``y`` in this space.
       product: ``v -> A^T A v``.
       bend: ``v -> |A v|^2``.
     """
 
     gram: jax.Array
     target: Callable[[jax.Array], jax.Array]
-    lift: Callable[[jax.Array, jax.Array], PyTree]
+    to_direction: Callable[[jax.Array, jax.Array], PyTree]
     product: Callable[[PyTree], PyTree]
     bend: Callable[[PyTree], jax.Array]
 
@@ -93,14 +94,14 @@ def _in_residual_space(
         q = q - pytree.rows_times(a, previous)
     a_rest = pytree.rows_times(a, rest)
 
-    def lift(y, damping):
+    def to_direction(y, damping):
         d = pytree.add_scaled(pytree.combine_rows(y, a), _inverse(damping), rest)
         return d if previous is None else pytree.add_scaled(d, 1.0, previous)
 
     return System(
         gram=gram,
         target=lambda damping: q - _inverse(damping) * a_rest,
-        lift=lift,
+        to_direction=to_direction,
         product=lambda v: pytree.combine_rows(pytree.rows_times(a, v), a),
         bend=lambda v: jnp.sum(jnp.square(pytree.rows_times(a, v))),
     )
@@ -127,13 +128,13 @@ def _in_parameter_space(
     target = factor * inside + ravel(rest)
 
     def damped_target(damping):
-        # For d itself, not for d - previous.
+        # The unknown is d here, not d - previous.
         return target if previous is None else target + damping * ravel(previous)
 
     return System(
         gram=gram,
         target=damped_target,
-        lift=lambda y, damping: unravel(y),
+        to_direction=lambda y, damping: unravel(y),
         product=lambda v: unravel(gram @ ravel(v)),
         bend=lambda v: jnp.vdot(ravel(v), gram @ ravel(v)),
     )
@@ -149,19 +150,20 @@ def _split(
 ) -> tuple[jax.Array, PyTree]:
     """``(factor, rest)`` with ``b = factor * inside + rest``.
 
-    ``inside - outside`` is the negative gradient of the loss that the rows belong to.
-    What ``b`` differs from it by rounding (that of the user's gradient, which may come
-    from bfloat16 or TF32 products) is dropped: along directions that the rows do not
-    span it would be divided by the damping. A ``b`` that was clipped as a whole is
-    still combined of rows.
+    ``inside - outside`` is the negative gradient, computed from the rows. ``b`` comes
+    from the user's gradient, perhaps with bfloat16 or TF32 products, and differs from
+    it by rounding. That difference is dropped: its component outside the row space
+    would be divided by the damping. The factor allows for a gradient that was scaled
+    (clipped) as a whole.
 
     Args:
       b: the right-hand side.
       inside: ``-A^T q``.
-      outside: the gradient's part that is no combination of rows.
-      noise: ``sum_i |a_i| |q_i|`` over the rows, in units of whose rounding ``inside``
-        is known. (``|A| |q|`` would be too much: a confident mistake of a classifier
-        has a tiny row and a huge residual.)
+      outside: the component of the gradient outside the row space of ``A``.
+      noise: ``sum_i |a_i| |q_i|`` over the rows; times the machine epsilon it is the
+        rounding error of ``inside``. (``|A| |q|`` would be too large: an example that
+        a classifier assigns confidently to a wrong class has a tiny row and a huge
+        residual.)
     """
     eps = jnp.finfo(pytree.scalar_dtype(b)).eps
     own = pytree.add_scaled(inside, -1.0, outside)

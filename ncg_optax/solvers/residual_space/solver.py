@@ -2,23 +2,32 @@
 
 One solve, from top to bottom::
 
-  params, loss -> weighted_jacobian -> the loss at the outputs, the way to the rows
-  its rows, -g -> normal_equations -> a dense system in the smaller space
-  dampings -> Cholesky factorisations -> a step for each
-  steps -> true losses -> the largest step that keeps its promise
+  params, loss -> weighted_jacobian -> loss Hessian, how to compute the rows
+  rows, -g -> normal_equations -> a dense system in the smaller space
+  dampings -> solve_for_dampings -> a step for each
+  steps -> choose_step -> the largest step whose reduction ratio passes
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ncg_optax._utils import pytree, validate
-from ncg_optax._utils.status import Status
-from ncg_optax.solvers.base import CGResult, Solver
-from ncg_optax.solvers.residual_space import candidates as _ladder
-from ncg_optax.solvers.residual_space.candidates import Steps
-from ncg_optax.solvers.residual_space.dense_solve import solve_ladder, solve_shifted
+from ncg_optax._utils import pytree, reductions, validate
+from ncg_optax._utils.status import Status, first_match
+from ncg_optax.globalization.base import Outcome
+from ncg_optax.solvers.base import DirectSolver, Model, SolverResult
+from ncg_optax.solvers.residual_space.candidates import (
+    Steps,
+    choose_step,
+    geometric_dampings,
+    loss_after_step,
+)
+from ncg_optax.solvers.residual_space.dense_solve import (
+    solve_for_dampings,
+    solve_shifted,
+)
 from ncg_optax.solvers.residual_space.normal_equations import System, normal_equations
 from ncg_optax.solvers.residual_space.weighted_jacobian import (
     UNKNOWN,
@@ -34,31 +43,28 @@ class ResidualSpaceState(NamedTuple):
     Attributes:
       damping: the last lambda of the ladder, 0 before the first; shape=().
       direction: the last direction, for the momentum; None without.
-      route: how the rows of the Jacobian are computed, found out at the first step:
-        0 not known yet, 1 example by example, 2 over the whole batch; int32, shape=().
+      jacobian_mode: how the rows of the Jacobian are computed, determined at the first
+        step: 0 not known yet, 1 example by example, 2 over the whole batch; int32,
+        shape=().
 
     Examples:
       >>> import jax.numpy as jnp
       >>> import ncg_optax as ncg
       >>> state = ncg.residual_space().init(jnp.zeros(2))
-      >>> print(state.damping, state.direction, state.route)
+      >>> print(state.damping, state.direction, state.jacobian_mode)
       0.0 None 0
     """
 
     damping: jax.Array
     direction: PyTree | None
-    route: jax.Array
+    jacobian_mode: jax.Array
 
 
-def residual_space(
-    ladder: int | None = 5,
-    spread: float = 10.0,
-    ratio: float = 0.1,
-    momentum: float = 0.0,
-    jacobian: str = "auto",
-    chunk: int = 256,
-    max_size: int = 10_000,
-) -> Solver:
+OPTIONS = ("auto", "per_example", "whole_batch")
+
+
+@dataclasses.dataclass(frozen=True)
+class residual_space(DirectSolver):
     r"""Direct solution of the damped Gauss-Newton system, by Cholesky factorisation.
 
     With :math:`J` the Jacobian of the model's outputs, :math:`H_\ell = S^T S` the
@@ -117,7 +123,7 @@ def residual_space(
     On several devices each computes the rows of its examples; they are gathered, or in
     parameter space ``A^T A`` is summed.
 
-    Args:
+    Attributes:
       ladder: number of dampings to price at a step; None takes the optimizer's
         ``damping`` as it is.
       spread: the largest damping of a ladder over its middle one.
@@ -129,15 +135,14 @@ def residual_space(
       chunk: rows that are computed at once: less needs less memory.
       max_size: largest ``m`` before an error rather than the memory stops it.
 
-    Returns:
-      A :class:`Solver`. In ``update`` it raises TypeError for a ``value_fn`` that is
-      no :class:`CompositeLoss` or outputs that are not real; ValueError for outputs
-      without an axis of examples, for more than ``max_size`` of residuals and of
-      parameters, and if ``jacobian="per_example"`` does not fit the data.
-
     Raises:
-      TypeError: if a setting is not a number, or not an integer where it has to be.
-      ValueError: if a setting is out of range or NaN, or an option unknown.
+      TypeError: if a setting is not a number, or not an integer where it has to be. In
+        ``update``: if ``value_fn`` is no :class:`CompositeLoss`, or if an output is not
+        real.
+      ValueError: if a setting is out of range or NaN, or an option unknown. In
+        ``update``: if an output has no axis of examples, if there are more than
+        ``max_size`` residuals and parameters, or if ``jacobian="per_example"`` does
+        not fit the data.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
@@ -160,84 +165,99 @@ def residual_space(
       >>> print(bool(loss(w) < 1e-10))
       True
     """
-    who = "residual_space: "
-    if ladder is not None:
-        validate.integer(who + "ladder", ladder, low=2)
-    validate.number(who + "spread", spread, low=1.0, low_open=True)
-    validate.number(who + "ratio", ratio, low=0.0, high=1.0)
-    validate.number(who + "momentum", momentum, low=0.0, high=1.0, high_open=True)
-    options = ("auto", "per_example", "whole_batch")
-    validate.choice(who + "jacobian", jacobian, options)
-    validate.integer(who + "chunk", chunk, low=1)
-    validate.integer(who + "max_size", max_size, low=1)
 
-    def init(params):
+    ladder: int | None = 5
+    spread: float = 10.0
+    ratio: float = 0.1
+    momentum: float = 0.0
+    jacobian: str = "auto"
+    chunk: int = 256
+    max_size: int = 10_000
+
+    def __post_init__(self):
+        who = "residual_space: "
+        if self.ladder is not None:
+            validate.integer(who + "ladder", self.ladder, low=2)
+        validate.number(who + "spread", self.spread, low=1.0, low_open=True)
+        validate.number(who + "ratio", self.ratio, low=0.0, high=1.0)
+        validate.number(
+            who + "momentum", self.momentum, low=0.0, high=1.0, high_open=True
+        )
+        validate.choice(who + "jacobian", self.jacobian, OPTIONS)
+        validate.integer(who + "chunk", self.chunk, low=1)
+        validate.integer(who + "max_size", self.max_size, low=1)
+
+    @property
+    def needs_outcome(self) -> bool:
+        """A ladder is checked by the loss at the end of the step."""
+        return self.ladder is not None
+
+    def init(self, params: PyTree) -> ResidualSpaceState:
+        """No step so far."""
         return ResidualSpaceState(
             damping=jnp.zeros((), pytree.scalar_dtype(params)),
-            direction=pytree.widened_zeros_like(params) if momentum else None,
-            route=jnp.asarray(UNKNOWN, jnp.int32),
+            direction=pytree.widened_zeros_like(params) if self.momentum else None,
+            jacobian_mode=jnp.asarray(UNKNOWN, jnp.int32),
         )
 
-    def solve(matvec, rhs, damping, precondition, state, *, objective, params):
-        if objective.model is None:
-            raise TypeError(
-                "residual_space needs to see where the network ends and the loss "
-                "begins: pass value_fn=ncg_optax.CompositeLoss(model_fn, loss_fn) (or "
-                "its .bind(...)), not a plain function."
-            )
+    def solve(
+        self, model: Model, state: ResidualSpaceState
+    ) -> tuple[SolverResult, ResidualSpaceState]:
+        """The exact step for the damping, or for the best one of the ladder."""
         with jax.default_matmul_precision("highest"):
-            return _solve(rhs, damping, state, objective, params)
+            return self._solve(model, state)
 
-    def _solve(rhs, damping, state, objective, params):
-        b = pytree.as_real(rhs)
-        previous = None
-        if momentum:
-            previous = pytree.scale(pytree.as_real(state.direction), momentum)
-        jac = weighted_jacobian(objective, params, state.route, jacobian, chunk)
-        system = normal_equations(jac, b, previous, max_size, chunk)
+    def _solve(self, model, state):
+        rhs, objective = model.rhs, model.objective
+        b, previous = pytree.as_real(rhs), None
+        if self.momentum:
+            previous = pytree.scale(pytree.as_real(state.direction), self.momentum)
+        params = reductions.to_varying(model.params, objective.axes)
+        jac = weighted_jacobian(
+            objective, params, state.jacobian_mode, self.jacobian, self.chunk
+        )
+        system = normal_equations(jac, b, previous, self.max_size, self.chunk)
 
-        if ladder is None:
-            lam = jnp.asarray(damping, pytree.scalar_dtype(rhs))
+        if self.ladder is None:
+            lam = jnp.asarray(model.damping, pytree.scalar_dtype(rhs))
             y = solve_shifted(system.gram, lam, system.target(lam))
             step, passed = _step(system, b, y, lam), True
         else:
-            centre = _centre(system.gram, b, state.damping, damping)
-            lams = _ladder.rungs(centre, ladder, spread).astype(state.damping.dtype)
-            lams, ys = solve_ladder(system.gram, lams, system.target, spread**2)
+            centre = _centre(system.gram, b, state.damping, model.damping)
+            lams = geometric_dampings(centre, self.ladder, self.spread)
+            lams, ys = solve_for_dampings(
+                system.gram,
+                lams.astype(state.damping.dtype),
+                system.target,
+                self.spread**2,
+            )
             steps = jax.vmap(lambda y, lam: _step(system, b, y, lam))(ys, lams)
-            loss_at = _ladder.loss_along(objective, params, like=rhs)
-            step, passed = _ladder.choose(steps, loss_at, ratio)
+            loss_at = loss_after_step(objective, params, like=rhs)
+            step, passed = choose_step(steps, loss_at, self.ratio)
 
         result = _result(system, step, rhs)._replace(products=jac.products)
         direction = None
-        if momentum:
-            # Dropped if it kept the ladder from passing, or led uphill: such a step is
-            # not taken.
+        if self.momentum:
+            # A direction along which the loss rises, or none of whose dampings passed,
+            # is not kept: such a step is not taken.
             kept = passed & (step.slope > 0)
             direction = pytree.scale(result.solution, jnp.where(kept, 1, 0))
-        new_state = ResidualSpaceState(state.damping, direction, jac.route)
-        if ladder is None:
+        new_state = ResidualSpaceState(state.damping, direction, jac.mode)
+        if self.ladder is None:
             return result, new_state
         # Without a gradient all steps pass, which says nothing about the damping.
         nothing = result.status == Status.ZERO_RIGHT_HAND_SIDE
         last = jnp.where(nothing, state.damping, step.damping)
-        result = result._replace(damping=step.damping, evaluations=ladder + 1)
+        result = result._replace(damping=step.damping, evaluations=self.ladder + 1)
         return result, new_state._replace(damping=last)
 
-    def update(state, outcome):
-        if not momentum:
+    def update(self, state: ResidualSpaceState, outcome: Outcome) -> ResidualSpaceState:
+        """Forgets the direction of a rejected step."""
+        if not self.momentum:
             return state
         zeros = pytree.zeros_like(state.direction)
         kept = pytree.where(outcome.accepted, state.direction, zeros)
         return state._replace(direction=kept)
-
-    return Solver(
-        init,
-        solve,
-        update,
-        needs_outcome=ladder is not None,
-        needs_objective=True,
-    )
 
 
 def _centre(gram: jax.Array, b: PyTree, last: jax.Array, given: jax.Array) -> jax.Array:
@@ -257,24 +277,22 @@ def _centre(gram: jax.Array, b: PyTree, last: jax.Array, given: jax.Array) -> ja
 
 def _step(system: System, b: PyTree, y: jax.Array, damping: jax.Array) -> Steps:
     """The step that the solution ``y`` of the dense system stands for."""
-    d = system.lift(y, damping)
+    d = system.to_direction(y, damping)
     return Steps(d, damping, slope=pytree.vdot(b, d), bend=system.bend(d))
 
 
-def _result(system: System, step: Steps, rhs: PyTree) -> CGResult:
+def _result(system: System, step: Steps, rhs: PyTree) -> SolverResult:
     """The solve as the transform wants it; no step if that is not finite."""
     b, dtype = pytree.as_real(rhs), pytree.scalar_dtype(rhs)
     finite = pytree.all_finite(step.direction) & jnp.isfinite(step.bend)
     d = pytree.where(finite, step.direction, pytree.zeros_like(step.direction))
     direction = pytree.cast_like(pytree.from_real(d, rhs), rhs)
     nothing = pytree.vdot(rhs, rhs) == 0
-    status = jnp.where(finite, Status.RESIDUAL_CONVERGED, Status.SOLVER_NON_FINITE)
-    status = jnp.where(nothing, Status.ZERO_RIGHT_HAND_SIDE, status)
     residual = pytree.add_scaled(b, -1.0, system.product(d))
     residual = pytree.add_scaled(residual, -step.damping, d)
     length2 = pytree.vdot(d, d)
     decrease = step.reduction - 0.5 * step.damping * length2
-    return CGResult(
+    return SolverResult(
         solution=direction,
         iterations=jnp.ones((), jnp.int32),
         products=jnp.zeros((), jnp.int32),
@@ -283,5 +301,9 @@ def _result(system: System, step: Steps, rhs: PyTree) -> CGResult:
         length=jnp.sqrt(length2),
         last_direction=direction,
         curvature=step.bend / jnp.where(length2 > 0, length2, 1),
-        status=status.astype(jnp.int32),
+        status=first_match(
+            (nothing, Status.ZERO_RIGHT_HAND_SIDE),
+            (finite, Status.RESIDUAL_CONVERGED),
+            otherwise=Status.SOLVER_NON_FINITE,
+        ),
     )

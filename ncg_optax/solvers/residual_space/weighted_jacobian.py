@@ -2,8 +2,8 @@
 
 The Gauss-Newton matrix is ``A^T A`` with ``A = S J``, where ``J`` is the Jacobian of
 the model's outputs and ``S^T S`` the Hessian of the loss in them, a block per example.
-The cotangent of a row of ``A`` is a row of ``S``. It is pulled back through its example
-alone if the model allows, and through the whole batch if it mixes examples.
+A row of ``A`` is the backward pass of a row of ``S``: through the model on one example,
+or through the model on the whole batch if it mixes examples (batch statistics).
 """
 
 import math
@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from ncg_optax._utils import pytree, reductions
-from ncg_optax.losses.composite import Objective
-from ncg_optax.solvers.residual_space import jacobian_rows as _jacobian
-from ncg_optax.solvers.residual_space.jacobian_rows import Route
+from ncg_optax.losses.objective import Objective
+from ncg_optax.solvers.residual_space import jacobian_rows
+from ncg_optax.solvers.residual_space.jacobian_rows import RowPullback
 from ncg_optax.solvers.residual_space.loss_hessian import (
     Blocks,
     Group,
@@ -30,63 +30,65 @@ Pull = Callable[[Sequence[jax.Array]], PyTree]
 UNKNOWN, PER_EXAMPLE, WHOLE_BATCH = 0, 1, 2
 
 
-class Way(NamedTuple):
-    """One of the two ways to the rows.
+class Mode(NamedTuple):
+    """How the rows are computed: example by example, or over the whole batch.
 
     Attributes:
-      routes: ``routes()``, a :class:`Route` for each group of outputs.
-      passes: backward passes through the whole batch that all rows amount to.
+      pullbacks: a function without arguments that returns a :class:`RowPullback` for
+        each group of outputs.
+      passes: number of backward passes through the whole batch that cost as much as
+        all rows.
     """
 
-    routes: Callable[[], list[Route]]
+    pullbacks: Callable[[], list[RowPullback]]
     passes: int
 
 
 class WeightedJacobian(NamedTuple):
-    """What is known of ``A`` before its rows are computed.
+    """The matrix ``A``, whose rows are not computed yet.
 
     Attributes:
       objective: the loss.
       blocks: of the loss Hessian, one for each group of outputs.
-      ways: to the rows, ``PER_EXAMPLE`` or ``WHOLE_BATCH`` or both.
-      route: which of them to take, int32, shape=().
-      rest: the gradient's part outside of the range of ``A^T``.
-      products: what the rows cost, int32, shape=().
+      modes: how the rows can be computed, ``PER_EXAMPLE`` or ``WHOLE_BATCH`` or both.
+      mode: which of these is used, int32, shape=().
+      rest: the component of the gradient outside the row space of ``A``.
+      products: cost of all rows, in curvature products, int32, shape=().
     """
 
     objective: Objective
     blocks: list[Blocks]
-    ways: dict[int, Way]
-    route: jax.Array
+    modes: dict[int, Mode]
+    mode: jax.Array
     rest: PyTree
     products: jax.Array
 
     @property
     def residuals(self) -> int:
-        """Number of rows, over all devices."""
+        """Number of rows, those of all devices together."""
         devices = reductions.size(self.objective.axes)
         return devices * sum(block.target.size for block in self.blocks)
 
     @property
     def target(self) -> jax.Array:
-        """``q`` with ``A^T q`` the gradient, up to ``rest``; of all devices."""
+        """``q`` with ``A^T q + rest`` the gradient, for the rows of all devices."""
         q = jnp.concatenate([block.target.reshape(-1) for block in self.blocks])
         return reductions.gather(q, self.objective.axes)
 
     def rows(self, chunk: int) -> PyTree:
-        """``A`` as a tree of rows, of all devices."""
+        """``A`` as a tree of rows, those of all devices."""
 
-        def compute(routes):
+        def compute(pullbacks):
             groups = [
-                _jacobian.rows(route, block.root, chunk)
-                for route, block in zip(routes, self.blocks, strict=True)
+                jacobian_rows.all_rows(pullback, block.root, chunk)
+                for pullback, block in zip(pullbacks, self.blocks, strict=True)
             ]
             return jax.tree.map(lambda *x: jnp.concatenate(x), *groups)
 
-        return reductions.gather(self._along(compute), self.objective.axes)
+        return reductions.gather(self._in_mode(compute), self.objective.axes)
 
     def fold_rows(self, fold: Callable, carry: PyTree, chunk: int) -> PyTree:
-        """``fold(carry, rows, targets)`` over chunks of the rows; summed over devices.
+        """``fold(carry, rows, targets)`` over chunks of the rows, summed over devices.
 
         Args:
           fold: returns the new carry, of the same shapes.
@@ -98,90 +100,98 @@ class WeightedJacobian(NamedTuple):
         roots = [block.root for block in self.blocks]
         targets = [block.target for block in self.blocks]
 
-        def compute(routes):
-            return _fold_groups(fold, carry, routes, roots, targets, chunk)
+        def compute(pullbacks):
+            return _fold_groups(fold, carry, pullbacks, roots, targets, chunk)
 
-        return reductions.total(self._along(compute), axes)
+        return reductions.total(self._in_mode(compute), axes)
 
-    def _along(self, of_routes: Callable[[list[Route]], PyTree]) -> PyTree:
-        """``of_routes`` of the routes that are to be taken."""
-        if len(self.ways) == 1:
-            [way] = self.ways.values()
-            return of_routes(way.routes())
+    def _in_mode(self, compute: Callable[[list[RowPullback]], PyTree]) -> PyTree:
+        """``compute`` applied to the pullbacks of the mode that is used."""
+        if len(self.modes) == 1:
+            [mode] = self.modes.values()
+            return compute(mode.pullbacks())
         return jax.lax.cond(
-            self.route == WHOLE_BATCH,
-            lambda: of_routes(self.ways[WHOLE_BATCH].routes()),
-            lambda: of_routes(self.ways[PER_EXAMPLE].routes()),
+            self.mode == WHOLE_BATCH,
+            lambda: compute(self.modes[WHOLE_BATCH].pullbacks()),
+            lambda: compute(self.modes[PER_EXAMPLE].pullbacks()),
         )
 
 
-def _fold_groups(fold, carry, routes, cotangents, targets, chunk):
-    """:func:`_jacobian.fold_rows` over one group of outputs after the other."""
-    for route, u, target in zip(routes, cotangents, targets, strict=True):
-        carry = _jacobian.fold_rows(fold, carry, route, u, target, chunk)
+def _fold_groups(
+    fold: Callable,
+    carry: PyTree,
+    pullbacks: list[RowPullback],
+    cotangents: list[jax.Array],
+    targets: list[jax.Array],
+    chunk: int,
+) -> PyTree:
+    """:func:`jacobian_rows.fold_rows` over one group of outputs after the other."""
+    for pullback, u, target in zip(pullbacks, cotangents, targets, strict=True):
+        carry = jacobian_rows.fold_rows(fold, carry, pullback, u, target, chunk)
     return carry
 
 
 def weighted_jacobian(
     objective: Objective, params: PyTree, known: jax.Array, jacobian: str, chunk: int
 ) -> WeightedJacobian:
-    """The loss at the outputs, and how to get at the rows.
+    """The weighted Jacobian at ``params``.
 
     Args:
       objective: the loss, with its model.
       params: where to differentiate, varying over the mapped axes.
-      known: the route of an earlier step or ``UNKNOWN``, int32, shape=().
+      known: the mode of an earlier step or ``UNKNOWN``, int32, shape=().
       jacobian: ``"per_example"``, ``"whole_batch"`` or ``"auto"``.
       chunk: rows that are computed at once.
 
     Raises:
       ValueError: if ``jacobian="per_example"`` does not fit the data.
     """
-    outputs, pullback = jax.vjp(objective.model, params)
+    model, _ = objective.model_and_loss("residual_space")
+    outputs, pullback = jax.vjp(model, params)
     groups = group_outputs(outputs)
     blocks = [loss_blocks(objective, outputs, group) for group in groups]
 
     def pull(cotangents):
-        """``J^T u`` of this device, a real vector."""
+        """``J^T u`` on this device, a real vector."""
         tree = pytree.zeros_like(outputs)
         for group, flat in zip(groups, cotangents, strict=True):
             tree = group.replace(tree, flat)
-        return _jacobian.real_row(pullback(tree)[0])
+        return jacobian_rows.real_row(pullback(tree)[0])
 
-    ways = _ways(objective, params, groups, jacobian)
-    if len(ways) == 1:
-        [(only, way)] = ways.items()
-        route, products = jnp.full_like(known, only), way.passes
+    modes = _possible_modes(objective, params, groups, jacobian)
+    if len(modes) == 1:
+        [(code, only)] = modes.items()
+        mode, products = jnp.full_like(known, code), only.passes
     else:
         unknown = known == UNKNOWN
-        route = jax.lax.cond(
+        mode = jax.lax.cond(
             unknown,
-            lambda: _compare(
-                objective, params, ways[PER_EXAMPLE].routes(), blocks, pull, chunk
+            lambda: _compare_modes(
+                objective, params, modes[PER_EXAMPLE].pullbacks(), blocks, pull, chunk
             ),
             lambda: known,
         )
-        passes = {code: way.passes for code, way in ways.items()}
-        slow = route == WHOLE_BATCH
+        passes = {code: mode.passes for code, mode in modes.items()}
+        slow = mode == WHOLE_BATCH
         products = jnp.where(slow, passes[WHOLE_BATCH], passes[PER_EXAMPLE])
         products += 2 * unknown
     return WeightedJacobian(
         objective=objective,
         blocks=blocks,
-        ways=ways,
-        route=route,
-        rest=_rest(objective, outputs, blocks, pull),
+        modes=modes,
+        mode=mode,
+        rest=_outside_row_space(objective, outputs, blocks, pull),
         products=jnp.asarray(products, jnp.int32),
     )
 
 
-def _rest(
+def _outside_row_space(
     objective: Objective, outputs: PyTree, blocks: list[Blocks], pull: Pull
 ) -> PyTree:
-    """The gradient's part outside of the range of ``A^T``, over all devices."""
+    """The component of the gradient outside the row space of ``A``, of all devices."""
     axes = objective.axes
     outside = [block.rest for block in blocks]
-    # Squared losses have no such part, and then the pass is not made.
+    # It is zero for a squared loss, and then the backward pass is skipped.
     size = sum(jnp.sum(jnp.abs(rest)) for rest in outside)
     somewhere = reductions.mean(size, axes) != 0
     zeros = pytree.zeros_like(jax.eval_shape(pull, outside))
@@ -189,23 +199,24 @@ def _rest(
     local = jax.lax.cond(somewhere, pull, lambda _: zeros, outside)
     if not axes:
         return local
-    return reductions.derivative_reducer(objective.loss(outputs), axes)(local)
+    _, loss = objective.model_and_loss("residual_space")
+    return reductions.derivative_reducer(loss(outputs), axes)(local)
 
 
-def _ways(
+def _possible_modes(
     objective: Objective, params: PyTree, groups: list[Group], jacobian: str
-) -> dict[int, Way]:
-    """The ways to the rows that are open, and not ruled out by ``jacobian``."""
+) -> dict[int, Mode]:
+    """The modes that fit the model and its data, and the setting ``jacobian``."""
     lengths = [group.examples for group in groups]
     rows = [group.examples * group.width for group in groups]
 
     def whole(group):
-        return _jacobian.whole_batch_route(objective, params, group)
+        return jacobian_rows.whole_batch_pullback(objective, params, group)
 
     by_example = [None] * len(groups)
     if jacobian != "whole_batch":
         by_example = [
-            _jacobian.per_example_route(objective, params, group, lengths)
+            jacobian_rows.per_example_pullback(objective, params, group, lengths)
             for group in groups
         ]
     if jacobian == "per_example" and None in by_example:
@@ -215,35 +226,47 @@ def _ways(
             f"a batch of one, have length one; the outputs of lengths {lengths} do "
             "not follow that. Use jacobian='auto'."
         )
-    ways = {}
+    modes = {}
     if any(by_example):
-        # A pass through one example is that share of a pass through all of them.
+        # A pass through one example costs that fraction of a pass through the batch.
         passes = sum(
-            count / sum(lengths) if route else count
-            for count, route in zip(rows, by_example, strict=True)
+            count / sum(lengths) if pullback else count
+            for count, pullback in zip(rows, by_example, strict=True)
         )
         pairs = list(zip(by_example, groups, strict=True))
-        ways[PER_EXAMPLE] = Way(
-            lambda: [route or whole(group) for route, group in pairs],
+        modes[PER_EXAMPLE] = Mode(
+            lambda: [pullback or whole(group) for pullback, group in pairs],
             math.ceil(passes),
         )
-    if jacobian == "auto" or not ways:
-        ways[WHOLE_BATCH] = Way(lambda: [whole(group) for group in groups], sum(rows))
-    return ways
+    if jacobian == "auto" or not modes:
+        modes[WHOLE_BATCH] = Mode(lambda: [whole(group) for group in groups], sum(rows))
+    return modes
 
 
-def _compare(
+def _compare_modes(
     objective: Objective,
     params: PyTree,
-    routes: list[Route],
+    pullbacks: list[RowPullback],
     blocks: list[Blocks],
     pull: Pull,
     chunk: int,
 ) -> jax.Array:
-    """Which way is right, by a random combination of all rows.
+    """Whether the rows can be computed example by example.
 
-    A model that normalises over the batch, say, takes a single example as well, but
-    makes something else of it.
+    Compares a random combination of these rows with the same combination from one
+    backward pass through the whole batch. A model that normalises over the batch, for
+    example, also runs on a single example, but its output for it is another one.
+
+    Args:
+      objective: the loss.
+      params: where to differentiate.
+      pullbacks: compute the rows example by example.
+      blocks: of the loss Hessian.
+      pull: a backward pass through the whole batch.
+      chunk: rows that are computed at once.
+
+    Returns:
+      ``PER_EXAMPLE`` or ``WHOLE_BATCH``; ``UNKNOWN`` if the rows are not finite.
     """
     keys = jax.random.split(jax.random.key(0), len(blocks))
     cotangents = [
@@ -264,11 +287,11 @@ def _compare(
     carry = reductions.to_varying(carry, axes)
     one_row_each = [u[:, None] for u in cotangents]
     unused = [block.target[:, :1] for block in blocks]
-    total, square = _fold_groups(fold, carry, routes, one_row_each, unused, chunk)
+    total, square = _fold_groups(fold, carry, pullbacks, one_row_each, unused, chunk)
     eps = max(jnp.finfo(x.dtype).eps for x in jax.tree.leaves(params))
     error = pytree.norm(pytree.add_scaled(total, -1.0, together))
     wrong = jnp.logical_not(error <= eps**0.5 * jnp.sqrt(square))  # or not finite
     wrong = reductions.mean(wrong.astype(square.dtype), axes) > 0
     known = jnp.isfinite(reductions.mean(pytree.norm(together), axes))
-    route = jnp.where(wrong, WHOLE_BATCH, PER_EXAMPLE)
-    return jnp.where(known, route, UNKNOWN).astype(jnp.int32)
+    mode = jnp.where(wrong, WHOLE_BATCH, PER_EXAMPLE)
+    return jnp.where(known, mode, UNKNOWN).astype(jnp.int32)

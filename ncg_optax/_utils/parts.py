@@ -1,0 +1,73 @@
+"""The short repr of the parts of an optimizer, which are frozen dataclasses."""
+
+import dataclasses
+import functools
+from typing import Any, Protocol
+
+import jax
+
+
+class Part(Protocol):
+    """A base class of dataclasses whose repr shows only what is not a default.
+
+    Functions and arrays are shown without addresses and without entries.
+
+    Examples:
+      >>> import dataclasses, optax
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class solver(Part):
+      ...     maxiter: int = 100
+      ...     rtol: float | optax.Schedule = 0.1
+      >>> solver(), solver(maxiter=5), solver(rtol=optax.constant_schedule(0.2))
+      (solver(), solver(maxiter=5), solver(rtol=constant_schedule(...)))
+    """
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        # `dataclass` writes a repr into each class whose own body has none.
+        if "__repr__" not in cls.__dict__:
+            cls.__repr__ = Part.__repr__
+
+    def __repr__(self) -> str:
+        fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
+        shown = [
+            _short(value) if _is_required(field) else f"{field.name}={_short(value)}"
+            for field in fields
+            if not _is_default(field, value := getattr(self, field.name))
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
+
+
+def _is_default(field: dataclasses.Field, value: Any) -> bool:
+    default = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    try:
+        return value is default or bool(value == default)
+    except Exception:  # Arrays and tracers have no truth value.
+        return False
+
+
+class _Text(str):
+    __repr__ = str.__str__
+
+
+def _short(value: Any) -> str:
+    return repr(jax.tree.map(lambda leaf: _Text(_short_leaf(leaf)), value))
+
+
+def _short_leaf(value: Any) -> str:
+    if isinstance(value, functools.partial):
+        return f"partial({_short_leaf(value.func)}, ...)"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    name = getattr(value, "__qualname__", None)
+    if name is None:
+        return repr(value)
+    maker, nested, _ = name.partition(".<locals>")
+    return f"{maker}(...)" if nested else name

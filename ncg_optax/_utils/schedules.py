@@ -1,0 +1,30 @@
+"""Schedules as settings of parts."""
+
+import dataclasses
+
+import jax
+import optax
+
+from ncg_optax._utils.parts import Part
+
+
+@dataclasses.dataclass(frozen=True)
+class linear_schedule(Part):  # noqa: N801
+    """`optax.linear_schedule`, with a repr that shows its numbers.
+
+    Examples:
+      >>> from ncg_optax._utils.schedules import linear_schedule
+      >>> schedule = linear_schedule(4, 20, 300)
+      >>> print(schedule(150), schedule(1000))
+      12.0 20.0
+    """
+
+    init_value: float
+    end_value: float
+    transition_steps: int
+
+    def __call__(self, count: jax.Array | int) -> jax.Array:
+        """The value after ``count`` steps."""
+        return optax.linear_schedule(
+            self.init_value, self.end_value, self.transition_steps
+        )(count)

@@ -1,0 +1,103 @@
+"""The empirical Fisher matrix."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ncg_optax._utils import pytree, validate
+from ncg_optax._utils.reductions import reduced_axes_size
+from ncg_optax.curvature.base import Curvature, Operator, matmul_precision
+from ncg_optax.curvature.linearized_model import (
+    MODES,
+    linearize_model,
+)
+from ncg_optax.losses.objective import Objective
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class empirical_fisher(Curvature):
+    r"""The empirical Fisher matrix: the second moment of the per-example gradients.
+
+    .. math::
+      B v = \frac{1}{N} \sum_{i=1}^{N} g_i\, (g_i^T v), \qquad
+      g_i = J_i^T \nabla \ell_i
+
+    Needs a :class:`CompositeLoss` whose outputs have the examples along their first
+    axis and whose loss is the *mean* over examples of a loss of each example's
+    outputs. A product costs what a Gauss-Newton one does. It is a poor stand-in for
+    the Gauss-Newton matrix far from a good fit and vanishes at a perfect one (Kunstner
+    et al. 2019): an option, not a default.
+
+    Attributes:
+      mode: how to compute ``J v``, as in :func:`gauss_newton`.
+      precision: matrix precision of the products, as in
+        `jax.default_matmul_precision`; None leaves the ambient one.
+
+    Raises:
+      ValueError: if ``mode`` is unknown.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> loss = ncg.CompositeLoss(
+      ...     lambda w, x: x * w, lambda outputs: jnp.mean(outputs)
+      ... ).bind(x=jnp.array([1.0, 3.0]))
+      >>> product = ncg.curvature.curvature_product(
+      ...     ncg.empirical_fisher(), loss, jnp.array(0.0)
+      ... )
+      >>> print(product(jnp.array(1.0)))  # (1^2 + 3^2) / 2
+      5.0
+    """
+
+    mode: str = "auto"
+    precision: str | None = "highest"
+
+    cost = 1.2
+
+    def __post_init__(self):
+        validate.choice("empirical_fisher: mode", self.mode, MODES)
+
+    def linearize(
+        self, objective: Objective, params: PyTree
+    ) -> tuple[jax.Array, Operator]:
+        """The loss at ``params`` and the product with the Fisher matrix there."""
+        model, loss = objective.model_and_loss("empirical_fisher")
+        with matmul_precision(self.precision):
+            outputs, push, pull = linearize_model(model, params, self.mode)
+            value, cotangent = jax.value_and_grad(loss)(outputs)
+        # cotangent[i] = grad l_i / N. A loss that the user has averaged over devices
+        # has the N of all of them in it.
+        examples = _examples(outputs) * reduced_axes_size(value, objective.axes)
+
+        def product(v):
+            slopes = _sum_per_example(cotangent, push(v))  # (grad l_i / N) . J_i v
+            weighted = jax.tree.map(
+                lambda u: u * (examples * slopes).reshape(-1, *(1,) * (u.ndim - 1)),
+                cotangent,
+            )
+            return pytree.conj(pull(weighted))
+
+        return value, product
+
+
+def _examples(outputs: PyTree) -> int:
+    """The common length of the first axis of all outputs."""
+    lengths = {x.shape[0] if x.ndim else None for x in jax.tree.leaves(outputs)}
+    if len(lengths) != 1 or None in lengths:
+        raise ValueError(
+            "empirical_fisher needs outputs whose first axis runs over the examples; "
+            f"the model returned shapes {[x.shape for x in jax.tree.leaves(outputs)]}."
+        )
+    return lengths.pop()
+
+
+def _sum_per_example(a: PyTree, b: PyTree) -> jax.Array:
+    """``Re(a_i . b_i)`` for each example i (JAX's pairing: no conjugate)."""
+    dots = jax.tree.map(
+        lambda x, y: jnp.sum(jnp.real(x * y).reshape(x.shape[0], -1), axis=1), a, b
+    )
+    return sum(jax.tree.leaves(dots))

@@ -1,0 +1,36 @@
+"""The model of a composite loss, linearised in the parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ncg_optax.curvature.base import Operator
+
+PyTree = Any
+
+MODES = ("auto", "forward", "double_vjp")
+
+
+def _jvp_by_double_vjp(model: Callable, params: PyTree) -> tuple[PyTree, Operator]:
+    """Outputs and ``v -> J v`` by transposing the pullback, which is linear."""
+    outputs, pullback = jax.vjp(model, params)
+    zeros = jax.tree.map(jnp.zeros_like, outputs)
+    _, push = jax.vjp(lambda u: pullback(u)[0], zeros)
+    return outputs, lambda v: push(v)[0]
+
+
+def linearize_model(
+    model: Callable, params: PyTree, mode: str
+) -> tuple[PyTree, Operator, Operator]:
+    """Outputs, ``v -> J v`` and ``u -> J^T u``."""
+    if mode == "double_vjp":
+        outputs, push = _jvp_by_double_vjp(model, params)
+    else:
+        outputs, push = jax.linearize(model, params)
+        # A custom_vjp objects only when the product is compiled, too late to catch.
+        if mode == "auto" and "custom_lin" in str(jax.make_jaxpr(push)(params)):
+            outputs, push = _jvp_by_double_vjp(model, params)
+    _, pullback = jax.vjp(model, params)
+    return outputs, push, lambda u: pullback(u)[0]

@@ -1,0 +1,46 @@
+"""Step sizes without a search."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from ncg_optax.globalization.base import (
+    Line,
+    LineSearch,
+    SearchResult,
+    rounding_level,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class full_step(LineSearch):
+    """The full step; the loss at its end is not evaluated."""
+
+    tolerates_rise = True
+
+    def search(self, line: Line) -> SearchResult:
+        """A step size of 1."""
+        loss = line.loss
+        return SearchResult(
+            step_size=jnp.ones((), loss.dtype),
+            loss=loss,
+            evaluations=jnp.zeros((), jnp.int32),
+            accepted=jnp.ones((), bool),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class single_trial(LineSearch):
+    """The full step if the loss does not rise, else none."""
+
+    def search(self, line: Line) -> SearchResult:
+        """A step size of 1 or 0, for one evaluation."""
+        loss = line.loss
+        trial = line.loss_at(jnp.ones((), loss.dtype))
+        accepted = trial <= loss + rounding_level(loss)  # False for NaN
+        return SearchResult(
+            step_size=accepted.astype(loss.dtype),
+            loss=jnp.where(accepted, trial, loss),
+            evaluations=jnp.ones((), jnp.int32),
+            accepted=accepted,
+        )

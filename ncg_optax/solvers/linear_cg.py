@@ -1,0 +1,322 @@
+"""Preconditioned conjugate gradients on the damped Newton system.
+
+One loop serves the line-search method (:func:`ncg_optax.cg`), the trust-region method
+(:func:`ncg_optax.steihaug`) and the check for saddles. There is no absolute epsilon in
+it: multiplying the system by 1e-8 or 1e8 changes nothing but rounding.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ncg_optax._utils import pytree
+from ncg_optax._utils.status import Status, first_match
+from ncg_optax.solvers.base import Operator, SolverResult
+
+PyTree = Any
+
+
+class _System(NamedTuple):
+    """What stays the same over the iterations.
+
+    Lengths and right-hand side are in units of the largest entry of ``b``, so that
+    squares of small numbers do not underflow.
+    """
+
+    matvec: Operator
+    rhs: PyTree
+    damping: jax.Array
+    precondition: Operator | None
+    maxiter: int | jax.Array
+    tolerance2: jax.Array
+    progress_tol: float | None
+    radius: jax.Array | None
+    ignore_negative_curvature: bool
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the scalars."""
+        return self.damping.dtype
+
+    def damped(self, v: PyTree) -> tuple[PyTree, PyTree]:
+        """``B v`` and ``A v``."""
+        bv = self.matvec(v)
+        return bv, pytree.add_scaled(bv, self.damping, v)
+
+    def preconditioned(
+        self, r: PyTree, k: int | jax.Array
+    ) -> tuple[PyTree, jax.Array, jax.Array]:
+        """``z = M r``, ``r.z`` and ``r.r``; ``z = r`` where no iteration follows."""
+        rr = pytree.vdot(r, r)
+        if self.precondition is None:
+            return r, rr, rr
+        precondition = self.precondition
+        last = (k >= self.maxiter) | (rr <= self.tolerance2)
+        z = jax.lax.cond(last, lambda: r, lambda: precondition(r))
+        return z, pytree.vdot(r, z), rr
+
+    def residual_status(self, rz: jax.Array, rr: jax.Array) -> jax.Array:
+        """What the residual says about going on."""
+        return first_match(
+            (~jnp.isfinite(rz + rr), Status.SOLVER_NON_FINITE),
+            ((rr > self.tolerance2) & (rz <= 0), Status.INDEFINITE_PRECONDITIONER),
+            (rr <= self.tolerance2, Status.RESIDUAL_CONVERGED),
+            otherwise=Status.RUNNING,
+        )
+
+
+class _Loop(NamedTuple):
+    """What conjugate gradients carry from one iteration to the next.
+
+    The names are those of Nocedal and Wright (2006), algorithm 5.3, with ``z = M r``.
+    Lengths for the trust region are in the norm of ``M^-1`` and follow by recurrence.
+    """
+
+    x: PyTree
+    r: PyTree
+    p: PyTree
+    rz: jax.Array  # r.z
+    rr: jax.Array  # r.r
+    xx: jax.Array  # |x|^2 in the norm of M^-1
+    xp: jax.Array  # x.p in its inner product
+    pp: jax.Array  # |p|^2 in the norm of M^-1
+    decrease: jax.Array  # b.x - x.Ax / 2
+    history: jax.Array | None  # the decrease by iteration, shape=(maxiter + 1,)
+    curvature: jax.Array  # p.Bp / p.p
+    k: jax.Array
+    status: jax.Array
+
+
+class _Curvature(NamedTuple):
+    """The curvature along the search direction ``p``; shapes=()."""
+
+    pap: jax.Array  # p.Ap
+    length2: jax.Array  # p.p
+    noise: jax.Array  # of p.Ap through rounding
+    zero: jax.Array  # whether B p = 0, bool
+    finite: jax.Array
+    positive: jax.Array  # beyond rounding, bool
+
+
+def conjugate_gradient(
+    matvec: Operator,
+    rhs: PyTree,
+    damping: jax.Array | float = 0.0,
+    *,
+    maxiter: int | jax.Array,
+    tolerance: jax.Array | float,
+    x0: PyTree | None = None,
+    precondition: Operator | None = None,
+    progress_tol: float | None = None,
+    radius: jax.Array | None = None,
+    ignore_negative_curvature: bool = False,
+) -> SolverResult:
+    r"""Minimises ``x.Ax / 2 - b.x``, ``A = B + damping I``, by conjugate gradients.
+
+    Stops at the first of: :math:`|r| \le` ``tolerance``; ``maxiter`` iterations;
+    Martens' relative-progress test (2010, section 4.4),
+
+    .. math::
+      \frac{\phi_i - \phi_{i-k}}{\phi_i} < k\,\varepsilon, \qquad
+      k = \max(10,\, 0.1\, i)
+
+    with :math:`\phi` the model value and :math:`\varepsilon` = ``progress_tol``; the
+    boundary of the trust region; a direction ``p`` of non-positive curvature. In the
+    last case a last step is made along ``p``, :math:`|r^T z / p^T A p|` long: it leads
+    downhill on the model, and to a descent direction. With a ``radius`` that step goes
+    on to the boundary instead (Steihaug 1983).
+
+    Args:
+      matvec: ``v -> B v``, symmetric.
+      rhs: ``b``, a tree of float32 or wider leaves.
+      damping: added to the diagonal of ``B``.
+      maxiter: largest number of iterations; it may be traced if there is no
+        ``progress_tol``.
+      tolerance: absolute, on the residual norm.
+      x0: where to start, or None for zero (which saves a product).
+      precondition: ``r -> M r`` with ``M ~ A^-1`` symmetric positive definite.
+      progress_tol: Martens' epsilon, or None for no such test.
+      radius: of the trust region, in the norm of ``M^-1``; None for none. Then ``x0``
+        must be None.
+      ignore_negative_curvature: divide by ``p.Ap`` whatever its sign, as textbook CG
+        does; it then stops only where ``p.Ap`` is exactly zero.
+
+    Returns:
+      A :class:`SolverResult`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> b = jnp.array([[2.0, 1.0], [1.0, 3.0]])
+      >>> result = ncg.solvers.conjugate_gradient(
+      ...     lambda v: b @ v, jnp.array([5.0, 10.0]), maxiter=10, tolerance=1e-4
+      ... )
+      >>> print(jnp.round(result.solution), ncg.explain(result.status))
+      [1. 3.] The residual of the linear system fell below the solver's tolerance.
+    """
+    dtype = pytree.scalar_dtype(rhs)
+    peak = pytree.max_norm(rhs)
+    unit = jnp.where((peak > 0) & jnp.isfinite(peak), peak, 1).astype(dtype)
+    system = _System(
+        matvec=matvec,
+        rhs=pytree.scale(rhs, 1 / unit),
+        damping=jnp.asarray(damping, dtype),
+        precondition=precondition,
+        maxiter=maxiter,
+        tolerance2=jnp.square(jnp.asarray(tolerance, dtype) / unit),
+        progress_tol=progress_tol,
+        radius=None if radius is None else radius / unit,
+        ignore_negative_curvature=ignore_negative_curvature,
+    )
+
+    def keep_going(loop):
+        return jnp.logical_and(loop.status == Status.RUNNING, loop.k < maxiter)
+
+    end = jax.lax.while_loop(
+        keep_going,
+        lambda loop: _iterate(system, loop),
+        _first(system, None if x0 is None else pytree.scale(x0, 1 / unit)),
+    )
+    nothing = (end.k == 0) & (pytree.vdot(system.rhs, system.rhs) == 0)
+    return SolverResult(
+        solution=pytree.scale(end.x, unit),
+        iterations=end.k,
+        products=end.k + (0 if x0 is None else 1),
+        residual=unit * jnp.sqrt(end.rr),
+        model_decrease=unit**2 * end.decrease,
+        length=unit * jnp.sqrt(jnp.maximum(end.xx, 0)),
+        last_direction=end.p,
+        curvature=end.curvature,
+        status=first_match(
+            (nothing, Status.ZERO_RIGHT_HAND_SIDE),
+            (end.status == Status.RUNNING, Status.MAX_ITERATIONS),
+            otherwise=end.status,
+        ),
+    )
+
+
+def _first(system: _System, x0: PyTree | None) -> _Loop:
+    """Before the first iteration."""
+    zero = jnp.zeros((), system.dtype)
+    if x0 is None:
+        x, r, decrease = pytree.zeros_like(system.rhs), system.rhs, zero
+    else:
+        x, r = x0, pytree.add_scaled(system.rhs, -1.0, system.damped(x0)[1])
+        decrease = 0.5 * (pytree.vdot(x, system.rhs) + pytree.vdot(x, r))
+    history = None
+    if system.progress_tol is not None:
+        history = jnp.full((system.maxiter + 1,), decrease, system.dtype)
+    z, rz, rr = system.preconditioned(r, 0)
+    return _Loop(
+        x=x,
+        r=r,
+        p=z,
+        rz=rz,
+        rr=rr,
+        xx=zero,
+        xp=zero,
+        pp=rz,
+        decrease=decrease,
+        history=history,
+        curvature=zero,
+        k=jnp.zeros((), jnp.int32),
+        status=system.residual_status(rz, rr),
+    )
+
+
+def _iterate(system: _System, loop: _Loop) -> _Loop:
+    """One iteration, for one product."""
+    bp, ap = system.damped(loop.p)
+    along = _curvature_along(system, loop.p, bp, ap)
+    alpha, leaving = _step_length(system, loop, along)
+
+    r = pytree.where(along.finite, pytree.add_scaled(loop.r, -alpha, ap), loop.r)
+    gain = jnp.where(along.finite, alpha * (loop.rz - 0.5 * alpha * along.pap), 0)
+    decrease = loop.decrease + gain
+    k = loop.k + 1
+    z, rz, rr = system.preconditioned(r, k)
+    beta = rz / loop.rz
+
+    history, stalled = None, False
+    if system.progress_tol is not None:
+        history = loop.history.at[k].set(decrease)
+        stalled = _progress_stalled(history, decrease, k, system.progress_tol)
+    of_residual = system.residual_status(rz, rr)
+    status = first_match(
+        (~along.finite, Status.SOLVER_NON_FINITE),
+        ((loop.k == 0) & along.zero, Status.ZERO_CURVATURE),
+        (~along.positive, Status.NEGATIVE_CURVATURE),
+        (leaving, Status.TRUST_REGION_BOUNDARY),
+        ((of_residual == Status.RUNNING) & stalled, Status.PROGRESS_STALLED),
+        otherwise=of_residual,
+    )
+    goes_on = (status == Status.RUNNING) & (k < system.maxiter)
+    length2 = along.length2
+    return _Loop(
+        x=pytree.add_scaled(loop.x, alpha, loop.p),
+        r=r,
+        p=pytree.where(goes_on, pytree.add_scaled(z, beta, loop.p), loop.p),
+        rz=rz,
+        rr=rr,
+        xx=loop.xx + alpha * (2 * loop.xp + alpha * loop.pp),
+        xp=beta * (loop.xp + alpha * loop.pp),
+        pp=rz + beta * beta * loop.pp,
+        decrease=decrease,
+        history=history,
+        curvature=along.pap / jnp.where(length2 > 0, length2, 1) - system.damping,
+        k=k,
+        status=status,
+    )
+
+
+def _curvature_along(system: _System, p: PyTree, bp: PyTree, ap: PyTree) -> _Curvature:
+    """The curvature along ``p``, and whether it is more than rounding."""
+    pap, length2 = pytree.vdot(p, ap), pytree.vdot(p, p)
+    bp_norm = pytree.norm(bp)
+    noise = jnp.finfo(system.dtype).eps * jnp.sqrt(length2) * bp_norm
+    return _Curvature(
+        pap=pap,
+        length2=length2,
+        noise=noise,
+        zero=bp_norm == 0,
+        finite=jnp.isfinite(pap + bp_norm),
+        positive=pap != 0 if system.ignore_negative_curvature else pap > noise,
+    )
+
+
+def _step_length(
+    system: _System, loop: _Loop, along: _Curvature
+) -> tuple[jax.Array, jax.Array]:
+    """How far to go along ``p``, and whether that is to the trust region's boundary.
+
+    Negative curvature counts by its size. Where the curvature vanishes there is no
+    length; only the first direction, ``M b``, is followed then, by a step of 1.
+    """
+    known = along.positive | (jnp.abs(along.pap) > along.noise)
+    bend = jnp.where(along.positive, along.pap, jnp.abs(along.pap))
+    alpha = jnp.where(
+        known, loop.rz / jnp.where(known, bend, 1), jnp.where(loop.k == 0, 1, 0)
+    )
+    leaving = jnp.zeros((), bool)
+    if system.radius is not None:
+        boundary = _distance_to_boundary(loop, system.radius)
+        leaving = jnp.logical_not(along.positive) | (alpha >= boundary)
+        alpha = jnp.where(leaving, boundary, alpha)
+    return jnp.where(along.finite, alpha, 0), leaving
+
+
+def _progress_stalled(history, decrease, k, progress_tol):
+    """Martens' stopping test; see :func:`conjugate_gradient`."""
+    window = jnp.maximum(10, k // 10)
+    gain = decrease - history[jnp.maximum(k - window, 0)]
+    slow = gain < window * progress_tol * decrease
+    return (k > window) & (decrease > 0) & slow
+
+
+def _distance_to_boundary(loop: _Loop, radius: jax.Array) -> jax.Array:
+    """The positive ``t`` with ``|x + t p| = radius`` in the norm of ``M^-1``."""
+    room = jnp.maximum(jnp.square(radius) - loop.xx, 0)
+    root = jnp.sqrt(jnp.square(loop.xp) + loop.pp * room)
+    # The form without cancellation, as xp >= 0 along conjugate gradients.
+    return room / jnp.maximum(loop.xp + root, jnp.finfo(root.dtype).tiny)

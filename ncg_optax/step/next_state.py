@@ -1,0 +1,112 @@
+"""Stage 5: the updates, the next state, and what the step has cost."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from ncg_optax._utils import pytree
+from ncg_optax.step import mask as masks
+from ncg_optax.step.direction import Direction
+from ncg_optax.step.info import Cost, NewtonCGInfo
+from ncg_optax.step.model import StepModel
+from ncg_optax.step.point import Point
+from ncg_optax.step.settings import Settings
+from ncg_optax.step.state import ScaleByNewtonCGState
+from ncg_optax.step.trial import Trial
+
+PyTree = Any
+
+
+def next_state(
+    settings: Settings,
+    point: Point,
+    built: StepModel,
+    direction: Direction,
+    trial: Trial,
+    state: ScaleByNewtonCGState,
+) -> ScaleByNewtonCGState:
+    """Damping and solver learn the outcome of the step."""
+    new_state = ScaleByNewtonCGState(
+        count=optax.safe_increment(state.count),
+        damping=settings.damping.update(built.damping, trial.outcome),
+        solver=settings.solver.update(direction.solver, trial.outcome),
+        preconditioner=built.preconditioner,
+        sample=direction.sample,
+        info=_measurements(settings, point, built, direction, trial),
+    )
+    return pytree.cast_like(new_state, state)
+
+
+def scaled_updates(
+    updates: PyTree,
+    params: PyTree,
+    point: Point,
+    direction: Direction,
+    trial: Trial,
+) -> PyTree:
+    """Minus the step, in the dtypes of the gradients; zero for frozen leaves."""
+    step = pytree.scale(direction.d, -trial.outcome.step_size)
+    gradients = masks.select(point.trained, updates)
+    return masks.merge(
+        point.trained,
+        pytree.cast_like(step, gradients),
+        masks.frozen_updates(updates, params),
+    )
+
+
+def _cost(
+    settings: Settings, built: StepModel, direction: Direction, trial: Trial
+) -> Cost:
+    """All products and evaluations of the step, added up."""
+    result, search = direction.result, trial.search
+    on_share = result.products + built.damping_products
+    on_batch = direction.agreement_products
+    batch_products = built.share * on_share + built.probed * built.probes + on_batch
+    batch_evaluations = (
+        search.share * search.evaluations
+        + built.sample.share * result.evaluations
+        + built.linearized
+    )
+    return Cost(
+        products=on_share + built.probes + on_batch,
+        evaluations=search.evaluations + result.evaluations,
+        batch_products=batch_products,
+        batch_evaluations=batch_evaluations,
+        gradient_equivalents=1
+        + batch_products * settings.curvature.cost
+        + batch_evaluations / 3,
+    )
+
+
+def _measurements(
+    settings: Settings,
+    point: Point,
+    built: StepModel,
+    direction: Direction,
+    trial: Trial,
+) -> NewtonCGInfo:
+    """What the step has measured."""
+    loss, search = built.loss, trial.search
+    gradient_norm = pytree.norm(point.gradient)
+    length2 = pytree.vdot(direction.d, direction.d)
+    predicted = trial.outcome.predicted_reduction
+    actual = trial.outcome.actual_reduction
+    return NewtonCGInfo(
+        status=trial.status,
+        solver_status=direction.result.status,
+        loss=loss,
+        next_loss=jnp.where(search.evaluations > 0, search.loss, 0),
+        gradient_norm=gradient_norm,
+        damping=direction.damping,
+        cg_iterations=direction.result.iterations,
+        **_cost(settings, built, direction, trial)._asdict(),
+        residual=direction.result.residual
+        / jnp.where(gradient_norm > 0, gradient_norm, 1),
+        predicted_reduction=predicted,
+        actual_reduction=actual,
+        reduction_ratio=actual / jnp.where(predicted > 0, predicted, 1),
+        step_size=trial.outcome.step_size,
+        curvature=direction.bend / jnp.where(length2 > 0, length2, 1),
+        curvature_share=jnp.asarray(built.share, loss.dtype),
+    )

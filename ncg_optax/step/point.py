@@ -1,0 +1,93 @@
+"""Stage 1: where the step begins."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ncg_optax._utils import pytree, reductions, validate
+from ncg_optax.losses.objective import Objective, as_objective
+from ncg_optax.step import mask as masks
+from ncg_optax.step.settings import Settings
+
+PyTree = Any
+
+
+class Point(NamedTuple):
+    """The parameters that a step begins at, and what is known of the loss there.
+
+    Trees of trained leaves have None in the place of the frozen ones.
+
+    Attributes:
+      trained: which leaves are trained, a tree of bools like the parameters.
+      params: the trained leaves, in their own dtypes.
+      gradient: the mean over all devices, of the trained leaves, float32 or wider.
+      objective: the loss as a function of the trained leaves.
+      loss: of the whole batch over all devices, if whoever called ``update`` has
+        averaged it already; None if not.
+      given_loss: the ``value`` given to ``update``, to be checked; None without one.
+    """
+
+    trained: PyTree
+    params: PyTree
+    gradient: PyTree
+    objective: Objective
+    loss: jax.Array | None
+    given_loss: jax.Array | None
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The mapped axes that the batch is spread over."""
+        return self.objective.axes
+
+    @property
+    def varying(self) -> PyTree:
+        """The trained leaves, typed as varying over the mapped axes."""
+        return reductions.to_varying(self.params, self.axes)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the scalars: real, float32 or wider."""
+        return pytree.scalar_dtype(self.params)
+
+
+def read_point(
+    settings: Settings,
+    updates: PyTree,
+    params: PyTree | None,
+    value_fn: Any,
+    extra: Mapping[str, Any],
+) -> Point:
+    """Checks the arguments of ``update`` and reduces the gradient.
+
+    Raises:
+      ValueError: if ``params`` or ``value_fn`` is missing, or if gradients and
+        parameters differ in structure.
+      TypeError: if a trained leaf is not floating-point, or if ``value_fn`` is no
+        function or lacks an argument.
+    """
+    if params is None:
+        raise ValueError(
+            "newton_cg needs params, the current parameters: call "
+            "update(grads, state, params, value_fn=...)."
+        )
+    trained = masks.resolve(settings.mask, params)
+    validate.same_structure("updates", updates, "params", params)
+    trained_params = masks.select(trained, params)
+    validate.trainable_tree("params", trained_params)
+
+    objective = as_objective(value_fn, extra, settings.axes)
+    objective = objective.restricted(lambda p: masks.merge(trained, p, params))
+    gradient = masks.select(trained, updates)
+    is_reduced = objective.reduced_value is not None
+    if not is_reduced:
+        gradient = reductions.mean(gradient, objective.axes)
+    return Point(
+        trained=trained,
+        params=trained_params,
+        gradient=pytree.widen(gradient),
+        objective=objective,
+        loss=objective.reduced_value,
+        given_loss=None if is_reduced else extra.get("value"),
+    )

@@ -1,0 +1,115 @@
+"""Stage 4: the losses along the direction, and the step that is taken."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ncg_optax._utils import pytree, reductions
+from ncg_optax._utils.status import Status, first_match
+from ncg_optax.curvature.sampling.microbatches import in_microbatches
+from ncg_optax.globalization.base import (
+    Line,
+    Outcome,
+    SearchResult,
+    rounding_level,
+)
+from ncg_optax.losses.objective import Objective
+from ncg_optax.step.direction import Direction
+from ncg_optax.step.model import StepModel
+from ncg_optax.step.point import Point
+from ncg_optax.step.settings import Settings
+
+PyTree = Any
+
+
+class Trial(NamedTuple):
+    """What became of the direction.
+
+    Attributes:
+      search: what the line search found.
+      outcome: what damping, solver and info learn of it; no step if anything is not
+        finite.
+      status: a :class:`Status` code, int32.
+    """
+
+    search: SearchResult
+    outcome: Outcome
+    status: jax.Array
+
+
+def try_step(
+    settings: Settings, point: Point, built: StepModel, direction: Direction
+) -> Trial:
+    """Searches along the direction.
+
+    The losses found there serve the line search, the damping and the solver alike.
+    """
+    line = _line(settings, point, built, direction)
+    search = settings.linesearch.search(line)
+    found = jnp.isfinite(search.loss)  # minus infinity is no success
+    search = search._replace(
+        accepted=search.accepted & found,
+        loss=jnp.where(found, search.loss, line.loss),
+    )
+    return Trial(
+        search=search,
+        outcome=_outcome(direction, search, line.loss),
+        status=_status(built, direction, search, line.loss),
+    )
+
+
+def _line(
+    settings: Settings, point: Point, built: StepModel, direction: Direction
+) -> Line:
+    """The loss along the direction, on the batch and on the sample."""
+    loss = built.loss
+
+    def along(objective: Objective, offset: jax.Array | float):
+        value_at = in_microbatches(objective, settings.sampling.microbatch_size).value
+
+        def loss_at(step):
+            moved = pytree.add_scaled(pytree.widen(point.params), step, direction.d)
+            moved = pytree.cast_like(moved, point.params)
+            local = value_at(reductions.to_varying(moved, point.axes))
+            return (reductions.mean(local, point.axes) + offset).astype(point.dtype)
+
+        return loss_at
+
+    line = Line(loss, direction.slope, direction.bend, along(point.objective, 0))
+    if built.sample.objective is point.objective:
+        return line
+    offset = loss - reductions.mean(built.sample_loss, point.axes)
+    return line._replace(
+        sample_loss_at=along(built.sample.objective, offset),
+        sample_share=built.sample.share,
+    )
+
+
+def _outcome(direction: Direction, search: SearchResult, loss: jax.Array) -> Outcome:
+    """What the line search found, or a rejected step if anything is not finite."""
+    accepted = search.accepted & direction.usable & jnp.isfinite(loss)
+    step = jnp.where(accepted, search.step_size, 0).astype(loss.dtype)
+    return Outcome(
+        predicted_reduction=-step * (direction.slope + 0.5 * step * direction.bend),
+        actual_reduction=jnp.where(accepted, loss - search.loss, 0),
+        rounding=rounding_level(loss),
+        step_size=step,
+        accepted=accepted,
+    )
+
+
+def _status(
+    built: StepModel, direction: Direction, search: SearchResult, loss: jax.Array
+) -> jax.Array:
+    usable = direction.usable & jnp.isfinite(loss)
+    return first_match(
+        (built.is_summed, Status.SUMMED_LOSS),
+        (~usable, Status.REJECTED_NON_FINITE),
+        (direction.slope == 0, Status.ZERO_GRADIENT),
+        (~search.accepted, Status.REJECTED_NO_DECREASE),
+        (direction.fell_back, Status.STEEPEST_DESCENT),
+        (search.step_size < 1, Status.SHORTENED),
+        (search.evaluations > 0, Status.ACCEPTED),
+        otherwise=Status.NOT_EVALUATED,
+    )
