@@ -1,5 +1,6 @@
-"""The roles of the docstrings (``:func:``, ``:math:``) as Markdown."""
+"""What the reference is made of: docstrings as Markdown, presets as functions."""
 
+import inspect
 import re
 import textwrap
 from pathlib import Path
@@ -17,6 +18,8 @@ ENTRIES = {
 DISPLAY = re.compile(r"^( *)\.\. math::\n((?:\1 +.*\n|\n)+)", re.MULTILINE)
 LITERAL = re.compile(r"^( *)(\S.*):\n\n((?:\1 +.*\n|\n)+)", re.MULTILINE)
 INLINE = re.compile(r":math:`([^`]*)`")
+# "``(value, state)``: the loss and ...": the colon would end the name of a type.
+RETURNED = re.compile(r"^( *Returns:\n +``[^`\n]*``): ", re.MULTILINE)
 ROLE = re.compile(r":(?:func|class|meth|data):`([^`]*)`")
 
 
@@ -24,6 +27,7 @@ def as_markdown(docstring: str) -> str:
     """``docstring`` with its roles, equations and literal blocks in Markdown."""
     text = DISPLAY.sub(_display, docstring + "\n")
     text = LITERAL.sub(_literal, text)
+    text = RETURNED.sub(r"\1 – ", text)
     text = INLINE.sub(lambda m: "$" + re.sub(r"\s+", " ", m[1]) + "$", text)
     return ROLE.sub(_reference, text).rstrip()
 
@@ -56,3 +60,38 @@ class Roles(griffe.Extension):
         """Called for every object of the package."""
         if obj.docstring is not None:
             obj.docstring.value = as_markdown(obj.docstring.value)
+
+
+class Presets(griffe.Extension):
+    """The presets that are made of `newton_cg` and a table, as functions.
+
+    Read from the source alone they would be attributes without signature or docstring.
+    """
+
+    def on_package(self, *, pkg, **_):
+        """Called once all modules of the package are read."""
+        from ncg_optax import presets
+
+        module = pkg["presets"]
+        base = module["newton_cg"]
+        for name, defaults in presets.DEFAULTS.items():
+            if name == base.name:
+                continue
+            parameters = [
+                griffe.Parameter(
+                    parameter.name,
+                    annotation=parameter.annotation,
+                    kind=parameter.kind,
+                    default=repr(defaults[parameter.name]),
+                )
+                for parameter in base.parameters
+            ]
+            text = as_markdown(inspect.getdoc(getattr(presets, name)))
+            preset = griffe.Function(
+                name,
+                parameters=griffe.Parameters(*parameters),
+                returns=base.returns,
+                docstring=griffe.Docstring(text, lineno=1),
+            )
+            preset.docstring.parent = preset
+            module.set_member(name, preset)

@@ -1,23 +1,6 @@
-import os
-
 import hypothesis
 import jax
 import pytest
-
-
-def pin_to_one_core():
-    """Gives a worker of pytest-xdist a core of its own, where the system can.
-
-    JAX starts as many threads as there are cores. Where several processes do, the
-    threads wait for each other: an eigendecomposition took 300 times as long.
-    """
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
-    if worker and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(worker) % len(cores)]})
-
-
-pin_to_one_core()  # before JAX starts its threads, which is at its first use
 
 hypothesis.settings.register_profile(
     "reproducible", derandomize=True, database=None, deadline=None

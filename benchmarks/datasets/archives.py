@@ -9,30 +9,24 @@ import re
 import tarfile
 import urllib.request
 import zipfile
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 VARIABLE = "NCG_OPTAX_DATA"
 CACHE = pathlib.Path("~/.cache/ncg_optax")
 
 
 class Archive(NamedTuple):
-    """A file that is served somewhere.
+    """A file that is served somewhere."""
 
-    Attributes:
-        name: what the file is called, there and here.
-        url: where it is served.
-        sha256: its checksum.
-        client: the command that downloads the same file, for those behind a mirror.
-        others: what other versions of it are called, as a pattern with ``*``. They are
-            taken too, for where the version that is named here is no longer served;
-            their checksums are unknown.
-    """
-
-    name: str
-    url: str
-    sha256: str
+    name: str  # what the file is called, there and here
+    url: str  # where it is served
+    sha256: str  # its checksum
+    # the command that downloads the same file, for those behind a mirror
     client: str = ""
+    # what other versions of it are called, as a pattern with ``*``. They are taken too,
+    # for where the version that is named here is no longer served; their checksums are
+    # unknown.
     others: str = ""
 
 
@@ -77,23 +71,16 @@ def members(archive: Archive, pattern: str) -> dict[str, bytes]:
 
 def read(archive: Archive, pattern: str) -> dict[str, bytes]:
     """The files of an archive whose names match, without their folders, unzipped."""
-    found = {
-        pathlib.PurePosixPath(name).name: data
-        for name, data in members(archive, pattern).items()
-    }
-    return {
-        name.removesuffix(".gz"): gzip.decompress(data) if name[-3:] == ".gz" else data
-        for name, data in found.items()
-    }
+    found = {}
+    for path, data in members(archive, pattern).items():
+        name = path.rpartition("/")[2]
+        data = gzip.decompress(data) if name.endswith(".gz") else data
+        found[name.removesuffix(".gz")] = data
+    return found
 
 
 def version(name: str) -> list[int]:
-    """The numbers in a name, by which later versions are told from earlier ones.
-
-    Example:
-        >>> version("help_7.10.2-1_all.deb") > version("help_7.4.7-1_all.deb")
-        True
-    """
+    """The numbers in a name, by which later versions are told from earlier ones."""
     return [int(digits) for digits in re.findall(r"\d+", name)]
 
 
@@ -130,6 +117,14 @@ def _ar_member(raw: bytes, prefix: str) -> bytes:
     raise ValueError(f"this Debian package has no {prefix}.")
 
 
+def keep(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> pathlib.Path:
+    """Writes a file of the cache: whoever reads meanwhile finds all of it or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.stem}.{os.getpid()}{path.suffix}")
+    write(part)
+    return part.replace(path)
+
+
 def _download(archive: Archive, cache: pathlib.Path) -> pathlib.Path:
     try:
         with urllib.request.urlopen(archive.url, timeout=60) as response:
@@ -144,10 +139,7 @@ def _download(archive: Archive, cache: pathlib.Path) -> pathlib.Path:
             f"{archive.url} serves a file with another checksum than expected: "
             f"{_how(archive)}"
         )
-    cache.mkdir(parents=True, exist_ok=True)
-    part = cache / f"{archive.name}.{os.getpid()}.part"
-    part.write_bytes(content)
-    return part.replace(cache / archive.name)
+    return keep(cache / archive.name, lambda part: part.write_bytes(content))
 
 
 def _how(archive: Archive) -> str:

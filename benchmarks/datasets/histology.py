@@ -27,18 +27,12 @@ def breakhis(
 
     Patients are split, not images: none has images in both parts. The share of the
     patients that are for testing is the same among the benign and the malignant cases.
-    Numbers that differ in letters only, as 14-22549AB and 14-22549CD, are taken for
-    one patient, to be on the safe side; the authors count them apart and get 82.
+    Numbers that differ in letters only, as 14-22549AB and 14-22549CD, count as one
+    patient, to be on the safe side; the authors count them apart and get 82.
 
-    Of the images, 700x460, the square in the centre is kept and resized.
-
-    Args:
-        path: of the folder as it is distributed; ``BreaKHis_v1`` in the data directory
-            or the cache if not given.
-        magnification: 40, 100, 200 or 400, about 2,000 images each.
-        size: width and height of the images that are returned.
-        test_share: of the patients, for testing.
-        seed: of the split.
+    There are about 2,000 images of each magnification. Of each, 700x460, the square in
+    the centre is kept and resized. ``path`` is the folder as it is distributed, by
+    default ``BreaKHis_v1`` in the data directory or the cache.
 
     Raises:
         FileNotFoundError: if there is no such folder, or no such images in it.
@@ -71,39 +65,20 @@ def breakhis(
         [slide for slide in slides if (slide[1] in held_out) == is_test]
         for is_test in (False, True)
     )
-    note = (
-        f"BreakHis at {magnification}X ({_counts(train)}; for testing {_counts(test)})"
-    )
-    images = (
-        part
-        for slides in (train, test)
-        for part in (
-            np.stack([picture(file, size, short_side=size) for file, *_ in slides]),
-            np.array([label for *_, label in slides]),
-        )
-    )
-    return Found(Images(*images), note)
+    counts = f"{_counts(train)}; for testing {_counts(test)}"
+    images = Images(*_read(train, size), *_read(test, size))
+    return Found(images, f"BreakHis at {magnification}X ({counts})")
 
 
 def breakhis_or_stand_in(size: int = 32) -> Found:
-    """BreakHis where its folder is on disk, else `breakhis_stand_in`; see the note.
-
-    Args:
-        size: width and height of the images; those of the stand-in are 32x32.
-    """
+    """BreakHis where its folder is on disk, else `breakhis_stand_in` with 32x32."""
     return breakhis_stand_in() if place(BREAKHIS) is None else breakhis(size=size)
 
 
 def held_out_patients(
     labels: Mapping[str, int], share: float = 0.3, seed: int = 0
 ) -> set[str]:
-    """Draws patients for testing, the same share of every label.
-
-    Example:
-        >>> labels = {"a": 0, "b": 0, "c": 1, "d": 1, "e": 1, "f": 1}
-        >>> sorted(labels[name] for name in held_out_patients(labels, share=0.5))
-        [0, 1, 1]
-    """
+    """Draws patients for testing, the same share of every label."""
     rng = np.random.default_rng(seed)
     drawn = set()
     for kind in sorted(set(labels.values())):
@@ -116,8 +91,7 @@ def held_out_patients(
 def breakhis_stand_in() -> Found:
     """Cats (0) and dogs (1) of CIFAR-10: the shape of the task, not its contents.
 
-    A hard pair of classes, in small colour images, for where BreakHis cannot be had.
-    What is measured on it says nothing about tissue.
+    Measurements on these images say nothing about tissue.
     """
     images, origin = cifar10()
     train, test = (
@@ -127,6 +101,11 @@ def breakhis_stand_in() -> Found:
     )
     note = f"stand-in: CIFAR-10 cats and dogs, BreakHis not found; of {origin}"
     return Found(Images(*train, *test), note)
+
+
+def _read(slides: list[tuple], size: int) -> tuple[np.ndarray, np.ndarray]:
+    images = [picture(file, size, short_side=size) for file, *_ in slides]
+    return np.stack(images), np.array([label for *_, label in slides])
 
 
 def _counts(slides: list[tuple[pathlib.Path, str, int]]) -> str:

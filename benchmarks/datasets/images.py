@@ -83,48 +83,29 @@ def cifar10() -> Found:
 
 
 def cifar_batch(raw: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes images and labels in the binary format of CIFAR-10.
-
-    Example:
-        >>> images, labels = cifar_batch(bytes([7] + 1024 * [1] + 2048 * [2]))
-        >>> images.shape, images[0, 0, 0].tolist(), labels.tolist()
-        ((1, 32, 32, 3), [1, 2, 2], [7])
-    """
+    """Decodes images and labels in the binary format of CIFAR-10."""
     records = np.frombuffer(raw, np.uint8).reshape(-1, 1 + 3 * 32 * 32)
     images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(images), records[:, 0]
 
 
 def idx(raw: bytes) -> np.ndarray:
-    """Decodes an array of bytes in the format of MNIST.
-
-    Example:
-        >>> idx(bytes([0, 0, 8, 2, 0, 0, 0, 1, 0, 0, 0, 3, 7, 8, 9]))
-        array([[7, 8, 9]], dtype=uint8)
-    """
+    """Decodes an array of bytes in the format of MNIST."""
     sides = raw[3]
     shape = np.frombuffer(raw, ">u4", sides, offset=4)
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * sides).reshape(shape)
 
 
 def _images(files: dict[str, bytes]) -> Images:
-    return Images(
-        idx(files["train-images-idx3-ubyte"]),
-        idx(files["train-labels-idx1-ubyte"]),
-        idx(files["t10k-images-idx3-ubyte"]),
-        idx(files["t10k-labels-idx1-ubyte"]),
-    )
+    parts = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3")
+    names = (*parts, "t10k-labels-idx1")
+    return Images(*(idx(files[f"{name}-ubyte"]) for name in names))
 
 
 def _cifar10_subset(path: pathlib.Path) -> Images:
+    names = ("train_images", "train_labels", "test_images", "test_labels")
     with np.load(path) as arrays:
-        return Images(
-            *(
-                arrays[f"{part}_{kind}"]
-                for part in ("train", "test")
-                for kind in ("images", "labels")
-            )
-        )
+        return Images(*(arrays[name] for name in names))
 
 
 def _counts(images: Images) -> str:

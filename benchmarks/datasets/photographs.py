@@ -1,27 +1,17 @@
 """Photographs in folders of classes, ImageNet above all."""
 
 import importlib
-import io
 import pathlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.datasets.archives import CACHE, VARIABLE, Archive, place, read
+from benchmarks.datasets.archives import CACHE, VARIABLE, place
 from benchmarks.datasets.images import Found, Images
 
-SAMPLES = Archive(
-    "foolbox-3.3.4-py3-none-any.whl",
-    "https://files.pythonhosted.org/packages/9f/c4/"
-    "2343e1accf8cbdba957e1f190ed860969abdd83181531a936626d4d7cfd0/"
-    "foolbox-3.3.4-py3-none-any.whl",
-    "11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb",
-    "pip download --no-deps foolbox==3.3.4",
-)
 SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 IMAGENET, TFDS = "imagenet", "imagenet2012"  # a folder, a set of TensorFlow Datasets
 
@@ -43,16 +33,8 @@ def image_folder(
 ) -> Labelled:
     """Reads a folder that holds a folder of images for each class.
 
-    All images are held in memory, ``3 * size**2`` bytes each.
-
-    Args:
-        path: of the folder.
-        size: width and height of the images that are returned.
-        short_side: what the short side is resized to before the centre is cut out;
-            8/7 of ``size``, which is 256 for 224, if not given.
-        limit: how many images of each class to read, the first by name; all if not
-            given.
-        classes: how many classes to read, the first by name; all if not given.
+    All images are held in memory, ``3 * size**2`` bytes each. The first ``classes`` by
+    name are read, the first ``limit`` images of each; ``None`` stands for all.
 
     Raises:
         FileNotFoundError: if there are no folders of images.
@@ -69,10 +51,10 @@ def image_folder(
     return Labelled(np.stack(images), labels, tuple(names))
 
 
-def picture(
-    file: pathlib.Path | BinaryIO, size: int, short_side: int | None = None
-) -> np.ndarray:
+def picture(file: Any, size: int, short_side: int | None = None) -> np.ndarray:
     """The centre of an image, shape=(size, size, 3), after its short side is resized.
+
+    The short side becomes 8/7 of ``size`` (256 for 224) if it is not given.
 
     Raises:
         ValueError: if the short side would be smaller than the centre.
@@ -92,13 +74,7 @@ def imagenet(
 
     The folder holds ``train`` and ``val``, each with a folder for each class; sorted by
     name they have the labels of torchvision. The test images are those of ``val``.
-
-    Args:
-        size: width and height of the images.
-        short_side: what the short side is resized to first, as in `image_folder`.
-        limit: how many training images of each class, the first ones.
-        test_limit: how many test images of each class, the first ones.
-        classes: how many classes, the first ones.
+    ``limit`` and ``test_limit`` are numbers of images of each class, the first ones.
 
     Raises:
         FileNotFoundError: if there is neither such a folder nor that package.
@@ -119,20 +95,6 @@ def imagenet(
         f"{len(train.images):,} training and {len(test.images):,} test images)"
     )
     return Found(Images(*train[:2], *test[:2]), note)
-
-
-def imagenet_samples(
-    size: int = 224, short_side: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Twenty images of ImageNet and their labels, to try a trained network on.
-
-    They are 512x512 already, and the labels are torchvision's.
-    """
-    files = read(SAMPLES, r"^foolbox/data/imagenet_\d+_\d+\.jpg$")
-    names = sorted(files)
-    images = [picture(io.BytesIO(files[name]), size, short_side) for name in names]
-    labels = [int(re.search(r"_(\d+)\.jpg$", name)[1]) for name in names]
-    return np.stack(images), np.array(labels)
 
 
 def _pictures(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -49,13 +49,8 @@ def translation_pairs(
     """The help of LibreOffice in Brazilian Portuguese and in English.
 
     Technical prose. The versions of Debian differ in some sentences, so the note says
-    which ones were read.
-
-    Args:
-        min_words: fewest words of a sentence, in both languages.
-        max_words: most words of a sentence.
-        seed: of the split.
-        share: of the files that are for validation, and of those that are for testing.
+    which ones were read. ``share`` is that of the files for validation, and of those
+    for testing.
     """
     portuguese, english = (
         {
@@ -100,13 +95,7 @@ def ted_pairs() -> Pairs:
 
 
 def help_pairs(portuguese: str, english: str) -> list[Pair]:
-    """The texts of two pages whose elements have the same id, if they differ.
-
-    Example:
-        >>> pt, en = '<p id="par_1">Abra o <b>menu</b></p>', '<p id="par_1">Open it</p>'
-        >>> help_pairs(pt, en)
-        [('Abra o menu', 'Open it')]
-    """
+    """The texts of two pages whose elements have the same id, if they differ."""
     source, target = _elements(portuguese), _elements(english)
     both = [(source[key], target[key]) for key in target if key in source]
     return [(pt, en) for pt, en in both if pt and en and pt != en]
@@ -117,18 +106,8 @@ def split_by_file(
 ) -> tuple[list[Pair], list[Pair], list[Pair]]:
     """Splits pairs for training, validation and testing, whole files at a time.
 
-    Every pair is there once. What is held out has no source in common with what is
-    not, as help pages repeat themselves.
-
-    Args:
-        pairs: those of each file.
-        seed: of the order of the files.
-        share: of the files that go to validation, and of those that go to testing.
-
-    Example:
-        >>> files = {"a": [("um", "one")], "b": [("um", "a")], "c": [("dois", "two")]}
-        >>> [len(part) for part in split_by_file(files, seed=0, share=1 / 3)]
-        [1, 0, 1]
+    Every pair occurs once, and each source in one part only: help pages repeat
+    themselves. ``share`` is that of the files for validation, and of those for testing.
     """
     names = np.random.default_rng(seed).permutation(sorted(pairs))
     count = max(1, round(share * len(names)))

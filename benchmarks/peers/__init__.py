@@ -1,1 +1,83 @@
-"""Optimizers to compare with that no package offers for JAX."""
+"""The optimizers that compete, by name, in the order in which they are listed."""
+
+import optax
+from optax.contrib import muon
+
+from benchmarks.peers import newton
+from benchmarks.peers.base import Competitor, Method, Problem, Setting
+from benchmarks.peers.first_order import lbfgs, sgd, tuned
+from benchmarks.peers.kfac import kfac
+from benchmarks.peers.soap import soap
+
+_FIRST_ORDER = [
+    tuned("adam", "optax.adam", optax.adam, range(-7, -1)),
+    tuned("sgd", "optax.sgd, Nesterov momentum 0.9", sgd, range(-5, 1)),
+    tuned("adamw", "optax.adamw", optax.adamw, range(-7, -1)),
+    tuned("muon", "optax.contrib.muon", muon, range(-6, 0)),
+    tuned(
+        "soap",
+        "SOAP (Vyas et al. 2024), its decompositions in the seconds only",
+        soap,
+        range(-7, -1),
+    ),
+]
+_FULL, _SMALL = zip(*_FIRST_ORDER, strict=True)
+
+COMPETITORS: dict[str, Competitor] = {
+    competitor.name: competitor
+    for competitor in (
+        Competitor(
+            "newton_cg",
+            "ncg_optax.newton_cg(), full batch, no settings",
+            newton.preset("newton_cg", "hessian"),
+        ),
+        Competitor(
+            "hessian_free",
+            "ncg_optax.hessian_free(), full batch, no settings",
+            newton.preset("hessian_free", "gauss_newton"),
+        ),
+        Competitor(
+            "residual_space",
+            "ncg_optax.residual_space(), exact Gauss-Newton steps, no settings",
+            newton.residual_space,
+            exact=True,
+            deterministic=True,
+        ),
+        *_FULL[:2],
+        Competitor(
+            "lbfgs", "optax.lbfgs(), full batch, no settings", lbfgs, deterministic=True
+        ),
+        *_FULL[2:],
+        Competitor(
+            "kfac",
+            "kfac-jax, full batch, no settings; units leave its factorisations out",
+            kfac,
+            registers=True,
+            deterministic=True,
+        ),
+        Competitor(
+            "stochastic_hessian_free",
+            "ncg_optax.stochastic_hessian_free(), batches of 512 examples or tokens",
+            newton.stochastic,
+            minibatch=True,
+        ),
+        Competitor(
+            "sgd_then_hessian_free",
+            "SGD (learning rate tuned) for half of the budget, then "
+            "stochastic_hessian_free",
+            newton.sgd_then_stochastic,
+            range(-5, 1),
+            minibatch=True,
+            batch=newton.BATCH,
+        ),
+        Competitor(
+            "poster",
+            "the poster's Newton-CG method with the poster's settings",
+            newton.poster,
+            needs_poster=True,
+        ),
+        *_SMALL,
+    )
+}
+
+__all__ = ["COMPETITORS", "Competitor", "Method", "Problem", "Setting"]

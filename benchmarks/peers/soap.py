@@ -15,15 +15,10 @@ PyTree = Any
 
 
 class Side(NamedTuple):
-    """One side of a leaf that is a matrix ``G`` of shape (m, n).
+    """One side of a leaf that is a matrix ``G`` of shape (m, n)."""
 
-    Attributes:
-        gram: running mean of ``G G^T`` or ``G^T G``, shape (m, m) or (n, n).
-        basis: its eigenvectors, about, those of large eigenvalues first.
-    """
-
-    gram: jax.Array
-    basis: jax.Array
+    gram: jax.Array  # running mean of ``G G^T`` or ``G^T G``, shape (m, m) or (n, n)
+    basis: jax.Array  # its eigenvectors, about, those of large eigenvalues first
 
 
 class Sides(NamedTuple):
@@ -34,19 +29,12 @@ class Sides(NamedTuple):
 
 
 class SoapState(NamedTuple):
-    """State of `scale_by_soap`.
+    """State of `scale_by_soap`."""
 
-    Attributes:
-        count: updates done, int32, shape=().
-        mu: running mean of the gradients, in their own space.
-        nu: running mean of the squares of the rotated gradients.
-        sides: a tree like the parameters, with `Sides` in the place of each leaf.
-    """
-
-    count: jax.Array
-    mu: PyTree
-    nu: PyTree
-    sides: PyTree
+    count: jax.Array  # updates done, int32, shape=()
+    mu: PyTree  # running mean of the gradients, in their own space
+    nu: PyTree  # running mean of the squares of the rotated gradients
+    sides: PyTree  # a tree like the parameters, with `Sides` in the place of each leaf
 
 
 def _matrix(x: jax.Array) -> jax.Array:
@@ -105,6 +93,19 @@ def _followed(nu: jax.Array, sides: Sides) -> tuple[jax.Array, Sides]:
     return squares.reshape(nu.shape), Sides(*followed)
 
 
+def _follow(state: SoapState) -> SoapState:
+    squares, treedef = jax.tree.flatten(state.nu)
+    sides = treedef.flatten_up_to(state.sides)
+    moved = zip(*map(_followed, squares, sides), strict=True)
+    nu, sides = map(treedef.unflatten, moved)
+    return state._replace(nu=nu, sides=sides)
+
+
+def _decompose(state: SoapState) -> SoapState:
+    sides = jax.tree.map(lambda _, s: _decomposed(s), state.nu, state.sides)
+    return state._replace(sides=sides)
+
+
 def scale_by_soap(
     b1: float = 0.95,
     b2: float = 0.95,
@@ -112,7 +113,12 @@ def scale_by_soap(
     precondition_frequency: int = 10,
     max_size: int = 10000,
 ) -> optax.GradientTransformation:
-    """SOAP without a learning rate; see `soap`."""
+    """SOAP without a learning rate; see `soap`.
+
+    ``b1`` and ``b2`` are the decays of the first moment, and of the second one and the
+    two means; ``precondition_frequency`` is the number of updates from one change of
+    the bases to the next. Sides longer than ``max_size`` are not rotated.
+    """
 
     def wide(dtype: Any) -> Any:
         return jnp.promote_types(dtype, jnp.float32)
@@ -129,15 +135,9 @@ def scale_by_soap(
             columns = leaf.shape[-1]
             return Sides(side(leaf.size // columns), side(columns))
 
-        def zeros() -> PyTree:
-            return jax.tree.map(lambda p: jnp.zeros(p.shape, wide(p.dtype)), params)
-
-        return SoapState(
-            count=jnp.zeros((), jnp.int32),
-            mu=zeros(),
-            nu=zeros(),
-            sides=jax.tree.map(sides, params),
-        )
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, wide(p.dtype)), params)
+        both = jax.tree.map(sides, params)
+        return SoapState(jnp.zeros((), jnp.int32), zeros, zeros, both)
 
     def skip(grads: PyTree, state: SoapState) -> tuple[PyTree, SoapState]:
         return optax.tree.zeros_like(grads), state
@@ -157,20 +157,6 @@ def scale_by_soap(
         directions = jax.tree.map(direction, means, squares, state.sides)
         return directions, state._replace(mu=mu, nu=nu)
 
-    def keep(state: SoapState) -> SoapState:
-        return state
-
-    def follow(state: SoapState) -> SoapState:
-        squares, treedef = jax.tree.flatten(state.nu)
-        sides = treedef.flatten_up_to(state.sides)
-        moved = zip(*map(_followed, squares, sides), strict=True)
-        nu, sides = map(treedef.unflatten, moved)
-        return state._replace(nu=nu, sides=sides)
-
-    def decompose(state: SoapState) -> SoapState:
-        sides = jax.tree.map(lambda _, s: _decomposed(s), state.nu, state.sides)
-        return state._replace(sides=sides)
-
     def update(
         updates: PyTree, state: SoapState, params: PyTree | None = None
     ) -> tuple[PyTree, SoapState]:
@@ -183,7 +169,7 @@ def scale_by_soap(
             sides = jax.tree.map(lambda g, s: _averaged(g, s, b2), grads, state.sides)
             state = jax.lax.switch(
                 jnp.where(first, 2, due.astype(int)),
-                (keep, follow, decompose),
+                (lambda state: state, _follow, _decompose),
                 state._replace(count=state.count + 1, sides=sides),
             )
         return optax.tree.cast_like(directions, updates), state
@@ -192,12 +178,7 @@ def scale_by_soap(
 
 
 def soap(
-    learning_rate: optax.ScalarOrSchedule,
-    b1: float = 0.95,
-    b2: float = 0.95,
-    eps: float = 1e-8,
-    precondition_frequency: int = 10,
-    max_size: int = 10000,
+    learning_rate: optax.ScalarOrSchedule, **settings: Any
 ) -> optax.GradientTransformation:
     r"""Adam in the eigenbases of running means of :math:`G G^T` and :math:`G^T G`.
 
@@ -209,22 +190,7 @@ def soap(
     (all but the last axis, last). No weight decay. The bias correction is Adam's,
     which the authors' code has and algorithm 3 leaves out.
 
-    Args:
-        learning_rate: a number or a schedule.
-        b1: decay of the first moment.
-        b2: decay of the second moment and of the two means.
-        eps: added to the root of the second moment.
-        precondition_frequency: updates from one change of the bases to the next.
-        max_size: longest side that is rotated; a longer one keeps its own basis.
-
-    Example:
-        >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
-        >>> tx = soap(0.1)
-        >>> updates, state = tx.update(params, tx.init(params))
-        >>> float(jnp.abs(updates["w"]).max())  # the first one only starts the means
-        0.0
+    The settings are those of `scale_by_soap`.
     """
-    return optax.chain(
-        scale_by_soap(b1, b2, eps, precondition_frequency, max_size),
-        optax.scale_by_learning_rate(learning_rate),
-    )
+    descend = optax.scale_by_learning_rate(learning_rate)
+    return optax.chain(scale_by_soap(**settings), descend)

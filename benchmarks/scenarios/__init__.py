@@ -1,25 +1,10 @@
 """The training problems, by name, in the order in which they are listed."""
 
-from benchmarks.scenarios import (
-    boston,
-    breakhis,
-    convection_pinn,
-    curves_autoencoder,
-    digits,
-    digits_autoencoder,
-    life,
-    mnist,
-    mnist_autoencoder,
-    mnist_bayesian,
-    mobilenet,
-    mobilenet_last_layer,
-    resnet50,
-    shakespeare,
-    translation,
-    vae,
-    wisconsin,
-    wisconsin_bayesian,
-)
+from benchmarks.scenarios import (  # isort: skip
+    boston, breakhis, convection_pinn, curves_autoencoder, digits, life, mnist,
+    mnist_autoencoder, mnist_bayesian, mobilenet, mobilenet_last_layer, resnet50,
+    shakespeare, translation, vae, wisconsin, wisconsin_bayesian,
+)  # fmt: skip
 from benchmarks.scenarios._base import Dataset, Scenario
 
 SCENARIOS: dict[str, Scenario] = {
@@ -30,7 +15,7 @@ SCENARIOS: dict[str, Scenario] = {
         boston.LINEAR,
         life.SCENARIO,
         digits.SCENARIO,
-        digits_autoencoder.SCENARIO,
+        digits.AUTOENCODER,
         curves_autoencoder.SCENARIO,
         mnist_autoencoder.SMALL,
         mnist_autoencoder.SCENARIO,

@@ -15,32 +15,21 @@ Batch = dict[str, Any]  # {"x": inputs, "y": targets}, examples first; maybe a "
 
 
 class Dataset(NamedTuple):
-    """A fixed split into training and held-out examples.
+    """A fixed split into training and held-out examples."""
 
-    Attributes:
-        train: to train on.
-        held_out: to score on.
-        note: what one should know of the data beyond the scenario's description, such
-            as that they stand in for others.
-    """
-
-    train: Batch
-    held_out: Batch
+    train: Batch  # to train on
+    held_out: Batch  # to score on
+    # what one should know of the data beyond the scenario's description, such as that
+    # they stand in for others
     note: str = ""
 
 
 class PosterSettings(NamedTuple):
-    """What the poster's own code sets for its Newton-CG method on a scenario.
+    """What the poster's own code sets for its Newton-CG method on a scenario."""
 
-    Attributes:
-        learning_rate: that every step is multiplied by.
-        damping: the poster's tau, which is its descent threshold as well.
-        batch: examples per step, ``None`` for all of them.
-    """
-
-    learning_rate: float
-    damping: float
-    batch: int | None = None
+    learning_rate: float  # that every step is multiplied by
+    damping: float  # the poster's tau, which is its descent threshold as well
+    batch: int | None = None  # examples per step, ``None`` for all of them
 
 
 class Scenario(NamedTuple):
@@ -48,63 +37,42 @@ class Scenario(NamedTuple):
 
     The loss is ``loss(model(params, x), y)``. Network and loss are kept apart because
     the Gauss-Newton matrix has to see where the one ends and the other begins.
-
-    Attributes:
-        name: what the command line calls it.
-        description: one line for ``python -m benchmarks list``.
-        load: reads the data; called only when the scenario is run.
-        init: initial parameters for a seed.
-        model: maps parameters and inputs to outputs.
-        loss: maps outputs and targets to the scalar that is minimised.
-        metric: maps outputs and targets to a number people can read.
-        metric_name: what ``metric`` measures.
-        budget: default budget in gradient-equivalents.
-        seeds: default number of runs of each optimizer.
-        batch_sizes: that the mini-batch methods are tuned over; empty if the examples
-            cannot be drawn one by one.
-        terms: of the loss in an example, at most: the tokens of a sequence, say.
-        full_batch: whether the full-batch methods take part: some data sets are too
-            large for them.
-        curve_examples: the training loss that is reported is that of so many examples,
-            evenly spaced; ``None`` for all of them.
-        registration: for methods that know losses by name, which it is and its weight:
-            a sum over outputs, a mean over examples. ``None`` if it has no name.
-        x64: whether it is run in double precision. Whoever loads the data and trains
-            has to do both within ``jax.enable_x64(scenario.x64)``.
-        random: whether the model draws random numbers: it is ``model(params, x, key)``
-            then, and sees another key at every step.
-        predict: what is scored on held-out examples, ``predict(params, x, context)``
-            with some training examples and a fixed key as the context: a network with
-            batch normalisation takes its statistics from them, one with random weights
-            averages over several draws. ``None`` for the model itself.
-        examine: looks at trained parameters, ``examine(params, data, stem)``: draws
-            pictures into files whose paths begin with the stem, and returns further
-            scores by name. ``None`` if there is nothing more to see.
-        schedules: learning-rate schedules to tune first-order methods over.
-        poster: settings of the poster's own method, or ``None`` if it has none.
     """
 
-    name: str
-    description: str
-    load: Callable[[], Dataset]
-    init: Callable[[int], Params]
-    model: Callable[[Params, jax.Array], Outputs]
-    loss: Callable[[Outputs, jax.Array], jax.Array]
-    metric: Callable[[Outputs, jax.Array], jax.Array]
-    metric_name: str
-    budget: float = 500.0
-    seeds: int = 5
+    name: str  # what the command line calls it
+    description: str  # one line for ``python -m benchmarks list``
+    load: Callable[[], Dataset]  # reads the data; called only when the scenario is run
+    init: Callable[[int], Params]  # initial parameters for a seed
+    model: Callable[[Params, jax.Array], Outputs]  # of parameters and inputs
+    loss: Callable[[Outputs, jax.Array], jax.Array]  # of outputs and targets, minimised
+    metric: Callable[[Outputs, jax.Array], jax.Array]  # of the same, for people to read
+    metric_name: str  # the quantity that ``metric`` measures
+    budget: float = 500.0  # default budget in gradient-equivalents
+    seeds: int = 5  # default number of runs of each optimizer
+    # The mini-batch methods are tuned over these; empty if the examples cannot be drawn
+    # one by one.
     batch_sizes: tuple[int, ...] = (64,)
-    terms: int = 1
-    full_batch: bool = True
+    terms: int = 1  # of the loss in an example, at most: the tokens of a sequence, say
+    full_batch: bool = True  # whether the data are small enough for full-batch methods
+    # The reported training loss is that of so many examples, evenly spaced; or of all.
     curve_examples: int | None = None
+    # For methods that know losses by name: the name and the weight, of a sum over
+    # outputs and a mean over examples.
     registration: tuple[LossKind, float] | None = None
+    # Whether it is run in double precision. Whoever loads the data and trains has to do
+    # both within ``jax.enable_x64(scenario.x64)``.
     x64: bool = False
+    # Whether the model is ``model(params, x, key)``, with another key at every step.
     random: bool = False
+    # ``predict(params, x, context)`` is scored on held-out examples, if it is not the
+    # model itself. The context has training examples and a fixed key: for the
+    # statistics of batch normalisation, and for averages over random weights.
     predict: Callable[[Params, Any, Batch], Outputs] | None = None
+    # ``examine(params, data, stem)`` draws pictures of trained parameters into files
+    # whose paths begin with the stem, and returns further scores by name.
     examine: Callable[[Params, Dataset, pathlib.Path], dict[str, float]] | None = None
-    schedules: tuple[str, ...] = ("constant", "cosine")
-    poster: PosterSettings | None = None
+    schedules: tuple[str, ...] = ("constant", "cosine")  # to tune over
+    poster: PosterSettings | None = None  # the settings of the poster's own method
 
     def outputs(self, params: Params, data: Batch) -> Outputs:
         """What the model makes of the inputs, and of the key if it is random."""
@@ -133,18 +101,7 @@ class Scenario(NamedTuple):
 
 
 def dataset(x: np.ndarray, y: np.ndarray, held_out: float = 0.2) -> Dataset:
-    """Splits examples at random, but always in the same way.
-
-    Args:
-        x: inputs, examples first.
-        y: targets, examples first.
-        held_out: the fraction that is kept for the held-out score.
-
-    Example:
-        >>> data = dataset(np.zeros((10, 3)), np.zeros(10))
-        >>> data.train["x"].shape, data.held_out["x"].shape
-        ((8, 3), (2, 3))
-    """
+    """Splits examples at random, but always in the same way; a part is held out."""
     order = np.random.default_rng(0).permutation(len(x))
     test, train = np.split(order, [round(held_out * len(x))])
     return split(x[train], y[train], x[test], y[test])

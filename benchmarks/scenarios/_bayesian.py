@@ -17,6 +17,7 @@ which damping and a common learning rate leave next to nothing.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ from benchmarks.scenarios._networks import accuracy, softmax_cross_entropy
 Gaussian = dict[str, jax.Array]
 Layers = list[Gaussian]
 Outputs = dict[str, Any]
+Activation = Callable[[jax.Array], jax.Array]
 
 PRIOR_GAIN = 16.0  # variance of a unit over the mean square of its inputs
 INITIAL_MEAN = 0.1  # of a weight, in size
@@ -36,13 +38,7 @@ DRAWS = 20  # of the weights, which a prediction averages over
 
 
 def init_mean_field(sizes: Sequence[int], seed: int) -> Layers:
-    """Layers close to the prior: small means, and its deviations, as logarithms.
-
-    Example:
-        >>> layers = init_mean_field((30, 32, 2), seed=0)
-        >>> [layer["mean"].shape for layer in layers]
-        [(31, 32), (33, 2)]
-    """
+    """Layers close to the prior: small means, and its deviations, as logarithms."""
 
     def layer(key: jax.Array, fan_in: int, fan_out: int) -> Gaussian:
         shape = fan_in + 1, fan_out  # the last row holds the biases
@@ -70,10 +66,7 @@ def linear(layer: Gaussian, x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def logits(
-    layers: Layers,
-    x: jax.Array,
-    key: jax.Array,
-    activation: Callable[[jax.Array], jax.Array],
+    layers: Layers, x: jax.Array, key: jax.Array, activation: Activation
 ) -> jax.Array:
     """One draw of the network's outputs, shape=(examples, classes)."""
     first, *others = zip(layers, jax.random.split(key, len(layers)), strict=True)
@@ -98,13 +91,7 @@ def posterior(layers: Layers) -> list[Gaussian]:
 
 
 def divergence(gaussians: Sequence[Gaussian]) -> jax.Array:
-    """KL divergence of the Gaussians from standard normal ones, in nats.
-
-    Example:
-        >>> prior = {"mean": jnp.zeros(3), "deviation": jnp.ones(3)}
-        >>> print(divergence([prior]))
-        0.0
-    """
+    """KL divergence of the Gaussians from standard normal ones, in nats."""
 
     def one(gaussian: Gaussian) -> jax.Array:
         mean, deviation = gaussian["mean"], gaussian["deviation"]
@@ -114,19 +101,17 @@ def divergence(gaussians: Sequence[Gaussian]) -> jax.Array:
 
 
 def classifier(
-    activation: Callable[[jax.Array], jax.Array], draws: int = 1
+    activation: Activation, draws: int = 1
 ) -> Callable[[Layers, jax.Array, jax.Array], Outputs]:
     """The model: logits, and the posterior for the divergence.
 
     The second axis of the logits is that of the draws.
     """
-
-    def draw(layers: Layers, x: jax.Array, key: jax.Array) -> jax.Array:
-        return logits(layers, x, key, activation)
+    draw = partial(logits, activation=activation)
 
     def model(layers: Layers, x: jax.Array, key: jax.Array) -> Outputs:
         keys = jax.random.split(key, draws)
-        drawn = jax.vmap(draw, in_axes=(None, None, 0), out_axes=1)(layers, x, keys)
+        drawn = jax.vmap(lambda k: draw(layers, x, k), out_axes=1)(keys)
         return {"logits": drawn, "posterior": posterior(layers)}
 
     return model
@@ -136,9 +121,9 @@ def negative_elbo(examples: int) -> Callable[[Outputs, jax.Array], jax.Array]:
     """The loss, for a training set of so many examples."""
 
     def loss(outputs: Outputs, y: jax.Array) -> jax.Array:
-        logits = outputs["logits"]
+        shape = outputs["logits"].shape[:2]
         fit = softmax_cross_entropy(
-            logits, jnp.broadcast_to(y[:, None], logits.shape[:2])
+            outputs["logits"], jnp.broadcast_to(y[:, None], shape)
         )
         return fit + divergence(outputs["posterior"]) / examples
 
@@ -149,7 +134,7 @@ def log_probabilities(
     layers: Layers,
     x: jax.Array,
     key: jax.Array,
-    activation: Callable[[jax.Array], jax.Array],
+    activation: Activation,
     draws: int = DRAWS,
 ) -> jax.Array:
     """Of the classes under several draws, shape=(draws, examples, classes)."""
@@ -160,19 +145,12 @@ def log_probabilities(
 
 
 def average(log_probabilities: jax.Array) -> jax.Array:
-    """Logarithm of the mean probability over draws, the first axis.
-
-    Example:
-        >>> print(jnp.exp(average(jnp.log(jnp.array([[0.25, 0.75], [0.5, 0.5]])))))
-        [0.375 0.625]
-    """
+    """Logarithm of the mean probability over draws, the first axis."""
     draws = len(log_probabilities)
     return jax.nn.logsumexp(log_probabilities, axis=0) - math.log(draws)
 
 
-def predictor(
-    activation: Callable[[jax.Array], jax.Array],
-) -> Callable[[Layers, jax.Array, Batch], Outputs]:
+def predictor(activation: Activation) -> Callable[[Layers, jax.Array, Batch], Outputs]:
     """Class probabilities averaged over draws, as the logits of a single one.
 
     There is no posterior among these outputs, so their loss has no divergence: it is

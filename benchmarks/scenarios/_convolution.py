@@ -13,30 +13,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+Padding = str | Sequence[tuple[int, int]]  # "SAME", "VALID", or zeros around an axis
+
 
 def convolve(
     x: jax.Array,
     kernel: jax.Array,
     strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
+    padding: Padding,
     feature_group_count: int = 1,
     **flax: Any,
 ) -> jax.Array:
     """The convolution of images (NHWC) with a kernel (HWIO).
 
-    Args:
-        x: the images.
-        kernel: of the groups, one after the other.
-        strides: along height and width.
-        padding: ``"SAME"`` or ``"VALID"``, or zeros before and behind each axis.
-        feature_group_count: 1, or the number of channels: one filter for each.
-        flax: what `flax.linen.Conv` hands over besides; of no effect here.
-
-    Example:
-        >>> x, kernel = jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 3, 5))
-        >>> convolve(x, kernel, (2, 2), "SAME")[0, :, :, 0]
-        Array([[27., 18.],
-               [18., 12.]], dtype=float32)
+    ``feature_group_count`` is 1, or the number of channels: one filter for each.
+    Further arguments of `flax.linen.Conv` have no effect.
     """
     if jax.default_backend() != "cpu":
         return jax.lax.conv_general_dilated(
@@ -57,26 +48,14 @@ def convolve(
 
 
 def patches(
-    x: jax.Array,
-    size: Sequence[int],
-    strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
+    x: jax.Array, size: Sequence[int], strides: Sequence[int], padding: Padding
 ) -> jax.Array:
-    """What a kernel lies over at each position, as one vector.
-
-    Example:
-        >>> x = jnp.arange(16.0).reshape(1, 4, 4, 1)
-        >>> patches(x, (2, 2), (2, 2), "VALID")[0, 0, 1]
-        Array([2., 3., 6., 7.], dtype=float32)
-    """
+    """What a kernel lies over at each position, as one vector."""
     return jnp.concatenate(_shifted(x, size, strides, padding), axis=-1)
 
 
 def _shifted(
-    x: jax.Array,
-    size: Sequence[int],
-    strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
+    x: jax.Array, size: Sequence[int], strides: Sequence[int], padding: Padding
 ) -> list[jax.Array]:
     """What each entry of a kernel is multiplied by, entry by entry."""
     if isinstance(padding, str):

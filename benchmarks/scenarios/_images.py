@@ -21,39 +21,32 @@ def normalise(x: jax.Array) -> jax.Array:
     return (x / 255.0 - jnp.array(MEAN)) / jnp.array(DEVIATION)
 
 
-def as_bytes(found: datasets.Found) -> Dataset:
+def as_bytes(found: datasets.images.Found) -> Dataset:
     """Images as they are stored, a quarter of the memory of float32."""
-    images = found.images
+    x, labels, test_x, test_labels = found.images
     parts = (
         {"x": jnp.asarray(x, jnp.uint8), "y": jnp.asarray(y, jnp.int32)}
-        for x, y in (
-            (images.train, images.train_labels),
-            (images.test, images.test_labels),
-        )
+        for x, y in ((x, labels), (test_x, test_labels))
     )
     return Dataset(*parts, note=found.note)
 
 
 def cifar10(examples: int = EXAMPLES, held_out: int = HELD_OUT) -> Dataset:
     """Some images of CIFAR-10, the same ones every time, and a note that says so."""
-    images, origin = datasets.cifar10()
+    images, origin = datasets.images.cifar10()
     rows, test = (
         np.random.default_rng(0).permutation(len(part))[:count]
         for part, count in ((images.train, examples), (images.test, held_out))
     )
-    some = datasets.Images(
-        images.train[rows],
-        images.train_labels[rows],
-        images.test[test],
-        images.test_labels[test],
-    )
+    chosen = zip(images, (rows, rows, test, test), strict=True)
+    some = datasets.images.Images(*(part[order] for part, order in chosen))
     note = f"{len(rows):,} training and {len(test):,} test images of {origin}"
-    return as_bytes(datasets.Found(some, note))
+    return as_bytes(datasets.images.Found(some, note))
 
 
 def imagenet() -> Dataset:
     """Twenty images of each class of ImageNet at 224x224, five for testing."""
-    return as_bytes(datasets.imagenet())
+    return as_bytes(datasets.photographs.imagenet())
 
 
 def classification(

@@ -16,30 +16,18 @@ from benchmarks.scenarios._convolution import convolve
 
 
 class Stage(NamedTuple):
-    """Blocks with the same number of channels.
+    """Blocks with the same number of channels."""
 
-    Attributes:
-        expansion: channels within a block, in multiples of those that come in.
-        channels: that come out.
-        count: of blocks.
-        stride: of the first one.
-    """
-
-    expansion: int
-    channels: int
-    count: int
-    stride: int
+    expansion: int  # channels within a block, in multiples of those that come in
+    channels: int  # that come out
+    count: int  # of blocks
+    stride: int  # of the first one
 
 
 STAGES = (
-    Stage(1, 16, 1, 1),
-    Stage(6, 24, 2, 2),
-    Stage(6, 32, 3, 2),
-    Stage(6, 64, 4, 2),
-    Stage(6, 96, 3, 1),
-    Stage(6, 160, 3, 2),
-    Stage(6, 320, 1, 1),
-)
+    Stage(1, 16, 1, 1), Stage(6, 24, 2, 2), Stage(6, 32, 3, 2), Stage(6, 64, 4, 2),
+    Stage(6, 96, 3, 1), Stage(6, 160, 3, 2), Stage(6, 320, 1, 1),
+)  # fmt: skip
 STEM, HEAD = 32, 1280  # channels of the first layer and of the last one
 
 
@@ -86,27 +74,13 @@ class InvertedResidual(linen.Module):
 
 
 class MobileNetV2(linen.Module):
-    """Logits for images of shape (rows, height, width, 3).
+    """Logits for images of shape (rows, height, width, 3)."""
 
-    Attributes:
-        classes: number of them; ``None`` for the features before the classifier.
-        stages: the blocks.
-        stem: channels of the first layer.
-        head: features.
-
-    Example:
-        >>> images = jnp.zeros((2, 64, 64, 3))
-        >>> shapes = jax.eval_shape(
-        ...     lambda: MobileNetV2().init(jax.random.key(0), images, train=True)
-        ... )
-        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
-        3504872
-    """
-
+    # number of them; ``None`` for the features before the classifier
     classes: int | None = 1000
-    stages: tuple[Stage, ...] = STAGES
-    stem: int = STEM
-    head: int = HEAD
+    stages: tuple[Stage, ...] = STAGES  # the blocks
+    stem: int = STEM  # channels of the first layer
+    head: int = HEAD  # features
 
     @linen.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -132,10 +106,8 @@ def from_torch(
 
     def layer(convolution: str, norm: str) -> tuple[dict, dict]:
         kernel = weights[f"{convolution}.weight"].transpose(2, 3, 1, 0)
-        scale, bias, mean, var = (
-            weights[f"{norm}.{part}"]
-            for part in ("weight", "bias", "running_mean", "running_var")
-        )
+        names = ("weight", "bias", "running_mean", "running_var")
+        scale, bias, mean, var = (weights[f"{norm}.{name}"] for name in names)
         params = {
             "convolution": {"kernel": kernel},
             "norm": {"scale": scale, "bias": bias},
@@ -159,15 +131,12 @@ def from_torch(
         layers[f"features_{index}"] = tuple(
             {name: part[kind] for name, part in parts.items()} for kind in (0, 1)
         )
-    params = {name: pair[0] for name, pair in layers.items()}
-    params["classifier"] = {
-        "kernel": weights["classifier.1.weight"].T,
-        "bias": weights["classifier.1.bias"],
-    }
-    return {
-        "params": params,
-        "batch_stats": {name: pair[1] for name, pair in layers.items()},
-    }
+    params, statistics = (
+        {name: pair[kind] for name, pair in layers.items()} for kind in (0, 1)
+    )
+    kernel = weights["classifier.1.weight"].T
+    params["classifier"] = {"kernel": kernel, "bias": weights["classifier.1.bias"]}
+    return {"params": params, "batch_stats": statistics}
 
 
 def _blocks(stages: tuple[Stage, ...]) -> list[tuple[int, int, int]]:

@@ -10,12 +10,7 @@ Layers = list[dict[str, jax.Array]]
 
 
 def init_dense(sizes: Sequence[int], seed: int, gain: float = 1.0) -> Layers:
-    """Weights with variance gain/fan-in and zero biases, one dict per layer.
-
-    Example:
-        >>> [layer["w"].shape for layer in init_dense((13, 64, 1), seed=0)]
-        [(13, 64), (64, 1)]
-    """
+    """Weights with variance gain/fan-in and zero biases, one dict per layer."""
     keys = jax.random.split(jax.random.key(seed), len(sizes) - 1)
     return [
         {
@@ -47,13 +42,7 @@ def regressor(layers: Layers, x: jax.Array) -> jax.Array:
 
 
 def autoencoder(layers: Layers, x: jax.Array) -> jax.Array:
-    """A dense network whose middle layer, the code, is linear.
-
-    Example:
-        >>> layers = init_dense((64, 4, 64), seed=0)
-        >>> autoencoder(layers, jnp.ones((2, 64))).shape
-        (2, 64)
-    """
+    """A dense network whose middle layer, the code, is linear."""
     return dense(layers, x, linear=(len(layers) // 2 - 1,))
 
 

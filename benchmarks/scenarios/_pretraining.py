@@ -1,7 +1,6 @@
 """Parameters to begin with that Adam found: trained once, then kept on disk."""
 
 import hashlib
-import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -12,21 +11,15 @@ from rich.progress import track
 
 from benchmarks.datasets import archives
 from benchmarks.scenarios._base import Batch, Params, Scenario
-from benchmarks.schedules import noam
+from benchmarks.training.schedules import noam
 
 
 class Pretraining(NamedTuple):
-    """How Adam is run: with the Noam schedule, from seed 0.
+    """How Adam is run: with the Noam schedule, from seed 0."""
 
-    Attributes:
-        learning_rate: at the schedule's peak.
-        batch: examples per step.
-        epochs: over the training data.
-    """
-
-    learning_rate: float
-    batch: int
-    epochs: int
+    learning_rate: float  # at the schedule's peak
+    batch: int  # examples per step
+    epochs: int  # over the training data
 
 
 class _Progress(NamedTuple):
@@ -36,19 +29,10 @@ class _Progress(NamedTuple):
 
 
 def pretrained(scenario: Scenario, data: Batch, setting: Pretraining) -> Params:
-    """Trains, or reads what was trained before.
+    """Trains, or reads what was trained before, as arrays of NumPy.
 
-    The result is kept in the cache of the data sets, under a name that depends on all
-    it came from: the program that XLA is given, which holds network, loss, setting and
-    what the version of optax makes of them, and the data.
-
-    Args:
-        scenario: the training problem.
-        data: to train on.
-        setting: of Adam.
-
-    Returns:
-        The parameters after the last epoch, as arrays of NumPy.
+    The result is kept in the cache of the data sets. Its name depends on the data and
+    on the program for XLA, which holds network, loss, setting and optax's part of them.
     """
     epoch, start = _training(scenario, data, setting)
     shapes = jax.eval_shape(start)
@@ -63,7 +47,8 @@ def pretrained(scenario: Scenario, data: Batch, setting: Pretraining) -> Params:
     compiled, now = lowered.compile(), jax.jit(start)()
     for _ in track(range(setting.epochs), f"Adam's parameters for {scenario.name}"):
         now = jax.block_until_ready(compiled(now, data))
-    _write(path, now.params)
+    leaves = jax.tree.leaves(now.params)
+    archives.keep(path, lambda part: np.savez(part, *leaves))
     return _read(path, shapes.params)
 
 
@@ -94,13 +79,6 @@ def _training(scenario: Scenario, data: Batch, setting: Pretraining) -> tuple[An
         return _Progress(params, tx.init(params), jax.random.key(0))
 
     return epoch, start
-
-
-def _write(path: pathlib.Path, params: Params) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.{os.getpid()}.npz")
-    np.savez(part, *jax.tree.leaves(params))
-    part.replace(path)  # at once: whoever reads meanwhile finds all of it or nothing
 
 
 def _read(path: pathlib.Path, shapes: Params) -> Params:

@@ -43,25 +43,11 @@ class Bottleneck(linen.Module):
 
 
 class ResNet50(linen.Module):
-    """Logits for images of shape (rows, height, width, 3).
+    """Logits for images of shape (rows, height, width, 3)."""
 
-    Attributes:
-        classes: number of them.
-        width: channels of the first stage; 64 is the published network.
-        norm: the layer that normalises.
-
-    Example:
-        >>> images = jnp.zeros((2, 64, 64, 3))
-        >>> shapes = jax.eval_shape(
-        ...     lambda: ResNet50().init(jax.random.key(0), images, train=True)
-        ... )
-        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
-        25557032
-    """
-
-    classes: int = 1000
-    width: int = 64
-    norm: Norm = batch_norm
+    classes: int = 1000  # number of them
+    width: int = 64  # channels of the first stage; 64 is the published network
+    norm: Norm = batch_norm  # the layer that normalises
 
     @linen.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -76,9 +62,5 @@ class ResNet50(linen.Module):
 
 def _convolution(channels: int, size: int, stride: int) -> linen.Module:
     return linen.Conv(
-        channels,
-        (size, size),
-        stride,
-        use_bias=False,
-        conv_general_dilated=convolve,
+        channels, (size, size), stride, use_bias=False, conv_general_dilated=convolve
     )

@@ -6,19 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from benchmarks.scenarios._transformer import (
-    Params,
-    affine,
-    attention,
-    causal,
-    init_affine,
-    init_block,
-    init_embedding,
-    init_norm,
-    mlp,
-    norm,
-    self_attention,
-)
+from benchmarks.scenarios import _transformer as blocks
 
 PAD = 0  # fills up the rows of sources and targets
 Drop = Callable[[jax.Array], jax.Array]
@@ -30,14 +18,7 @@ def keep(x: jax.Array) -> jax.Array:
 
 
 def dropout(key: jax.Array, rate: float) -> Drop:
-    """A function that drops numbers at random, other ones at each of its calls.
-
-    Example:
-        >>> drop = dropout(jax.random.key(0), 0.5)
-        >>> first, second = drop(jnp.ones(1000)), drop(jnp.ones(1000))
-        >>> bool((first != second).any()), bool(abs(first.mean() - 1) < 0.1)
-        (True, True)
-    """
+    """A function that drops numbers at random, other ones at each of its calls."""
     calls = itertools.count()
 
     def drop(x: jax.Array) -> jax.Array:
@@ -51,83 +32,63 @@ def dropout(key: jax.Array, rate: float) -> Drop:
 
 def init_seq2seq(
     seed: int, symbols: int, length: int, width: int, hidden: int, layers: int
-) -> Params:
+) -> blocks.Params:
     """Normal weights: 0.02 for the embeddings, variance 1/fan-in for the rest.
 
-    Args:
-        seed: of the random numbers.
-        symbols: how many there are, those of both languages together.
-        length: of the longest row.
-        width: of the network.
-        hidden: width within its perceptrons.
-        layers: of the encoder, and as many of the decoder.
-
-    Example:
-        >>> shapes = jax.eval_shape(lambda: init_seq2seq(0, 9, 4, 8, 16, layers=2))
-        >>> shapes["decoder"][1]["memory_keys_values"]["w"].shape
-        (8, 16)
+    ``symbols`` counts those of both languages together; ``hidden`` is the width within
+    the perceptrons; there are ``layers`` of the encoder, and as many of the decoder.
     """
     keys = iter(jax.random.split(jax.random.key(seed), 4 + 11 * layers))
     # Residual branches begin small, so that depth does not add up, and so do logits.
     encoder_scale, decoder_scale = ((n * layers) ** -0.5 for n in (2, 3))
 
-    def decoder_block() -> Params:
-        return init_block(keys, width, hidden, decoder_scale) | {
-            "norm_memory": init_norm(width),
-            "memory_queries": init_affine(next(keys), width, width),
-            "memory_keys_values": init_affine(next(keys), width, 2 * width),
-            "memory_out": init_affine(next(keys), width, width, decoder_scale),
+    def decoder_block() -> blocks.Params:
+        return blocks.init_block(keys, width, hidden, decoder_scale) | {
+            "norm_memory": blocks.init_norm(width),
+            "memory_queries": blocks.init_affine(next(keys), width, width),
+            "memory_keys_values": blocks.init_affine(next(keys), width, 2 * width),
+            "memory_out": blocks.init_affine(next(keys), width, width, decoder_scale),
         }
 
     return {
-        "symbols": init_embedding(next(keys), symbols, width),
-        "source_positions": init_embedding(next(keys), length, width),
-        "target_positions": init_embedding(next(keys), length, width),
+        "symbols": blocks.init_embedding(next(keys), symbols, width),
+        "source_positions": blocks.init_embedding(next(keys), length, width),
+        "target_positions": blocks.init_embedding(next(keys), length, width),
         "encoder": [
-            init_block(keys, width, hidden, encoder_scale) for _ in range(layers)
+            blocks.init_block(keys, width, hidden, encoder_scale) for _ in range(layers)
         ],
-        "norm_encoder": init_norm(width),
+        "norm_encoder": blocks.init_norm(width),
         "decoder": [decoder_block() for _ in range(layers)],
-        "norm_decoder": init_norm(width),
-        "out": init_affine(next(keys), width, symbols, 0.25),
+        "norm_decoder": blocks.init_norm(width),
+        "out": blocks.init_affine(next(keys), width, symbols, 0.25),
     }
 
 
 def seq2seq(
-    params: Params, x: dict[str, jax.Array], heads: int, drop: Drop = keep
+    params: blocks.Params, x: dict[str, jax.Array], heads: int, drop: Drop = keep
 ) -> jax.Array:
     """Logits of the next symbol at every position of the targets.
 
-    Args:
-        params: of `init_seq2seq`.
-        x: rows of symbols under "source" and "target", filled up with `PAD`.
-        heads: of every attention.
-        drop: dropout of the embeddings and of every residual branch.
-
-    Example:
-        >>> def logits(source, target):
-        ...     params = init_seq2seq(0, 9, 5, 8, 16, layers=2)
-        ...     return seq2seq(params, {"source": source, "target": target}, heads=2)
-        >>> jax.eval_shape(logits, jnp.zeros((3, 5), int), jnp.zeros((3, 4), int)).shape
-        (3, 4, 9)
+    ``x`` has rows of symbols under "source" and "target", padded with `PAD`. Dropout is
+    applied to the embeddings and to every residual branch.
     """
     memory = encode(params, x["source"], heads, drop)
     return decode(params, memory, x["source"], x["target"], heads, drop)
 
 
 def encode(
-    params: Params, source: jax.Array, heads: int, drop: Drop = keep
+    params: blocks.Params, source: jax.Array, heads: int, drop: Drop = keep
 ) -> jax.Array:
     """What the decoder is told of the sources, position by position."""
     h = drop(_embed(params, "source_positions", source))
     for block in params["encoder"]:
-        h = h + drop(self_attention(block, h, _real(source), heads))
-        h = h + drop(mlp(block, h))
-    return norm(params["norm_encoder"], h)
+        h = h + drop(blocks.self_attention(block, h, _real(source), heads))
+        h = h + drop(blocks.mlp(block, h))
+    return blocks.norm(params["norm_encoder"], h)
 
 
 def decode(
-    params: Params,
+    params: blocks.Params,
     memory: jax.Array,
     source: jax.Array,
     target: jax.Array,
@@ -136,29 +97,22 @@ def decode(
 ) -> jax.Array:
     """Logits of what follows each symbol of the targets."""
     # Padding comes last, so that no symbol sees any of it in what is before itself.
-    past = causal(target.shape[1])
+    past = blocks.causal(target.shape[1])
     h = drop(_embed(params, "target_positions", target))
     for block in params["decoder"]:
-        h = h + drop(self_attention(block, h, past, heads))
+        h = h + drop(blocks.self_attention(block, h, past, heads))
         h = h + drop(_look_at(block, h, memory, _real(source), heads))
-        h = h + drop(mlp(block, h))
-    return affine(params["out"], norm(params["norm_decoder"], h))
+        h = h + drop(blocks.mlp(block, h))
+    return blocks.affine(params["out"], blocks.norm(params["norm_decoder"], h))
 
 
 def greedy(
-    params: Params, source: jax.Array, begin: int, length: int, heads: int
+    params: blocks.Params, source: jax.Array, begin: int, length: int, heads: int
 ) -> jax.Array:
     """Translates by taking the most probable symbol at every position, jittable.
 
-    Args:
-        params: of `init_seq2seq`.
-        source: rows of symbols.
-        begin: the symbol that every target begins with.
-        length: of the translations; what they end with is left to the caller.
-        heads: of every attention.
-
-    Returns:
-        Rows of symbols, without the first one.
+    Every target begins with the symbol ``begin``. Returns rows of ``length`` symbols
+    without it; their ends are not marked.
     """
     memory = encode(params, source, heads)
     first = jnp.full((len(source), length), PAD).at[:, 0].set(begin)
@@ -173,7 +127,7 @@ def greedy(
     return chosen.T
 
 
-def _embed(params: Params, positions: str, rows: jax.Array) -> jax.Array:
+def _embed(params: blocks.Params, positions: str, rows: jax.Array) -> jax.Array:
     return params["symbols"][rows] + params[positions][: rows.shape[1]]
 
 
@@ -183,8 +137,14 @@ def _real(source: jax.Array) -> jax.Array:
 
 
 def _look_at(
-    block: Params, x: jax.Array, memory: jax.Array, mask: jax.Array, heads: int
+    block: blocks.Params, x: jax.Array, memory: jax.Array, mask: jax.Array, heads: int
 ) -> jax.Array:
-    queries = affine(block["memory_queries"], norm(block["norm_memory"], x))
-    keys, values = jnp.split(affine(block["memory_keys_values"], memory), 2, axis=-1)
-    return affine(block["memory_out"], attention(queries, keys, values, mask, heads))
+    queries = blocks.affine(
+        block["memory_queries"], blocks.norm(block["norm_memory"], x)
+    )
+    keys, values = jnp.split(
+        blocks.affine(block["memory_keys_values"], memory), 2, axis=-1
+    )
+    return blocks.affine(
+        block["memory_out"], blocks.attention(queries, keys, values, mask, heads)
+    )

@@ -15,13 +15,7 @@ Params = dict[str, Any]
 def init_transformer(
     seed: int, symbols: int, context: int, width: int, layers: int
 ) -> Params:
-    """Normal weights: 0.02 for the embeddings, variance 1/fan-in for the rest.
-
-    Example:
-        >>> shapes = jax.eval_shape(lambda: init_transformer(0, 7, 4, 8, layers=2))
-        >>> shapes["blocks"][0]["queries_keys_values"]["w"].shape
-        (8, 24)
-    """
+    """Normal weights: 0.02 for the embeddings, variance 1/fan-in for the rest."""
     keys = iter(jax.random.split(jax.random.key(seed), 3 + 4 * layers))
     # Residual branches begin small, so that depth does not add up, and so do logits.
     small = (2 * layers) ** -0.5
@@ -36,19 +30,7 @@ def init_transformer(
 
 
 def transformer(params: Params, x: jax.Array, heads: int) -> jax.Array:
-    """Logits of the next symbol at every position.
-
-    Args:
-        params: of `init_transformer`.
-        x: symbols, one sequence per row, no longer than the context.
-        heads: of the attention.
-
-    Example:
-        >>> def logits(x):
-        ...     return transformer(init_transformer(0, 7, 4, 8, 2), x, heads=2)
-        >>> jax.eval_shape(logits, jnp.zeros((3, 4), int)).shape
-        (3, 4, 7)
-    """
+    """Logits of the next symbol at every position of the rows of ``x``."""
     h = params["symbols"][x] + params["positions"][: x.shape[1]]
     past = causal(x.shape[1])
     for block in params["blocks"]:
@@ -60,13 +42,9 @@ def transformer(params: Params, x: jax.Array, heads: int) -> jax.Array:
 def init_block(
     keys: Iterator[jax.Array], width: int, hidden: int, scale: float
 ) -> Params:
-    """What `self_attention` and `mlp` need.
+    """The parameters of `self_attention` and `mlp`; takes four of the keys.
 
-    Args:
-        keys: from which four are taken.
-        width: of the network.
-        hidden: width within the `mlp`.
-        scale: of what the two add to their inputs.
+    ``scale`` is that of the terms that the two add to their inputs.
     """
     return {
         "norm_attention": init_norm(width),
@@ -115,12 +93,7 @@ def mlp(block: Params, x: jax.Array) -> jax.Array:
 
 
 def causal(length: int) -> jax.Array:
-    """A mask by which every position sees itself and what is before it.
-
-    Example:
-        >>> causal(3).astype(int).tolist()
-        [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
-    """
+    """A mask by which every position sees itself and what is before it."""
     return jnp.tril(jnp.ones((length, length), bool))
 
 
@@ -129,18 +102,8 @@ def attention(
 ) -> jax.Array:
     """Attention with several heads, side by side in the last axis.
 
-    Args:
-        queries: what looks, (examples, length, width).
-        keys: what is looked at, of the same or another length.
-        values: what is seen there.
-        mask: which query may look at which key; broadcast to
-            (examples, heads, queries, keys).
-        heads: their number, a divisor of the width.
-
-    Example:
-        >>> x = jnp.arange(6.0).reshape(1, 3, 2)
-        >>> attention(x, x, x, causal(3), heads=1)[0, 0].tolist()  # sees itself alone
-        [0.0, 1.0]
+    Queries, keys and values have shape (examples, length, width). The mask says which
+    query may attend to which key; it is broadcast to (examples, heads, queries, keys).
     """
     queries, keys, values = (
         part.reshape(*part.shape[:2], heads, -1) for part in (queries, keys, values)

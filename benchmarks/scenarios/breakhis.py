@@ -11,18 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import datasets
+from benchmarks.scenarios import _bayesian as bayesian
 from benchmarks.scenarios._base import Batch, Dataset, PosterSettings, Scenario
-from benchmarks.scenarios._bayesian import (
-    DRAWS,
-    Gaussian,
-    Layers,
-    Outputs,
-    average,
-    divergence,
-    init_mean_field,
-    linear,
-    posterior,
-)
 from benchmarks.scenarios._convolution import patches
 from benchmarks.scenarios._images import as_bytes, normalise
 from benchmarks.scenarios._networks import accuracy, softmax_cross_entropy
@@ -33,73 +23,73 @@ CLASSES = 2
 
 
 def load() -> Dataset:
-    data = as_bytes(datasets.breakhis_or_stand_in(SIZE))
+    data = as_bytes(datasets.histology.breakhis_or_stand_in(SIZE))
     examples = len(data.train["y"])
 
     def with_share(part: Batch) -> Batch:
         share = jnp.full(len(part["y"]), 1 / examples)
         return part | {"x": {"image": part["x"], "share": share}}
 
-    return data._replace(
-        train=with_share(data.train), held_out=with_share(data.held_out)
-    )
+    train, held_out = map(with_share, data[:2])
+    return data._replace(train=train, held_out=held_out)
 
 
-def init(seed: int) -> Layers:
+def init(seed: int) -> bayesian.Layers:
     """Convolutions that halve the image, and a dense layer on their means."""
     pairs = zip(CHANNELS[:-1], CHANNELS[1:], strict=True)
     sizes = [(KERNEL**2 * fan_in, fan_out) for fan_in, fan_out in pairs]
     sizes.append((CHANNELS[-1], CLASSES))
     seeds = len(sizes) * seed + jnp.arange(len(sizes))
     return [
-        init_mean_field(pair, one)[0] for pair, one in zip(sizes, seeds, strict=True)
+        bayesian.init_mean_field(pair, one)[0]
+        for pair, one in zip(sizes, seeds, strict=True)
     ]
 
 
-def convolution(layer: Gaussian, x: jax.Array, key: jax.Array) -> jax.Array:
+def convolution(layer: bayesian.Gaussian, x: jax.Array, key: jax.Array) -> jax.Array:
     """What a layer makes of images, with weights drawn anew for each position.
 
     Positions of one image share their weights, so strictly their noise is correlated.
     That is left out, as usual (Shridhar et al. 2019, arXiv 1901.02731).
     """
     windows = patches(x, (KERNEL, KERNEL), (STRIDE, STRIDE), "SAME")
-    outputs = linear(layer, windows.reshape(-1, windows.shape[-1]), key)
+    outputs = bayesian.linear(layer, windows.reshape(-1, windows.shape[-1]), key)
     return outputs.reshape(*windows.shape[:-1], -1)
 
 
-def logits(layers: Layers, images: jax.Array, key: jax.Array) -> jax.Array:
+def logits(layers: bayesian.Layers, images: jax.Array, key: jax.Array) -> jax.Array:
     """One draw of the network's outputs, shape=(examples, classes)."""
     *convolutions, last = zip(layers, jax.random.split(key, len(layers)), strict=True)
     x = normalise(images)
     for layer, noise in convolutions:
         x = jax.nn.relu(convolution(layer, x, noise))
-    return linear(last[0], x.mean(axis=(1, 2)), last[1])
+    return bayesian.linear(last[0], x.mean(axis=(1, 2)), last[1])
 
 
-def model(layers: Layers, x: Batch, key: jax.Array) -> Outputs:
+def model(layers: bayesian.Layers, x: Batch, key: jax.Array) -> bayesian.Outputs:
     return {
         "logits": logits(layers, x["image"], key),
-        "posterior": posterior(layers),
+        "posterior": bayesian.posterior(layers),
         "share": x["share"],
     }
 
 
-def loss(outputs: Outputs, y: jax.Array) -> jax.Array:
+def loss(outputs: bayesian.Outputs, y: jax.Array) -> jax.Array:
     """The negative evidence lower bound per example."""
     fit = softmax_cross_entropy(outputs["logits"], y)
-    return fit + outputs["share"].mean() * divergence(outputs["posterior"])
+    return fit + outputs["share"].mean() * bayesian.divergence(outputs["posterior"])
 
 
-def predict(layers: Layers, x: Batch, context: Batch) -> Outputs:
+def predict(layers: bayesian.Layers, x: Batch, context: Batch) -> bayesian.Outputs:
     """Probabilities averaged over draws; without the posterior, so no divergence."""
     drawn = jax.lax.map(
         lambda noise: jax.nn.log_softmax(logits(layers, x["image"], noise)),
-        jax.random.split(context["key"], DRAWS),
+        jax.random.split(context["key"], bayesian.DRAWS),
     )
-    return {"logits": average(drawn), "posterior": [], "share": x["share"]}
+    return {"logits": bayesian.average(drawn), "posterior": [], "share": x["share"]}
 
 
-def classes_right(outputs: Outputs, y: jax.Array) -> jax.Array:
+def classes_right(outputs: bayesian.Outputs, y: jax.Array) -> jax.Array:
     return accuracy(outputs["logits"], y)
 
 

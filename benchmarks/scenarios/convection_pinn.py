@@ -11,14 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.scenarios import _networks as networks
 from benchmarks.scenarios._base import Dataset, Scenario
-from benchmarks.scenarios._networks import (
-    Layers,
-    glorot_initialiser,
-    half_mean_squared_error,
-    initialiser,
-    regressor,
-)
 
 SPEED = 30.0
 POINTS = {"equation": 48 * 48, "periodic": 96, "known": 96}
@@ -29,12 +23,7 @@ Points = dict[str, jax.Array]  # by the condition that holds there; columns x an
 
 
 def solution(points: np.ndarray) -> np.ndarray:
-    """The exact solution: a sine that moves to the right.
-
-    Example:
-        >>> solution(np.array([[np.pi / 2, 0.0]]))
-        array([1.])
-    """
+    """The exact solution: a sine that moves to the right."""
     return np.sin(points[:, 0] - SPEED * points[:, 1])
 
 
@@ -78,14 +67,16 @@ def loader(points: Callable[[], Points]) -> Callable[[], Dataset]:
     return load
 
 
-def model(layers: Layers, x: Points) -> jax.Array:
+def model(layers: networks.Layers, x: Points) -> jax.Array:
     """The conditions of a network that sees its inputs scaled to [-1, 1]."""
-    return conditions(lambda points: regressor(layers, 2 * points / ENDS - 1), x)
+    return conditions(
+        lambda points: networks.regressor(layers, 2 * points / ENDS - 1), x
+    )
 
 
-def unscaled_model(layers: Layers, x: Points) -> jax.Array:
+def unscaled_model(layers: networks.Layers, x: Points) -> jax.Array:
     """The conditions of a network that sees its inputs as they are."""
-    return conditions(lambda points: regressor(layers, points), x)
+    return conditions(lambda points: networks.regressor(layers, points), x)
 
 
 def conditions(u: Callable[[jax.Array], jax.Array], x: Points) -> jax.Array:
@@ -128,9 +119,9 @@ SCENARIO = Scenario(
     name="convection_pinn",
     description="Convection by a physics-informed network, 2-50-50-50-50-1, float64",
     load=loader(on_grids),
-    init=glorot_initialiser(*SIZES),
+    init=networks.glorot_initialiser(*SIZES),
     model=model,
-    loss=half_mean_squared_error,
+    loss=networks.half_mean_squared_error,
     metric=relative_error,
     metric_name="relative error",
     budget=10_000.0,
@@ -141,7 +132,7 @@ UNSCALED = SCENARIO._replace(
     name="convection_pinn_unscaled",
     description="Convection on unscaled inputs, poor start, random points, float64",
     load=loader(at_random),
-    init=initialiser(*SIZES),
+    init=networks.initialiser(*SIZES),
     model=unscaled_model,
     seeds=2,
 )

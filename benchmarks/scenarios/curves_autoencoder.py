@@ -7,35 +7,30 @@ weights hardly matter: a preconditioner that trusts them goes astray.
 import jax
 
 from benchmarks import datasets
+from benchmarks.scenarios import _networks as networks
 from benchmarks.scenarios._base import Dataset, Scenario, split
-from benchmarks.scenarios._networks import (
-    Layers,
-    autoencoder,
-    initialiser,
-    squared_error,
-)
 
 IMAGES = 500
 
 
 def load() -> Dataset:
-    train, test = (datasets.curves(IMAGES, seed, size=14) for seed in (0, 1))
+    train, test = (datasets.generated.curves(IMAGES, seed, size=14) for seed in (0, 1))
     return split(train, train, test, test)
 
 
-def model(layers: Layers, x: jax.Array) -> jax.Array:
+def model(layers: networks.Layers, x: jax.Array) -> jax.Array:
     # The squared error is convex in the pixels, not in what the sigmoid makes them of.
-    return jax.nn.sigmoid(autoencoder(layers, x))
+    return jax.nn.sigmoid(networks.autoencoder(layers, x))
 
 
 SCENARIO = Scenario(
     name="curves_autoencoder",
     description="Autoencoder of generated curves, 196-100-50-25-6-..., squared error",
     load=load,
-    init=initialiser(196, 100, 50, 25, 6, 25, 50, 100, 196),
+    init=networks.initialiser(196, 100, 50, 25, 6, 25, 50, 100, 196),
     model=model,
-    loss=squared_error,
-    metric=squared_error,
+    loss=networks.squared_error,
+    metric=networks.squared_error,
     metric_name="squared error",
     budget=800.0,
     seeds=3,

@@ -6,19 +6,8 @@ import pathlib
 
 import numpy as np
 
-from benchmarks.scenarios._base import (
-    Dataset,
-    PosterSettings,
-    Scenario,
-    dataset,
-    standardise,
-)
-from benchmarks.scenarios._networks import (
-    half_mean_squared_error,
-    initialiser,
-    r_squared,
-    regressor,
-)
+from benchmarks.scenarios import _base as base
+from benchmarks.scenarios import _networks as networks
 
 
 def table() -> list[dict[str, str]]:
@@ -38,7 +27,7 @@ def table() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def load() -> Dataset:
+def load() -> base.Dataset:
     rows = table()
     continents = sorted({row["continent"] for row in rows})
     x = [
@@ -47,18 +36,18 @@ def load() -> Dataset:
         for row in rows
     ]
     y = [float(row["lifeExp"]) for row in rows]
-    return standardise(dataset(np.array(x), np.array(y)), keys=("x", "y"))
+    return base.standardise(base.dataset(np.array(x), np.array(y)), keys=("x", "y"))
 
 
-SCENARIO = Scenario(
+SCENARIO = base.Scenario(
     name="life",
     description="Life expectancy (Gapminder), 8-32-32-1 network, half mean sq. error",
     load=load,
-    init=initialiser(8, 32, 32, 1),
-    model=regressor,
-    loss=half_mean_squared_error,
-    metric=r_squared,
+    init=networks.initialiser(8, 32, 32, 1),
+    model=networks.regressor,
+    loss=networks.half_mean_squared_error,
+    metric=networks.r_squared,
     metric_name="R²",
     registration=("squared_error", 0.5),
-    poster=PosterSettings(learning_rate=10.0, damping=1e-5),
+    poster=base.PosterSettings(learning_rate=10.0, damping=1e-5),
 )

@@ -6,22 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import datasets
+from benchmarks.scenarios import _networks as networks
 from benchmarks.scenarios._base import Dataset, Params, PosterSettings, Scenario, split
 from benchmarks.scenarios._convolution import convolve
-from benchmarks.scenarios._networks import (
-    Layers,
-    accuracy,
-    dense,
-    init_dense,
-    initialiser,
-    softmax_cross_entropy,
-)
 
 CHANNELS = (1, 8, 16)
 KERNEL, STRIDE = 5, 2
 
 
-def _load(read: Callable[[], datasets.Images], *shape: int) -> Dataset:
+def _load(read: Callable[[], datasets.images.Images], *shape: int) -> Dataset:
     images = read()
     train, test = (
         part.reshape(-1, *shape) / 255.0 for part in (images.train, images.test)
@@ -31,8 +24,8 @@ def _load(read: Callable[[], datasets.Images], *shape: int) -> Dataset:
     )
 
 
-def classifier(layers: Layers, x: jax.Array) -> jax.Array:
-    return dense(layers, x, activation=jax.nn.relu)
+def classifier(layers: networks.Layers, x: jax.Array) -> jax.Array:
+    return networks.dense(layers, x, activation=jax.nn.relu)
 
 
 def init_cnn(seed: int) -> Params:
@@ -46,24 +39,27 @@ def init_cnn(seed: int) -> Params:
         }
         for key, fan_in, fan_out in zip(keys, CHANNELS[:-1], CHANNELS[1:], strict=True)
     ]
-    return {"convolutions": convolutions, "dense": init_dense((7 * 7 * 16, 10), seed)}
+    return {
+        "convolutions": convolutions,
+        "dense": networks.init_dense((7 * 7 * 16, 10), seed),
+    }
 
 
 def cnn(params: Params, x: jax.Array) -> jax.Array:
     for layer in params["convolutions"]:
         x = convolve(x, layer["w"], (STRIDE, STRIDE), "SAME")
         x = jax.nn.relu(x + layer["b"])
-    return dense(params["dense"], x.reshape(len(x), -1))
+    return networks.dense(params["dense"], x.reshape(len(x), -1))
 
 
 CLASSIFIER = Scenario(
     name="mnist_classifier",
     description="MNIST classification, 784-512-512-10 relu network, cross-entropy",
-    load=lambda: _load(datasets.mnist, 784),
-    init=initialiser(784, 512, 512, 10, gain=2.0),
+    load=lambda: _load(datasets.images.mnist, 784),
+    init=networks.initialiser(784, 512, 512, 10, gain=2.0),
     model=classifier,
-    loss=softmax_cross_entropy,
-    metric=accuracy,
+    loss=networks.softmax_cross_entropy,
+    metric=networks.accuracy,
     metric_name="accuracy",
     budget=20.0,
     seeds=3,
@@ -75,13 +71,13 @@ CLASSIFIER = Scenario(
 FASHION = CLASSIFIER._replace(
     name="fashion_classifier",
     description="Fashion-MNIST, 784-512-512-10 relu network, cross-entropy",
-    load=lambda: _load(datasets.fashion_mnist, 784),
+    load=lambda: _load(datasets.images.fashion_mnist, 784),
 )
 CNN = CLASSIFIER._replace(
     name="mnist_cnn",
     description="MNIST classification, convolutions of 8 and 16 channels, "
     "cross-entropy",
-    load=lambda: _load(datasets.mnist, 28, 28, 1),
+    load=lambda: _load(datasets.images.mnist, 28, 28, 1),
     init=init_cnn,
     model=cnn,
     poster=PosterSettings(learning_rate=1e-3, damping=1e-5, batch=64),

@@ -1,18 +1,13 @@
 """The deep autoencoders of the Hessian-free literature, on MNIST."""
 
 from benchmarks import datasets
+from benchmarks.scenarios import _networks as networks
 from benchmarks.scenarios._base import Dataset, Scenario, split
-from benchmarks.scenarios._networks import (
-    autoencoder,
-    initialiser,
-    pixel_cross_entropy,
-    squared_error_of_logits,
-)
 
 
 def _load(images: int) -> Dataset:
     """The first training images, and as many test images: targets are the inputs."""
-    mnist = datasets.mnist()
+    mnist = datasets.images.mnist()
     train, test = (
         part[:images].reshape(-1, 784) / 255.0 for part in (mnist.train, mnist.test)
     )
@@ -26,10 +21,10 @@ def _scenario(name: str, images: int, *sizes: int, **settings: float) -> Scenari
         description=f"MNIST autoencoder, {encoder}-..., {images:,} images, "
         "cross-entropy",
         load=lambda: _load(images),
-        init=initialiser(*sizes, *sizes[-2::-1]),
-        model=autoencoder,
-        loss=pixel_cross_entropy,
-        metric=squared_error_of_logits,
+        init=networks.initialiser(*sizes, *sizes[-2::-1]),
+        model=networks.autoencoder,
+        loss=networks.pixel_cross_entropy,
+        metric=networks.squared_error_of_logits,
         metric_name="squared error",
         registration=("sigmoid_cross_entropy", 1.0),
         **settings,

@@ -4,15 +4,9 @@ from functools import partial
 
 import jax
 
+from benchmarks.scenarios import _bayesian as bayesian
 from benchmarks.scenarios import mnist
 from benchmarks.scenarios._base import PosterSettings, Scenario
-from benchmarks.scenarios._bayesian import (
-    classes_right,
-    classifier,
-    init_mean_field,
-    negative_elbo,
-    predictor,
-)
 
 EXAMPLES = 60_000  # of training, which share the divergence from the prior
 
@@ -21,10 +15,10 @@ SCENARIO = Scenario(
     description="MNIST classification, Bayesian 784-1024-10 relu network, "
     "negative ELBO",
     load=mnist.CLASSIFIER.load,
-    init=partial(init_mean_field, (784, 1024, 10)),
-    model=classifier(jax.nn.relu),
-    loss=negative_elbo(EXAMPLES),
-    metric=classes_right,
+    init=partial(bayesian.init_mean_field, (784, 1024, 10)),
+    model=bayesian.classifier(jax.nn.relu),
+    loss=bayesian.negative_elbo(EXAMPLES),
+    metric=bayesian.classes_right,
     metric_name="accuracy",
     budget=4.0,
     seeds=3,
@@ -32,6 +26,6 @@ SCENARIO = Scenario(
     full_batch=False,
     curve_examples=10_000,
     random=True,
-    predict=predictor(jax.nn.relu),
+    predict=bayesian.predictor(jax.nn.relu),
     poster=PosterSettings(learning_rate=0.03, damping=1e5, batch=128),
 )

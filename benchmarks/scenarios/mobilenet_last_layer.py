@@ -5,7 +5,6 @@ MobileNetV2 was trained on ImageNet. What it makes of an image before its classi
 """
 
 import hashlib
-import os
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +13,18 @@ from rich.progress import track
 
 from benchmarks import datasets
 from benchmarks.datasets import archives
+from benchmarks.scenarios import _networks as networks
 from benchmarks.scenarios import mobilenet
 from benchmarks.scenarios._base import Dataset, Scenario, split
 from benchmarks.scenarios._images import normalise
 from benchmarks.scenarios._mobilenet import HEAD, MobileNetV2, from_torch
-from benchmarks.scenarios._networks import (
-    accuracy,
-    dense,
-    initialiser,
-    softmax_cross_entropy,
-)
 
 SIZE, CHUNK = 96, 100  # pixels that images are enlarged to, images at a time
 CLASSES = 10
 
 
 def load() -> Dataset:
-    images, origin = datasets.cifar10()
+    images, origin = datasets.images.cifar10()
     train, test = (features(part, SIZE) for part in (images.train, images.test))
     data = split(train, images.train_labels, test, images.test_labels)
     return data._replace(
@@ -40,40 +34,24 @@ def load() -> Dataset:
 
 
 def features(images: np.ndarray, size: int) -> np.ndarray:
-    """What the trained network makes of images, computed or read from the cache.
+    """Outputs of the trained network for images, computed or read from the cache.
 
-    Args:
-        images: bytes, shape=(examples, height, width, 3).
-        size: that they are enlarged to, bilinearly.
+    The images are bytes, (examples, height, width, 3), enlarged bilinearly to ``size``.
     """
-    # Its name stands for all that it depends on.
+    # The name of the file depends on everything that the features depend on.
     digest = hashlib.sha256(np.ascontiguousarray(images).tobytes())
-    digest.update(f"{images.shape} {size} {datasets.MOBILENET_V2.sha256}".encode())
-    folder = archives.CACHE.expanduser()
-    path = folder / f"mobilenet_v2_features-{digest.hexdigest()[:16]}.npy"
+    weights = datasets.weights.MOBILENET_V2.sha256
+    digest.update(f"{images.shape} {size} {weights}".encode())
+    name = f"mobilenet_v2_features-{digest.hexdigest()[:16]}.npy"
+    path = archives.CACHE.expanduser() / name
     if not path.exists():
         found = _computed(images, size)
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.stem}.{os.getpid()}.npy")
-        np.save(part, found)
-        part.replace(path)
+        archives.keep(path, lambda part: np.save(part, found))
     return np.load(path)
 
 
-def recognised(images: np.ndarray, labels: np.ndarray) -> float:
-    """The share of images of ImageNet that the trained network classifies right.
-
-    Args:
-        images: bytes, shape=(examples, 224, 224, 3).
-        labels: torchvision's.
-    """
-    variables = from_torch(datasets.mobilenet_v2_weights())
-    apply = jax.jit(lambda x: MobileNetV2().apply(variables, x, train=False))
-    return float(accuracy(apply(normalise(jnp.asarray(images))), labels))
-
-
 def _computed(images: np.ndarray, size: int) -> np.ndarray:
-    variables = from_torch(datasets.mobilenet_v2_weights())
+    variables = from_torch(datasets.weights.mobilenet_v2_weights())
 
     @jax.jit
     def apply(chunk: jax.Array) -> jax.Array:
@@ -94,10 +72,10 @@ SCENARIO = Scenario(
     description="CIFAR-10, a new last layer for MobileNetV2 as trained on ImageNet, "
     "cross-entropy",
     load=load,
-    init=initialiser(HEAD, CLASSES),
-    model=dense,
-    loss=softmax_cross_entropy,
-    metric=accuracy,
+    init=networks.initialiser(HEAD, CLASSES),
+    model=networks.dense,
+    loss=networks.softmax_cross_entropy,
+    metric=networks.accuracy,
     metric_name="accuracy",
     budget=100.0,
     seeds=5,

@@ -14,7 +14,7 @@ TRAINING, HELD_OUT = 1_000_000, 100_000  # characters from the beginning and the
 
 
 def load() -> Dataset:
-    text = np.array(list(datasets.shakespeare()))
+    text = np.array(list(datasets.text.shakespeare()))
     symbols, codes = np.unique(text, return_inverse=True)
     assert len(symbols) == SYMBOLS
     train, test = _windows(codes[:TRAINING]), _windows(codes[-HELD_OUT:])
@@ -22,12 +22,7 @@ def load() -> Dataset:
 
 
 def _windows(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts a text into inputs and, one character ahead, targets.
-
-    Example:
-        >>> [part.shape for part in _windows(np.zeros(150, int))]
-        [(2, 64), (2, 64)]
-    """
+    """Cuts a text into inputs and, one character ahead, targets."""
     rows = (len(codes) - 1) // CONTEXT
     return tuple(
         codes[ahead : ahead + rows * CONTEXT].reshape(rows, CONTEXT) for ahead in (0, 1)

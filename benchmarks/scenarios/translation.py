@@ -4,7 +4,7 @@ import functools
 import io
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,26 +12,9 @@ import numpy as np
 import optax
 
 from benchmarks import datasets
-from benchmarks.scenarios._base import (
-    Batch,
-    Dataset,
-    Params,
-    PosterSettings,
-    Scenario,
-    split,
-)
+from benchmarks.scenarios import _base as base
+from benchmarks.scenarios import _seq2seq as seq2seq_
 from benchmarks.scenarios._pretraining import Pretraining, pretrained
-from benchmarks.scenarios._seq2seq import (
-    PAD,
-    dropout,
-    greedy,
-    init_seq2seq,
-    keep,
-    seq2seq,
-)
-
-if TYPE_CHECKING:
-    from sentencepiece import SentencePieceProcessor
 
 UNKNOWN, BEGIN, END = 1, 2, 3  # symbols, besides PAD, that stand for no text
 SYMBOLS = 2000
@@ -43,6 +26,7 @@ EXAMINED, SHOWN = 200, 5  # held-out sentences that are translated, and written 
 ADAM = Pretraining(learning_rate=10**-2.5, batch=64, epochs=10)
 
 Pair = tuple[str, str]
+Tokenizer = Any  # a `sentencepiece.SentencePieceProcessor`
 
 
 class Corpus(NamedTuple):
@@ -50,28 +34,33 @@ class Corpus(NamedTuple):
 
     train: list[Pair]
     held_out: list[Pair]
-    tokenizer: "SentencePieceProcessor"
+    tokenizer: Tokenizer
     note: str
 
 
 @functools.cache
-def corpus(read: Callable[[], datasets.Pairs]) -> Corpus:
+def corpus(read: Callable[[], datasets.translation.Pairs]) -> Corpus:
     """Reads pairs, learns a vocabulary from those for training, and picks some."""
     pairs = read()
-    sentences = [pair for pair in pairs.train if _all(pair, _words_fit)]
+
+    def short(text: str) -> bool:
+        return len(text.split()) in WORDS
+
+    sentences = [pair for pair in pairs.train if all(map(short, pair))]
     tokenizer = learn_symbols([text for pair in sentences for text in pair])
 
     def fits(text: str) -> bool:
-        return _words_fit(text) and len(tokenizer.encode(text)) < LENGTH
+        return short(text) and len(tokenizer.encode(text)) < LENGTH
 
     train, held_out = (
-        [pair for pair in part if _all(pair, fits)] for part in (sentences, pairs.test)
+        [pair for pair in part if all(map(fits, pair))]
+        for part in (sentences, pairs.test)
     )
     order = np.random.default_rng(0).permutation(len(train))[:PAIRS]
     return Corpus([train[i] for i in order], held_out, tokenizer, pairs.note)
 
 
-def learn_symbols(texts: Sequence[str]) -> "SentencePieceProcessor":
+def learn_symbols(texts: Sequence[str]) -> Tokenizer:
     """A vocabulary of words and pieces of words, both languages in one."""
     from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
@@ -83,7 +72,7 @@ def learn_symbols(texts: Sequence[str]) -> "SentencePieceProcessor":
         hard_vocab_limit=False,  # a tiny corpus makes do with fewer
         character_coverage=1.0,
         normalization_rule_name="identity",  # so that decoding gives the text back
-        pad_id=PAD,
+        pad_id=seq2seq_.PAD,
         unk_id=UNKNOWN,
         bos_id=BEGIN,
         eos_id=END,
@@ -92,14 +81,16 @@ def learn_symbols(texts: Sequence[str]) -> "SentencePieceProcessor":
     return SentencePieceProcessor(model_proto=model.getvalue())
 
 
-def load(read: Callable[[], datasets.Pairs]) -> Dataset:
+def load(read: Callable[[], datasets.translation.Pairs]) -> base.Dataset:
     found = corpus(read)
     parts = (encode(found.tokenizer, part) for part in (found.train, found.held_out))
-    return split(*(array for part in parts for array in part))._replace(note=found.note)
+    return base.split(*(array for part in parts for array in part))._replace(
+        note=found.note
+    )
 
 
 def encode(
-    tokenizer: "SentencePieceProcessor", pairs: Sequence[Pair]
+    tokenizer: Tokenizer, pairs: Sequence[Pair]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Inputs (sources, and targets one place later) and targets."""
     source, target = (
@@ -112,41 +103,29 @@ def encode(
 
 
 def _rows(sentences: Sequence[Sequence[int]]) -> np.ndarray:
-    rows = np.full((len(sentences), LENGTH), PAD)
+    rows = np.full((len(sentences), LENGTH), seq2seq_.PAD)
     for row, symbols in zip(rows, sentences, strict=True):
         row[: len(symbols) + 1] = [*symbols, END]
     return rows
 
 
-def _words_fit(text: str) -> bool:
-    return len(text.split()) in WORDS
+def init(seed: int) -> base.Params:
+    return seq2seq_.init_seq2seq(seed, SYMBOLS, LENGTH, WIDTH, HIDDEN, LAYERS)
 
 
-def _all(pair: Pair, fits: Callable[[str], bool]) -> bool:
-    return all(map(fits, pair))
+def model(params: base.Params, x: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+    return seq2seq_.seq2seq(params, x, HEADS, seq2seq_.dropout(key, DROPOUT))
 
 
-def init(seed: int) -> Params:
-    return init_seq2seq(seed, SYMBOLS, LENGTH, WIDTH, HIDDEN, LAYERS)
-
-
-def model(params: Params, x: dict[str, jax.Array], key: jax.Array) -> jax.Array:
-    return seq2seq(params, x, HEADS, dropout(key, DROPOUT))
-
-
-def predict(params: Params, x: dict[str, jax.Array], context: Batch) -> jax.Array:
+def predict(
+    params: base.Params, x: dict[str, jax.Array], context: base.Batch
+) -> jax.Array:
     """The network without dropout."""
-    return seq2seq(params, x, HEADS, keep)
+    return seq2seq_.seq2seq(params, x, HEADS, seq2seq_.keep)
 
 
 def cross_entropy(outputs: jax.Array, y: jax.Array) -> jax.Array:
-    """The mean over the symbols of all targets, without padding.
-
-    Example:
-        >>> logits = jnp.zeros((1, 3, 8))
-        >>> float(jnp.exp(cross_entropy(logits, jnp.array([[5, 3, 0]]))))
-        8.0
-    """
+    """The mean over the symbols of all targets, without padding."""
     losses = optax.softmax_cross_entropy_with_integer_labels(outputs, y)
     return _mean_of_real(losses, y)
 
@@ -157,15 +136,15 @@ def accuracy(outputs: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _mean_of_real(values: jax.Array, y: jax.Array) -> jax.Array:
-    real = y != PAD
+    real = y != seq2seq_.PAD
     return jnp.sum(values * real) / jnp.sum(real)
 
 
 def translate(
-    params: Params, tokenizer: "SentencePieceProcessor", source: jax.Array
+    params: base.Params, tokenizer: Tokenizer, source: jax.Array
 ) -> list[str]:
     """What the network makes of rows of Portuguese symbols, by greedy decoding."""
-    found = jax.jit(lambda p, rows: greedy(p, rows, BEGIN, LENGTH, HEADS))
+    found = jax.jit(lambda p, rows: seq2seq_.greedy(p, rows, BEGIN, LENGTH, HEADS))
     rows = np.asarray(found(params, source)).tolist()
     return tokenizer.decode(
         [row[: row.index(END)] if END in row else row for row in rows]
@@ -173,13 +152,7 @@ def translate(
 
 
 def bleu(translations: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """BLEU-1 to BLEU-4 of a corpus by sacrebleu, in percent.
-
-    Example:
-        >>> scores = bleu(["open the new file"], ["open the new file"])
-        >>> {name: round(score) for name, score in scores.items()}
-        {'BLEU-1': 100, 'BLEU-2': 100, 'BLEU-3': 100, 'BLEU-4': 100}
-    """
+    """BLEU-1 to BLEU-4 of a corpus by sacrebleu, in percent."""
     from sacrebleu.metrics import BLEU
 
     def score(order: int) -> float:
@@ -190,9 +163,9 @@ def bleu(translations: Sequence[str], references: Sequence[str]) -> dict[str, fl
 
 
 def examine(
-    read: Callable[[], datasets.Pairs],
-    params: Params,
-    data: Dataset,
+    read: Callable[[], datasets.translation.Pairs],
+    params: base.Params,
+    data: base.Dataset,
     stem: pathlib.Path,
 ) -> dict[str, float]:
     """Translates held-out sentences, scores them, and writes down a few."""
@@ -212,26 +185,26 @@ def examine(
     return bleu([row[2] for row in rows], [en for _, en in pairs])
 
 
-def read_help() -> datasets.Pairs:
-    return datasets.translation_pairs()
+def read_help() -> datasets.translation.Pairs:
+    return datasets.translation.translation_pairs()
 
 
-def read_ted() -> datasets.Pairs:
-    return datasets.ted_pairs()
+def read_ted() -> datasets.translation.Pairs:
+    return datasets.translation.ted_pairs()
 
 
 @functools.cache
-def checkpoint() -> Params:
+def checkpoint() -> base.Params:
     """What `ADAM` makes of the scenario's first seed."""
     return pretrained(SCENARIO, load(read_help).train, ADAM)
 
 
-def load_continued() -> Dataset:
+def load_continued() -> base.Dataset:
     checkpoint()  # trained now if need be, while nothing is timed
     return load(read_help)
 
 
-def init_continued(seed: int) -> Params:
+def init_continued(seed: int) -> base.Params:
     """The same for every seed: runs differ by the order of the batches and dropout.
 
     It can be traced once the data are loaded, as the checkpoint is at hand then.
@@ -239,7 +212,7 @@ def init_continued(seed: int) -> Params:
     return jax.tree.map(jnp.asarray, checkpoint())
 
 
-SCENARIO = Scenario(
+SCENARIO = base.Scenario(
     name="translation",
     description="LibreOffice's help, Portuguese to English, transformer of width 128 "
     "with 2 + 2 layers, dropout",
@@ -259,7 +232,7 @@ SCENARIO = Scenario(
     predict=predict,
     examine=functools.partial(examine, read_help),
     schedules=("noam", "cosine"),
-    poster=PosterSettings(learning_rate=1e-2, damping=10.0, batch=64),
+    poster=base.PosterSettings(learning_rate=1e-2, damping=10.0, batch=64),
 )
 TED = SCENARIO._replace(
     name="translation_ted",

@@ -4,22 +4,14 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-import matplotlib
-
-matplotlib.use("Agg")  # a file is all we draw; no display is needed
 import matplotlib.patheffects as effects
 import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks import datasets
+from benchmarks.reports.figures import open_frame, save
 from benchmarks.scenarios import mnist_autoencoder
-from benchmarks.scenarios._base import (
-    Batch,
-    Dataset,
-    Params,
-    PosterSettings,
-    Scenario,
-)
+from benchmarks.scenarios._base import Batch, Dataset, Params, PosterSettings, Scenario
 from benchmarks.scenarios._networks import dense, init_dense, pixel_cross_entropy
 
 PIXELS, HIDDEN, LATENT = 784, 64, 2
@@ -63,10 +55,6 @@ def divergence(mean: jax.Array, deviation: jax.Array) -> jax.Array:
 
     It is convex in the log-variances as well, but has next to no curvature where they
     are small; in the deviations it has, so these are the outputs.
-
-    Example:
-        >>> print(divergence(jnp.zeros((3, 2)), jnp.ones((3, 2))))
-        [0. 0. 0.]
     """
     terms = 0.5 * (mean**2 + deviation**2 - 1) - jnp.log(deviation)
     return terms.sum(axis=-1)
@@ -118,7 +106,7 @@ def examine(params: Params, data: Dataset, stem: pathlib.Path) -> dict[str, floa
     """Draws reconstructions, samples and the latent plane; bounds the likelihood."""
     x = data.held_out["x"]
     draw_images(params, x, pathlib.Path(f"{stem}_images.png"))
-    labels = datasets.mnist().test_labels[: len(x)]
+    labels = datasets.images.mnist().test_labels[: len(x)]
     draw_latent_plane(params, x, labels, pathlib.Path(f"{stem}_latent.png"))
     bound = jax.jit(log_likelihood, static_argnames="draws")(
         params, x[:BOUND_EXAMPLES], jax.random.key(0), draws=BOUND_DRAWS
@@ -127,12 +115,7 @@ def examine(params: Params, data: Dataset, stem: pathlib.Path) -> dict[str, floa
 
 
 def tile(images: np.ndarray, rows: int) -> np.ndarray:
-    """Images of 28x28 pixels, row by row, as one.
-
-    Example:
-        >>> tile(np.zeros((6, 784)), rows=2).shape
-        (56, 84)
-    """
+    """Images of 28x28 pixels, row by row, as one."""
     grid = images.reshape(rows, -1, 28, 28)
     return grid.transpose(0, 2, 1, 3).reshape(rows * 28, -1)
 
@@ -162,8 +145,7 @@ def draw_images(params: Params, x: jax.Array, path: pathlib.Path) -> None:
     axes[1].set_xticks(middles[shown], [f"{q:.1f}" for q in quantiles[shown]])
     axes[1].set_yticks(middles[shown], [f"{q:.1f}" for q in quantiles[::-1][shown]])
     axes[1].set(xlabel="first latent variable", ylabel="second latent variable")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path, dpi=150)
 
 
 def draw_latent_plane(
@@ -177,25 +159,14 @@ def draw_latent_plane(
     for digit in np.unique(labels):
         place = np.median(means[labels == digit], axis=0)
         outline = effects.withStroke(linewidth=4, foreground="white")
-        axes.text(
-            *place,
-            str(digit),
-            color=colours(digit),
-            size=20,
-            weight="bold",
-            ha="center",
-            va="center",
-            path_effects=[outline],
-        )
-    axes.set(
-        title=f"{len(x):,} held-out digits in the latent plane",
-        xlabel="first latent variable, mean",
-        ylabel="second latent variable, mean",
-        aspect="equal",
-    )
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+        style = {"size": 20, "weight": "bold", "ha": "center", "va": "center"}
+        style |= {"color": colours(digit), "path_effects": [outline]}
+        axes.text(*place, str(digit), **style)
+    first, second = (f"{name} latent variable, mean" for name in ("first", "second"))
+    axes.set(xlabel=first, ylabel=second)
+    axes.set(title=f"{len(x):,} held-out digits in the latent plane", aspect="equal")
+    open_frame(axes)
+    save(figure, path, dpi=150)
 
 
 SCENARIO = Scenario(

@@ -5,24 +5,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import matplotlib
-
-matplotlib.use("Agg")  # a file is all we draw; no display is needed
 import matplotlib.pyplot as plt
 import numpy as np
 
+from benchmarks.reports.figures import open_frame, save
+from benchmarks.scenarios import _bayesian as bayesian
 from benchmarks.scenarios import wisconsin
 from benchmarks.scenarios._base import Dataset, PosterSettings, Scenario
-from benchmarks.scenarios._bayesian import (
-    Layers,
-    average,
-    classes_right,
-    classifier,
-    init_mean_field,
-    log_probabilities,
-    negative_elbo,
-    predictor,
-)
 
 EXAMPLES = 455  # of training, which share the divergence from the prior
 MALIGNANT, BENIGN = 0, 1
@@ -36,22 +25,12 @@ BINS = 10
 
 
 def entropy(probabilities: np.ndarray) -> np.ndarray:
-    """Of each distribution over the classes, the last axis, in nats.
-
-    Example:
-        >>> entropy(np.array([[0.5, 0.5], [0.25, 0.75]])).round(3).tolist()
-        [0.693, 0.562]
-    """
+    """Of each distribution over the classes, the last axis, in nats."""
     return -np.sum(probabilities * np.log(np.maximum(probabilities, 1e-30)), axis=-1)
 
 
 def calibration_bins(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Share of the examples, mean confidence, accuracy: a row for each bin in use.
-
-    Example:
-        >>> calibration_bins(np.array([0.91, 0.99, 0.5]), np.array([1, 0, 1])).tolist()
-        [[0.333..., 0.5, 1.0], [0.666..., 0.95, 0.5]]
-    """
+    """Share of the examples, mean confidence, accuracy: a row for each bin in use."""
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     members = [bins == index for index in np.unique(bins)]
     return np.array(
@@ -60,23 +39,20 @@ def calibration_bins(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def expected_calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
-    """Mean distance of confidence and accuracy over the bins (Guo et al. 2017).
-
-    Example:
-        >>> expected_calibration_error(np.full(4, 0.75), np.array([1, 1, 1, 0]))
-        0.0
-    """
+    """Mean distance of confidence and accuracy over the bins (Guo et al. 2017)."""
     share, confidence, accuracy = calibration_bins(confidence, right).T
     return float(np.sum(share * np.abs(confidence - accuracy)))
 
 
-def examine(params: Layers, data: Dataset, stem: pathlib.Path) -> dict[str, float]:
+def examine(
+    params: bayesian.Layers, data: Dataset, stem: pathlib.Path
+) -> dict[str, float]:
     """Draws what is predicted for each held-out tumour, and whether doubt is apt."""
     x, y = data.held_out["x"], np.asarray(data.held_out["y"])
-    drawn = jax.jit(log_probabilities, static_argnames=("activation", "draws"))(
-        params, x, jax.random.key(0), activation=jnp.tanh, draws=EXAMINED_DRAWS
-    )
-    log_mean = np.asarray(average(drawn))
+    drawn = jax.jit(
+        bayesian.log_probabilities, static_argnames=("activation", "draws")
+    )(params, x, jax.random.key(0), activation=jnp.tanh, draws=EXAMINED_DRAWS)
+    log_mean = np.asarray(bayesian.average(drawn))
     mean = np.exp(log_mean)
     right = mean.argmax(axis=-1) == y
     doubt = entropy(mean)
@@ -102,18 +78,11 @@ def draw_tumours(malignant: np.ndarray, y: np.ndarray, path: str) -> None:
     low, high = np.quantile(malignant, (0.05, 0.95), axis=0)
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="tight")
     for kind in (MALIGNANT, BENIGN):
-        chosen = y == kind
-        axes.vlines(
-            places[chosen], low[chosen], high[chosen], color=COLOURS[kind], alpha=0.35
-        )
-        axes.scatter(
-            places[chosen],
-            malignant.mean(axis=0)[chosen],
-            s=14,
-            color=COLOURS[kind],
-            label=f"{NAMES[kind]} in truth",
-            zorder=2,
-        )
+        chosen, style = y == kind, {"color": COLOURS[kind]}
+        x = places[chosen]
+        axes.vlines(x, low[chosen], high[chosen], alpha=0.35, **style)
+        style |= {"label": f"{NAMES[kind]} in truth", "zorder": 2}
+        axes.scatter(x, malignant.mean(axis=0)[chosen], s=14, **style)
     axes.axhline(0.5, color="#888888", linewidth=0.8, linestyle=":")
     axes.set(
         title="How likely each held-out tumour is malignant",
@@ -123,9 +92,8 @@ def draw_tumours(malignant: np.ndarray, y: np.ndarray, path: str) -> None:
         ylim=(-0.02, 1.02),
     )
     axes.legend(frameon=False, loc="upper left")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    open_frame(axes)
+    save(figure, path, dpi=150)
 
 
 def draw_doubt(
@@ -136,15 +104,11 @@ def draw_doubt(
     share, mean, accuracy = calibration_bins(confidence, right).T
     left.plot([0.5, 1], [0.5, 1], color="#888888", linewidth=0.8, linestyle=":")
     left.scatter(mean, accuracy, s=20 + 400 * share, color="#0072B2", alpha=0.7)
-    for row in zip(mean, accuracy, share, strict=True):
-        left.annotate(
-            f"{round(row[2] * len(right))}",
-            row[:2],
-            xytext=(0, -22 if row[1] > 0.9 else 10),
-            textcoords="offset points",
-            ha="center",
-            size=8,
-        )
+    style = {"textcoords": "offset points", "ha": "center", "size": 8}
+    for x, height, part in zip(mean, accuracy, share, strict=True):
+        offset = 0, -22 if height > 0.9 else 10
+        count = f"{round(part * len(right))}"
+        left.annotate(count, (x, height), xytext=offset, **style)
     left.set(
         title="Reliability, with numbers of tumours",
         xlabel="confidence: probability of the predicted class",
@@ -162,24 +126,23 @@ def draw_doubt(
         ylim=(0, max(1.1 * errors.max(), 0.01)),
     )
     for axes in (left, other):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+        open_frame(axes)
+    save(figure, path, dpi=150)
 
 
 SCENARIO = Scenario(
     name="wisconsin_bayesian",
     description="Wisconsin breast cancer, Bayesian 30-32-2 network, negative ELBO",
     load=wisconsin.load,
-    init=partial(init_mean_field, (30, 32, 2)),
-    model=classifier(jnp.tanh, TRAINING_DRAWS),
-    loss=negative_elbo(EXAMPLES),
-    metric=classes_right,
+    init=partial(bayesian.init_mean_field, (30, 32, 2)),
+    model=bayesian.classifier(jnp.tanh, TRAINING_DRAWS),
+    loss=bayesian.negative_elbo(EXAMPLES),
+    metric=bayesian.classes_right,
     metric_name="accuracy",
     budget=500.0,
     batch_sizes=(128, 32),
     random=True,
-    predict=predictor(jnp.tanh),
+    predict=bayesian.predictor(jnp.tanh),
     examine=examine,
     poster=PosterSettings(learning_rate=0.03, damping=1e5, batch=128),
 )

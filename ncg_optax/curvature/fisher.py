@@ -12,7 +12,6 @@ from ncg_optax.curvature.base import Curvature, Operator, matmul_precision
 from ncg_optax.curvature.linearized_model import (
     MODES,
     linearize_model,
-    require_composite,
 )
 from ncg_optax.losses.objective import Objective
 
@@ -66,10 +65,10 @@ class empirical_fisher(Curvature):
         self, objective: Objective, params: PyTree
     ) -> tuple[jax.Array, Operator]:
         """The loss at ``params`` and the product with the Fisher matrix there."""
-        require_composite(objective, "empirical_fisher")
+        model, loss = objective.model_and_loss("empirical_fisher")
         with matmul_precision(self.precision):
-            outputs, push, pull = linearize_model(objective.model, params, self.mode)
-            value, cotangent = jax.value_and_grad(objective.loss)(outputs)
+            outputs, push, pull = linearize_model(model, params, self.mode)
+            value, cotangent = jax.value_and_grad(loss)(outputs)
         # cotangent[i] = grad l_i / N. A loss that the user has averaged over devices
         # has the N of all of them in it.
         examples = _examples(outputs) * reduced_axes_size(value, objective.axes)

@@ -10,7 +10,6 @@ from ncg_optax.curvature.base import Curvature, Operator, matmul_precision
 from ncg_optax.curvature.linearized_model import (
     MODES,
     linearize_model,
-    require_composite,
 )
 from ncg_optax.losses.objective import Objective
 
@@ -65,10 +64,10 @@ class gauss_newton(Curvature):
         self, objective: Objective, params: PyTree
     ) -> tuple[jax.Array, Operator]:
         """The loss at ``params`` and the product with the Gauss-Newton matrix there."""
-        require_composite(objective, "gauss_newton")
+        model, loss = objective.model_and_loss("gauss_newton")
         with matmul_precision(self.precision):
-            outputs, push, pull = linearize_model(objective.model, params, self.mode)
-            value_and_aux = lambda out: (objective.loss(out),) * 2  # noqa: E731
+            outputs, push, pull = linearize_model(model, params, self.mode)
+            value_and_aux = lambda out: (loss(out),) * 2  # noqa: E731
             loss_grad = jax.grad(value_and_aux, has_aux=True)
             _, loss_hessian, value = jax.linearize(loss_grad, outputs, has_aux=True)
         return value, lambda v: pytree.conj(pull(loss_hessian(push(v))))

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from ncg_optax.curvature.base import Operator
-from ncg_optax.losses.objective import Objective
 
 PyTree = Any
 
@@ -35,14 +34,3 @@ def linearize_model(
             outputs, push = _jvp_by_double_vjp(model, params)
     _, pullback = jax.vjp(model, params)
     return outputs, push, lambda u: pullback(u)[0]
-
-
-def require_composite(objective: Objective, who: str) -> None:
-    """Raises TypeError unless the loss is a :class:`CompositeLoss`."""
-    if objective.model is None:
-        raise TypeError(
-            f"{who} needs to see where the network ends and the loss begins: pass "
-            "value_fn=ncg_optax.CompositeLoss(model_fn, loss_fn) (or its .bind(...)), "
-            "not a plain function. A plain function is enough for "
-            "curvature=ncg_optax.hessian()."
-        )

@@ -31,16 +31,13 @@ def as_damping(damping: Any) -> Damping:
       TypeError: if it is none of these.
       ValueError: if the number is negative or NaN.
     """
-    examples = "levenberg_marquardt(), or be a number or an optax schedule"
-    if isinstance(damping, type):  # a rule that was not called is no schedule
-        return validate.component("damping", damping, Damping, examples)
-    if isinstance(damping, Damping):
-        return damping
-    if callable(damping) and not isinstance(damping, tuple):
+    if isinstance(damping, (int, float)) or hasattr(damping, "dtype"):
+        return fixed(validate.number("damping", damping, low=0.0))
+    # A rule that was not called, levenberg_marquardt, is no schedule.
+    if callable(damping) and not isinstance(damping, type):
         return fixed(damping)
-    if isinstance(damping, str) or damping is None or isinstance(damping, tuple):
-        validate.component("damping", damping, Damping, examples)
-    return fixed(validate.number("damping", damping, low=0.0))
+    examples = "levenberg_marquardt(), or be a number or an optax schedule"
+    return validate.component("damping", damping, Damping, examples)
 
 
 class LevenbergMarquardtState(NamedTuple):

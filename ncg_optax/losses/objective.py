@@ -56,7 +56,8 @@ class Objective(NamedTuple):
             raise TypeError(
                 f"{who} needs to see where the network ends and the loss begins: pass "
                 "value_fn=ncg_optax.CompositeLoss(model_fn, loss_fn) (or its "
-                ".bind(...)), not a plain function."
+                ".bind(...)), not a plain function. A plain function is enough for "
+                "curvature=ncg_optax.hessian() with cg()."
             )
         return self.model, self.loss
 

@@ -1,5 +1,6 @@
 """What a solver of the damped Newton system is, and what goes in and out."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -29,7 +30,7 @@ class Model(NamedTuple):
       product: ``v -> B v`` for trees ``v`` like the gradient.
       precondition: ``r -> M r`` with ``M`` near ``(B + lambda I)^-1``; None for none.
       params: the trained parameters, in their own dtypes.
-      loss: of the whole batch there, shape=(), float32 or wider.
+      loss: of the whole batch there, shape=(), float32 or wider; NaN if not known.
       objective: the loss as a function of the trained parameters, on the examples that
         ``product`` is computed on; see :class:`CompositeLoss` for its fields.
 
@@ -49,8 +50,8 @@ class Model(NamedTuple):
     damping: jax.Array | float
     product: Operator
     precondition: Operator | None = None
-    params: PyTree | None = None
-    loss: jax.Array | None = None
+    params: PyTree = None
+    loss: jax.Array | float = math.nan
     objective: Objective | None = None
 
     @property

@@ -129,7 +129,7 @@ def _with_step(pairs: SecantPairs, old: _Point, new: _Point) -> SecantPairs:
 
 
 def _improved(
-    pairs: SecantPairs, damping: jax.Array, precondition: Operator
+    pairs: SecantPairs, damping: jax.Array | float, precondition: Operator
 ) -> Operator:
     r"""``r -> H r`` with the limited-memory BFGS matrix that starts from ``M``.
 
@@ -273,7 +273,7 @@ class quasi_newton(Solver):
         self, model: Model, state: QuasiNewtonState
     ) -> tuple[SolverResult, QuasiNewtonState]:
         """The solution of the solver inside, with the improved preconditioner."""
-        params, loss = pytree.widen(model.params), model.loss
+        params, loss = pytree.widen(model.params), jnp.asarray(model.loss)
         here = _Point(params, model.rhs, loss, known=jnp.isfinite(loss))
         pairs = _with_step(state.pairs, state.last, here)
         precondition = model.precondition or (lambda r: r)

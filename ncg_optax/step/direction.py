@@ -52,7 +52,7 @@ def find_direction(
     """Solves the damped system and checks that the solution descends."""
     model, solver = built.model, settings.solver
     result, solver_state = solver.solve(model, state.solver)
-    damping = model.damping
+    damping = jnp.asarray(model.damping)
     if result.damping is not None:
         damping = result.damping.astype(point.dtype)
 

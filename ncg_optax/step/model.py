@@ -31,6 +31,7 @@ class StepModel(NamedTuple):
 
     Attributes:
       model: what the solver is given.
+      loss: of the whole batch over all devices, shape=().
       sample: the examples that the curvature is computed on before it grows.
       sample_loss: of this sample on this device, shape=().
       share: of the examples in the products of the solver.
@@ -46,6 +47,7 @@ class StepModel(NamedTuple):
     """
 
     model: Model
+    loss: jax.Array
     sample: Sample
     sample_loss: jax.Array
     share: float | jax.Array
@@ -67,6 +69,16 @@ class _Curvature(NamedTuple):
     sampled: SampledProduct
     product: SampledProduct
     batch_product: Operator | None
+
+
+class _Preconditioning(NamedTuple):
+    """The preconditioner's state and ``r -> M r``, and what its update cost."""
+
+    state: Any
+    apply: Operator | None = None
+    products: jax.Array | int = 0
+    share: float | jax.Array = 1.0
+    linearized: float = 0.0
 
 
 def build_model(
@@ -93,29 +105,19 @@ def build_model(
     )
     damping = jnp.asarray(damping, point.dtype)
 
-    precondition, preconditioner_state, probes = None, state.preconditioner, 0
-    probed, extra_pass = curvature.sampled, 0.0
-    if settings.preconditioner is not None:
-        preconditioner = settings.preconditioner
-        probed, extra_pass = _probed_product(settings, point, state, curvature)
-        key = jax.random.fold_in(jax.random.key(settings.seed), state.count)
-        preconditioner_state, probes = preconditioner.update(
-            state.preconditioner, probed, gradient, damping, key, state.count
-        )
-
-        def precondition(r):
-            return preconditioner.apply(preconditioner_state, r, damping)
+    m = _precondition(settings, point, state, curvature, damping)
 
     return StepModel(
         model=Model(
             gradient=gradient,
             damping=damping,
             product=product,
-            precondition=precondition,
+            precondition=m.apply,
             params=point.params,
             loss=loss,
             objective=sample.objective,
         ),
+        loss=loss,
         sample=sample,
         sample_loss=curvature.sample_loss,
         share=product.share,
@@ -123,10 +125,10 @@ def build_model(
         is_summed=reductions.is_sum_of(point.given_loss, loss, point.axes),
         damping=damping_state,
         damping_products=damping_products,
-        preconditioner=preconditioner_state,
-        probes=probes,
-        probed=probed.share,
-        linearized=(0.0 if whole else sample.share) + extra_pass,
+        preconditioner=m.state,
+        probes=m.products,
+        probed=m.share,
+        linearized=(0.0 if whole else sample.share) + m.linearized,
     )
 
 
@@ -188,23 +190,37 @@ def _curvature_scale(product: Operator, gradient: PyTree) -> jax.Array:
     return pytree.norm(product(gradient)) / jnp.where(norm > 0, norm, 1)
 
 
-def _probed_product(
-    settings: Settings, point: Point, state: Any, curvature: _Curvature
-) -> tuple[SampledProduct, float]:
-    """The product for the preconditioner, and the forward pass that it costs.
-
-    It is computed on the examples of the sample, or on fewer if these are enough.
-    """
-    varying = point.varying
+def _precondition(
+    settings: Settings,
+    point: Point,
+    state: Any,
+    curvature: _Curvature,
+    damping: jax.Array,
+) -> _Preconditioning:
+    """Updates the preconditioner, on the sample or on fewer examples if enough."""
+    preconditioner = settings.preconditioner
+    if preconditioner is None:
+        return _Preconditioning(state=state.preconditioner)
+    product, linearized, varying = curvature.sampled, 0.0, point.varying
     few = every_kth(
         point.objective,
         varying,
-        settings.preconditioner.fraction,
+        preconditioner.fraction,
         MIN_PROBED,
         state.count,
         settings.sampling.microbatch_size,
     )
-    if not few.share < curvature.sample.share:
-        return curvature.sampled, 0.0
-    loss, product = settings.curvature.linearize(few.objective, varying)
-    return _reduced(point, loss, product, few.share), few.share
+    if few.share < curvature.sample.share:
+        loss, of_few = settings.curvature.linearize(few.objective, varying)
+        product, linearized = _reduced(point, loss, of_few, few.share), few.share
+    key = jax.random.fold_in(jax.random.key(settings.seed), state.count)
+    new_state, products = preconditioner.update(
+        state.preconditioner, product, point.gradient, damping, key, state.count
+    )
+    return _Preconditioning(
+        state=new_state,
+        apply=lambda r: preconditioner.apply(new_state, r, damping),
+        products=products,
+        share=product.share,
+        linearized=linearized,
+    )

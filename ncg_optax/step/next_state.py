@@ -87,7 +87,7 @@ def _measurements(
     trial: Trial,
 ) -> NewtonCGInfo:
     """What the step has measured."""
-    loss, search = built.model.loss, trial.search
+    loss, search = built.loss, trial.search
     gradient_norm = pytree.norm(point.gradient)
     length2 = pytree.vdot(direction.d, direction.d)
     predicted = trial.outcome.predicted_reduction

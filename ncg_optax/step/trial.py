@@ -63,7 +63,7 @@ def _line(
     settings: Settings, point: Point, built: StepModel, direction: Direction
 ) -> Line:
     """The loss along the direction, on the batch and on the sample."""
-    loss = built.model.loss
+    loss = built.loss
 
     def along(objective: Objective, offset: jax.Array | float):
         value_at = in_microbatches(objective, settings.sampling.microbatch_size).value

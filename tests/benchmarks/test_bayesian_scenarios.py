@@ -149,8 +149,8 @@ def assert_pictures(folder, *names):
 
 def test_examining_the_autoencoder_draws_images_and_the_plane(tmp_path, monkeypatch):
     labels = np.arange(30) % 3
-    stand_in = datasets.Images(None, None, None, labels)
-    monkeypatch.setattr(datasets, "mnist", lambda: stand_in)
+    stand_in = datasets.images.Images(None, None, None, labels)
+    monkeypatch.setattr(datasets.images, "mnist", lambda: stand_in)
     part = {"x": images(30), "y": images(30)}
     scores = vae.examine(vae.init(0), Dataset(part, part), tmp_path / "adam")
     assert_pictures(tmp_path, "adam_images.png", "adam_latent.png")

@@ -1,5 +1,6 @@
 """The benchmark program: its commands, its cost model, its tables."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -12,16 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 import ncg_optax as ncg
-from benchmarks import cost, plots, records, report
-from benchmarks.cli import QUICK_BUDGET, app
-from benchmarks.contenders import (
-    CONTENDERS,
-    SCHEDULES,
-    Problem,
-    Setting,
-    _plan,
-    _walk,
-)
+from benchmarks.commands import app
+from benchmarks.commands.run import QUICK_BUDGET
+from benchmarks.peers import COMPETITORS, Problem, Setting
+from benchmarks.peers.batches import in_batches, plan
+from benchmarks.reports import curves as plots
+from benchmarks.reports import records
+from benchmarks.reports import tables as report
 from benchmarks.scenarios import SCENARIOS, Scenario
 from benchmarks.scenarios._base import PosterSettings
 from benchmarks.scenarios._networks import (
@@ -30,8 +28,10 @@ from benchmarks.scenarios._networks import (
     initialiser,
     r_squared,
 )
-from benchmarks.training import compile_method, train
-from benchmarks.tuning import rows, search
+from benchmarks.training import cost
+from benchmarks.training.run import compile_method, train
+from benchmarks.training.schedules import SCHEDULES
+from benchmarks.training.tuning import rows, search
 
 RUNNER = CliRunner()
 WIDE = {"COLUMNS": "300", "TERM": "dumb", "NO_COLOR": "1"}
@@ -67,7 +67,7 @@ def toy():
 def epochs(toy):
     """Adam in batches of 50: two an epoch, 28 of the 128 examples are left out."""
     setting = Setting(50, "cosine", -4)
-    return compile_method(CONTENDERS["adam"].build(toy, setting), toy)
+    return compile_method(COMPETITORS["adam"].build(toy, setting), toy)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def stored(tmp_path_factory):
 def test_list_names_every_scenario_and_optimizer():
     result = invoke("list")
     assert result.exit_code == 0
-    assert all(name in result.stdout for name in [*SCENARIOS, *CONTENDERS])
+    assert all(name in result.stdout for name in [*SCENARIOS, *COMPETITORS])
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["plot"], ["table"], ["list"]])
@@ -144,8 +144,11 @@ def test_plot_redraws_from_a_directory_and_from_files(stored):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["run", "bostn"], "no scenario 'bostn'; there are wisconsin"),
-        (["run", "boston", "--optimizers", "adm"], "no optimizer 'adm'; there are"),
+        (["run", "bostn"], "no scenario 'bostn'; did you mean 'boston'?"),
+        (
+            ["run", "boston", "--optimizers", "adm"],
+            "did you mean 'adam'?",
+        ),
         (["run", "boston", "--budget", "0"], "a budget is a positive number, not 0"),
         (["run", "boston", "--budget", "-3"], "a budget is a positive number, not -3"),
         (["run", "boston", "--budget", "nan"], "a budget is a positive number"),
@@ -163,11 +166,11 @@ def test_bad_input_is_a_sentence_and_exit_code_2(args, message):
 
 
 def test_every_optimizer_has_a_colour():
-    assert set(plots.STYLES) == set(CONTENDERS)
+    assert set(plots.STYLES) == set(COMPETITORS)
     labelled = {
         name
-        for name, contender in CONTENDERS.items()
-        if contender.exponents or contender.minibatch
+        for name, competitor in COMPETITORS.items()
+        if competitor.exponents or competitor.minibatch
     }
     assert set(plots.LABELS) == labelled
 
@@ -290,9 +293,9 @@ def test_a_part_of_an_epoch_counts_as_such_and_misses_nothing():
         jax.debug.callback(lambda x: seen.extend(x.tolist()), batch["x"][:, 0])
         return params, state, 1.0
 
-    plan = _plan(few, Setting(5, "constant", 0))
-    assert plan == (5, 8, 2, 80)
-    method = _walk(few, plan, lambda params, rate: None, step)
+    batches = plan(few, 5)
+    assert batches == (5, 8, 2, 80)
+    method = in_batches(few, batches, lambda params, rate: None, step)
     state, advance = method.init(None, 0, 0.0), jax.jit(method.advance)
     for _ in range(8):
         _, state = advance(None, state, few.train)
@@ -309,10 +312,10 @@ def test_a_part_of_an_epoch_counts_as_such_and_misses_nothing():
 
 @pytest.mark.parametrize("name", ["muon_minibatch", "soap_minibatch"])
 def test_others_learn_in_mini_batches(toy, name):
-    contender = CONTENDERS[name]
-    assert contender.minibatch
+    competitor = COMPETITORS[name]
+    assert competitor.minibatch
     setting = Setting(32, "cosine", 0)
-    run = train(compile_method(contender.build(toy, setting), toy), toy, 0, 0.01)
+    run = train(compile_method(competitor.build(toy, setting), toy), toy, 0, 0.01)
     assert run.loss < run.curve.loss[0]
     assert run.curve.units[-1] == pytest.approx(toy.budget)
 
@@ -328,7 +331,7 @@ def test_the_reported_loss_can_be_that_of_some_examples(toy, epochs):
 def test_kfac_says_how_to_install_it(toy, monkeypatch):
     monkeypatch.setitem(sys.modules, "kfac_jax", None)
     with pytest.raises(ModuleNotFoundError, match='pip install "kfac-jax==0.0.8"'):
-        CONTENDERS["kfac"].build(toy, None)
+        COMPETITORS["kfac"].build(toy, None)
 
 
 @pytest.mark.slow
@@ -337,7 +340,7 @@ def test_kfac_learns_and_counts_its_steps(toy):
     pytest.importorskip("kfac_jax", exc_type=ImportError)
     scenario = toy.scenario._replace(registration=("squared_error", 0.5 / 4))
     known = toy._replace(scenario=scenario, budget=60.0)
-    compiled = compile_method(CONTENDERS["kfac"].build(known, None), known)
+    compiled = compile_method(COMPETITORS["kfac"].build(known, None), known)
     curve = train(compiled, known, 0).curve
     assert curve.loss[-1] < 0.5 * curve.loss[0]
     assert curve.units[1] > 2  # a gradient, and the curvature at least as much
@@ -345,14 +348,14 @@ def test_kfac_learns_and_counts_its_steps(toy):
 
 def test_divergence_ends_a_run(toy):
     setting = Setting(None, "constant", 0)
-    compiled = compile_method(CONTENDERS["sgd"].build(toy, setting), toy)
+    compiled = compile_method(COMPETITORS["sgd"].build(toy, setting), toy)
     run = train(compiled, toy, 0, 1e30)
     assert math.isinf(run.loss)
     assert run.curve.steps[-1] < 12
 
 
 def test_lbfgs_pays_for_its_line_search(toy):
-    compiled = compile_method(CONTENDERS["lbfgs"].build(toy, None), toy)
+    compiled = compile_method(COMPETITORS["lbfgs"].build(toy, None), toy)
     curve = train(compiled, toy, 0).curve
     assert curve.units[1] >= 2  # the first value and gradient, and at least one trial
     assert curve.steps[-1] < curve.units[-1] <= 12
@@ -366,7 +369,7 @@ def test_newton_pays_for_products_and_evaluations(name, probes, share):
     # Of 2048 examples the solver of hessian_free sees 512, its preconditioner 256. In
     # the first step one product looks whether the 512 are enough.
     known = problem(examples=2048)
-    compiled = compile_method(CONTENDERS[name].build(known, None), known)
+    compiled = compile_method(COMPETITORS[name].build(known, None), known)
     params = known.scenario.init(0)
     state = compiled.init(params, jnp.int32(0), jnp.float32(0))
     _, state = compiled.advance(params, state, known.train)
@@ -390,20 +393,24 @@ def test_newton_pays_for_products_and_evaluations(name, probes, share):
 
 
 def test_a_step_of_newton_is_priced_as_xla_counts_it(monkeypatch):
-    def one_probe(state, matvec, grads, *_):
-        return matvec(grads), 1
-
     # The default one rotates and decomposes as well, which no price is meant to cover.
-    cheap = ncg.preconditioners.Preconditioner(
-        init=lambda params: params,
-        update=one_probe,
-        apply=lambda state, r, damping: r,
-        fraction=1 / 8,
-    )
-    preset = functools.partial(ncg.hessian_free, preconditioner=cheap)
+    @dataclasses.dataclass(frozen=True)
+    class OneProbe(ncg.preconditioners.Preconditioner):
+        fraction = 1 / 8
+
+        def init(self, params):
+            return params
+
+        def update(self, state, product, grads, *_):
+            return product(grads), 1
+
+        def apply(self, state, r, damping):
+            return r
+
+    preset = functools.partial(ncg.hessian_free, preconditioner=OneProbe())
     monkeypatch.setattr(ncg, "hessian_free", preset)
     wide = problem((128, 256, 256, 10), examples=2048)
-    method = CONTENDERS["hessian_free"].build(wide, None)
+    method = COMPETITORS["hessian_free"].build(wide, None)
     params = wide.scenario.init(0)
     state = jax.eval_shape(method.init, params, 0, 0.0)
     counted = cost.flops(method.advance, params, state, wide.train)
@@ -443,7 +450,7 @@ def noisy(toy):
 
 @pytest.mark.parametrize("name", ["hessian_free", "adam"])
 def test_a_random_model_sees_another_key_at_every_step(noisy, name):
-    method = CONTENDERS[name].build(noisy, Setting(None, "constant", -6))
+    method = COMPETITORS[name].build(noisy, Setting(None, "constant", -6))
     params = noisy.scenario.init(0)
     advance = jax.jit(method.advance)
     starts = method.init(params, 0, 1e-3)
@@ -459,8 +466,9 @@ def test_every_mini_batch_has_a_key_of_its_own(noisy):
         draw = jax.random.uniform(batch["key"])
         return params, jnp.roll(draws, 1).at[0].set(draw), 1.0
 
-    plan = _plan(noisy, Setting(16, "constant", 0))
-    method = _walk(noisy, plan, lambda params, rate: jnp.zeros(100), step)
+    method = in_batches(
+        noisy, plan(noisy, 16), lambda params, rate: jnp.zeros(100), step
+    )
     params = noisy.scenario.init(0)
     state, steps = method.init(params, 0, 0.0), 0
     while steps < 3 * 8:  # three epochs
@@ -470,9 +478,9 @@ def test_every_mini_batch_has_a_key_of_its_own(noisy):
 
 
 def test_the_curve_of_a_random_model_always_uses_the_same_key(noisy):
-    contender = CONTENDERS["adam"]
+    competitor = COMPETITORS["adam"]
     compiled = compile_method(
-        contender.build(noisy, Setting(None, "constant", -6)), noisy
+        competitor.build(noisy, Setting(None, "constant", -6)), noisy
     )
     run = train(compiled, noisy, seed=0, learning_rate=0.0)
     assert len(set(run.curve.loss)) == 1
@@ -482,8 +490,8 @@ def test_the_curve_of_a_random_model_always_uses_the_same_key(noisy):
     assert run.held_out_loss == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_contenders_that_need_the_same_loss_leave_random_models_out(noisy):
-    fitting = {name for name, c in CONTENDERS.items() if c.fits(noisy.scenario)}
+def test_competitors_that_need_the_same_loss_leave_random_models_out(noisy):
+    fitting = {name for name, c in COMPETITORS.items() if c.fits(noisy.scenario)}
     assert not fitting & {"lbfgs", "kfac", "residual_space"}
     assert {"hessian_free", "adam", "adam_minibatch"} <= fitting
 
@@ -491,12 +499,12 @@ def test_contenders_that_need_the_same_loss_leave_random_models_out(noisy):
 def test_sgd_hands_over_to_hessian_free_in_the_middle(toy):
     """Steps of SGD cost one gradient; the first of the others starts where it ended."""
     known = toy._replace(budget=8.0)
-    contender = CONTENDERS["sgd_then_hessian_free"]
-    assert rows(contender, known, quick=False) == [
-        (contender.batch, "constant"),
-        (contender.batch, "cosine"),
+    competitor = COMPETITORS["sgd_then_hessian_free"]
+    assert rows(competitor, known, quick=False) == [
+        (competitor.batch, "constant"),
+        (competitor.batch, "cosine"),
     ]
-    method = contender.build(known, Setting(contender.batch, "constant", 0))
+    method = competitor.build(known, Setting(competitor.batch, "constant", 0))
     params = known.scenario.init(0)
     state = method.init(params, 0, 0.1)
     advance = jax.jit(method.advance)
@@ -506,7 +514,7 @@ def test_sgd_hands_over_to_hessian_free_in_the_middle(toy):
         means.append(params)
         costs.append(method.spent(state))
         # The mean of SGD's iterates is the last one; it begins with the other method.
-        averaged = state.inner[0]
+        averaged = state.inner
         if averaged.count <= 16:
             np.testing.assert_array_equal(params[0]["w"], averaged.iterate[0]["w"])
     size = 128 // 4
@@ -527,7 +535,7 @@ def test_the_poster_falls_back_to_the_gradient_where_its_damping_is_large(toy):
     """With tau far above the gradient every step is plain gradient descent."""
     settings = PosterSettings(learning_rate=0.5, damping=1e5)
     known = toy._replace(scenario=toy.scenario._replace(poster=settings))
-    method = CONTENDERS["poster"].build(known, None)
+    method = COMPETITORS["poster"].build(known, None)
     params = known.scenario.init(0)
     state = method.init(params, 0, 0.0)
     found, _ = jax.jit(method.advance)(params, state, known.train)

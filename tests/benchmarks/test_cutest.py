@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import pathlib
@@ -6,10 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from benchmarks import cutest
+from benchmarks.commands.options import UsageError
+from benchmarks.cutest import commands, comparison, methods, problems
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -17,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 def bowl(gradient_at_start=1.0):
     """A quadratic whose functions are plain NumPy, so that nothing is compiled."""
     scales = np.array([1.0, 4.0])
-    return cutest.Problem(
+    return problems.Problem(
         name="BOWL",
         objective=None,
         start=np.array([gradient_at_start, 1.0]),
@@ -43,7 +44,7 @@ def results(*runs):
 
 
 def test_a_value_costs_nothing_beside_the_gradient_and_repeats_are_free():
-    counter = cutest.Counter(bowl(), cutest.Settings())
+    counter = methods.Counter(bowl(), problems.Settings())
     for x in ([1.0, 1.0], [2.0, 1.0], [1.0, 1.0]):
         counter.value(np.array(x))
     counter.gradient(np.array([1.0, 1.0]))
@@ -53,50 +54,52 @@ def test_a_value_costs_nothing_beside_the_gradient_and_repeats_are_free():
     assert outcome.gradient_equivalents == pytest.approx(1 + 1 / 3 + 1.5)
 
 
-@pytest.mark.parametrize("method", cutest.SCIPY)
+@pytest.mark.parametrize("method", methods.SCIPY)
 def test_scipy_solves_a_quadratic(method):
-    found = cutest.run_one(bowl(), method, cutest.Settings())
+    found = methods.run_one(bowl(), method, problems.Settings())
     assert found["solved"]
     assert found["status"] == "gradient below gtol"
     assert found["lowest_eigenvalue"] == pytest.approx(1.0)
     assert found["largest_eigenvalue"] == pytest.approx(4.0)
 
 
-@pytest.mark.parametrize("method", cutest.SCIPY)
+@pytest.mark.parametrize("method", methods.SCIPY)
 def test_a_run_beyond_the_time_limit_is_unsolved(method):
-    found = cutest.run_one(bowl(), method, cutest.Settings(time_limit=0.0))
+    found = methods.run_one(bowl(), method, problems.Settings(time_limit=0.0))
     assert not found["solved"]
     assert found["status"] == "time limit"
 
 
 def test_what_is_not_finite_becomes_null():
     problem = bowl()
-    outcome = cutest.Outcome(np.array([math.nan, 1.0]), "", 1, 1, 0, 0, 1.0, 0.1)
+    outcome = methods.Outcome(np.array([math.nan, 1.0]), "", 1, 1, 0, 0, 1.0, 0.1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cutest, "run_scipy", lambda *_: outcome)
-        found = cutest.run_one(problem, "newton-cg", cutest.Settings())
+        patch.setattr(methods, "run_scipy", lambda *_: outcome)
+        found = methods.run_one(problem, "newton-cg", problems.Settings())
     assert not found["solved"]
     assert found["value"] is None
     json.dumps(found, allow_nan=False)
 
 
 def test_exclusions_name_the_reason():
-    settings = cutest.Settings()
-    assert cutest.why_excluded(bowl(), settings) is None
-    assert "value" in cutest.why_excluded(bowl(math.inf), settings)
-    still = cutest.dataclasses.replace(bowl(), start=np.zeros(2))
-    assert "already" in cutest.why_excluded(still, settings)
+    settings = problems.Settings()
+    assert problems.why_excluded(bowl(), settings) is None
+    assert "value" in problems.why_excluded(bowl(math.inf), settings)
+    still = dataclasses.replace(bowl(), start=np.zeros(2))
+    assert "already" in problems.why_excluded(still, settings)
 
 
 def test_comparison_is_over_what_both_solve():
-    found = cutest.compare({"A": 4.0, "B": 2.0, "C": 1.0}, {"A": 2.0, "B": 2.0, "D": 9})
+    found = comparison.compare(
+        {"A": 4.0, "B": 2.0, "C": 1.0}, {"A": 2.0, "B": 2.0, "D": 9}
+    )
     assert found["both"] == 2
     assert (found["median"], found["reference_median"], found["ratio"]) == (3, 2, 1.5)
     assert (found["only"], found["only_reference"]) == (["C"], ["D"])
 
 
 def test_profile_is_relative_to_the_cheapest():
-    ratios = cutest.profile({"x": {"A": 1.0, "B": 6.0}, "y": {"B": 3.0}, "z": {}})
+    ratios = comparison.profile({"x": {"A": 1.0, "B": 6.0}, "y": {"B": 3.0}, "z": {}})
     assert ratios == {"x": [1.0, 2.0], "y": [1.0], "z": []}
 
 
@@ -108,26 +111,34 @@ def test_table_and_plot(tmp_path):
         record("A", "newton-cg", cost=6.0, lowest=-1.0),
         record("B", "newton-cg"),
     ]
-    cutest.write(file, results(*runs))
-    shown = CliRunner().invoke(cutest.app, ["table", str(file)])
+    commands.write(file, results(*runs))
+    shown = CliRunner().invoke(commands.app, ["table", str(file)])
     assert shown.exit_code == 0, shown.output
     for text in ("1/2", "2/2", "2.00", "newton-cg and not ours (1): B", "BAD, nan"):
         assert text in shown.output
-    drawn = CliRunner().invoke(cutest.app, ["plot", str(file)])
+    drawn = CliRunner().invoke(commands.app, ["plot", str(file)])
     assert drawn.exit_code == 0, drawn.output
     assert (tmp_path / "cutest.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_bad_requests_are_sentences(tmp_path):
+def test_bad_requests_are_one_line(tmp_path):
     file = tmp_path / "other.json"
     file.write_text("[]")
-    with pytest.raises(typer.BadParameter, match="not a file that run wrote"):
-        cutest.read(file)
+    with pytest.raises(UsageError, match="not a file that run wrote"):
+        commands.read(file)
     new = {"settings": {"gtol": 1e-6}}
-    with pytest.raises(typer.BadParameter, match="made with"):
-        cutest.resumed({"settings": {"gtol": 1e-3}}, new)
-    answer = CliRunner().invoke(cutest.app, ["run", "--methods", "adam"])
-    assert answer.exit_code == 2
+    with pytest.raises(UsageError, match="made with"):
+        commands.resumed({"settings": {"gtol": 1e-3}}, new)
+    (tmp_path / "file").write_text("")
+    for args, message in (
+        (["run", "--methods", "newtoncg"], "did you mean 'newton-cg'?"),
+        (["run", "--output", tmp_path], "this is a folder, not a file"),
+        (["run", "--output", tmp_path / "file" / "x.json"], "is a file, not a folder"),
+        (["table", file], "is not a file that run wrote"),
+    ):
+        answer = CliRunner().invoke(commands.app, list(map(str, args)))
+        assert answer.exit_code == 2
+        assert message in answer.stderr and answer.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

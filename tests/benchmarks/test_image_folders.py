@@ -1,12 +1,10 @@
 """Folders of images: ImageNet and BreakHis, drawn here, and what stands in for them."""
 
-import io
 import sys
 import types
 
 import numpy as np
 import pytest
-from archive_files import store, wheel
 from PIL import Image
 
 from benchmarks import datasets
@@ -25,14 +23,14 @@ def test_the_short_side_is_resized_and_the_centre_cut_out(tmp_path):
     pixels = np.zeros((40, 80, 3), np.uint8)
     pixels[:, :20, 0] = pixels[:, 20:60, 1] = pixels[:, 60:, 2] = 200
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    found = datasets.picture(tmp_path / "a.png", size=20, short_side=20)
+    found = photographs.picture(tmp_path / "a.png", size=20, short_side=20)
     assert found.shape == (20, 20, 3) and found.dtype == np.uint8
     assert (found[:, 2:-2] == [0, 200, 0]).all()  # neither the red nor the blue quarter
-    smaller = datasets.picture(tmp_path / "a.png", size=10, short_side=20)
+    smaller = photographs.picture(tmp_path / "a.png", size=10, short_side=20)
     np.testing.assert_array_equal(smaller, found[5:15, 5:15])
-    assert datasets.picture(tmp_path / "a.png", size=7).shape == (7, 7, 3)
+    assert photographs.picture(tmp_path / "a.png", size=7).shape == (7, 7, 3)
     with pytest.raises(ValueError, match="short_side=4 is less than size=8"):
-        datasets.picture(tmp_path / "a.png", size=8, short_side=4)
+        photographs.picture(tmp_path / "a.png", size=8, short_side=4)
 
 
 def test_a_folder_has_its_classes_in_order(tmp_path):
@@ -41,12 +39,12 @@ def test_a_folder_has_its_classes_in_order(tmp_path):
             draw(tmp_path / name / f"{i}.png", (red, i, 0), shape=(4, 6))
         (tmp_path / name / "notes.txt").touch()
     draw(tmp_path / "n01" / "grey.JPEG", (9,))
-    found = datasets.image_folder(tmp_path, size=4)
+    found = photographs.image_folder(tmp_path, size=4)
     assert found.classes == ("n01", "n02", "n03")
     assert found.images.shape == (10, 4, 4, 3)
     assert found.labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert found.images[:, 0, 0, 0].tolist() == [10] * 3 + [9] + [20] * 3 + [30] * 3
-    few = datasets.image_folder(tmp_path, size=4, limit=2, classes=2)
+    few = photographs.image_folder(tmp_path, size=4, limit=2, classes=2)
     assert few.labels.tolist() == [0, 0, 1, 1] and few.classes == ("n01", "n02")
     assert few.images[:, 0, 0, 1].tolist() == [0, 1, 0, 1]
 
@@ -54,7 +52,7 @@ def test_a_folder_has_its_classes_in_order(tmp_path):
 def test_a_folder_without_classes_is_an_error(tmp_path):
     draw(tmp_path / "ILSVRC2012_val_00000001.png")
     with pytest.raises(FileNotFoundError, match="must hold one folder of images for"):
-        datasets.image_folder(tmp_path)
+        photographs.image_folder(tmp_path)
 
 
 def store_imagenet(folder, train="ab", val="ab"):
@@ -67,7 +65,7 @@ def store_imagenet(folder, train="ab", val="ab"):
 
 def test_imagenet_is_read_from_its_folders(folder):
     store_imagenet(folder)
-    found, note = datasets.imagenet(size=4, limit=None, test_limit=1)
+    found, note = photographs.imagenet(size=4, limit=None, test_limit=1)
     assert note == "ImageNet from a folder (2 classes, 4 training and 2 test images)"
     assert found.train.shape == (4, 4, 4, 3) and found.test.shape == (2, 4, 4, 3)
     assert found.train[:, 0, 0, :2].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
@@ -78,7 +76,7 @@ def test_imagenet_is_read_from_its_folders(folder):
 def test_imagenet_with_other_classes_for_testing_is_an_error(folder):
     store_imagenet(folder, val="ac")
     with pytest.raises(ValueError, match="have other classes"):
-        datasets.imagenet(size=4)
+        photographs.imagenet(size=4)
 
 
 def test_imagenet_is_read_by_tensorflow_datasets(folder, monkeypatch):
@@ -96,7 +94,7 @@ def test_imagenet_is_read_by_tensorflow_datasets(folder, monkeypatch):
     module.load = lambda name, split, as_supervised: rows(split)
     module.as_numpy = iter
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
-    found, note = datasets.imagenet(size=4, limit=2, test_limit=1, classes=2)
+    found, note = photographs.imagenet(size=4, limit=2, test_limit=1, classes=2)
     assert note.startswith("ImageNet from TensorFlow Datasets (2 classes, 4 training")
     assert found.train[:, 0, 0, 0].tolist() == [0, 1, 3, 4]
     assert found.train_labels.tolist() == [0, 1, 0, 1]
@@ -107,25 +105,10 @@ def test_imagenet_is_read_by_tensorflow_datasets(folder, monkeypatch):
 def test_imagenet_missing_says_where_to_put_it(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(FileNotFoundError) as caught:
-        datasets.imagenet()
+        photographs.imagenet()
     message = str(caught.value)
     assert "no folder imagenet in $NCG_OPTAX_DATA" in message
     assert "imagenet/train/CLASS/" in message and "not installed" in message
-
-
-def test_samples_of_imagenet_come_from_a_wheel_with_their_labels(folder, monkeypatch):
-    def jpeg(grey):
-        content = io.BytesIO()
-        Image.new("RGB", (16, 16), (grey,) * 3).save(content, "JPEG")
-        return content.getvalue()
-
-    files = {"imagenet_01_559.jpg": jpeg(99), "imagenet_00_24.jpg": jpeg(7)}
-    files = {f"foolbox/data/{name}": data for name, data in files.items()}
-    content = wheel(files | {"foolbox/data/cifar10_00_3.png": b"odd"})
-    store(monkeypatch, folder / "data", photographs, "SAMPLES", content)
-    images, labels = datasets.imagenet_samples(size=8)
-    assert labels.tolist() == [24, 559] and images.shape == (2, 8, 8, 3)
-    assert images[:, 4, 4, 0].tolist() == [7, 99]
 
 
 def store_breakhis(root, patients, magnification=40, images=2):
@@ -154,7 +137,7 @@ def test_breakhis_is_split_by_patient(folder):
     root = folder / "data" / "BreaKHis_v1"
     store_breakhis(root, patients(4, 6))
     store_breakhis(root, {("B", "A", "14-99"): (99, 0, 0)}, magnification=400)
-    found, note = datasets.breakhis(magnification=40, size=4, test_share=0.5)
+    found, note = histology.breakhis(magnification=40, size=4, test_share=0.5)
     assert note == (
         "BreakHis at 40X (10 images of 5 patients; for testing 10 images of 5 patients)"
     )
@@ -163,10 +146,10 @@ def test_breakhis_is_split_by_patient(folder):
     assert sum(number < 4 for number in test) == 2  # the same share of both kinds
     for images, labels in (found[:2], found[2:]):
         assert labels.tolist() == [int(number >= 4) for number in red(images)]
-    again, _ = datasets.breakhis(root, magnification=40, size=4, test_share=0.5)
+    again, _ = histology.breakhis(root, magnification=40, size=4, test_share=0.5)
     assert red(again.test) == red(found.test)
     tests = {
-        tuple(red(datasets.breakhis(root, 40, 4, 0.5, seed)[0].test))
+        tuple(red(histology.breakhis(root, 40, 4, 0.5, seed)[0].test))
         for seed in range(4)
     }
     assert len(tests) > 1
@@ -179,30 +162,30 @@ def test_a_patient_with_several_slides_stays_together(folder, seed):
     several |= {("B", "A", "14-1AB"): (1, 0, 0), ("B", "A", "14-1CD"): (1, 0, 0)}
     others = {("M", "DC", "14-2"): (2, 0, 0), ("B", "F", "14-3"): (3, 0, 0)}
     store_breakhis(root, several | others)
-    found, _ = datasets.breakhis(magnification=40, size=4, test_share=0.5, seed=seed)
+    found, _ = histology.breakhis(magnification=40, size=4, test_share=0.5, seed=seed)
     assert not set(red(found.train)) & set(red(found.test))
     assert len(found.train) + len(found.test) == 12
 
 
 def test_breakhis_missing_or_empty_says_what_to_do(folder):
     with pytest.raises(FileNotFoundError) as caught:
-        datasets.breakhis()
+        histology.breakhis()
     message = str(caught.value)
     assert "no folder BreaKHis_v1 in $NCG_OPTAX_DATA" in message
     assert "https://web.inf.ufpr.br/" in message and "unpack it there" in message
     with pytest.raises(FileNotFoundError, match=r"no images called SOB_\*-200-\*.png"):
-        datasets.breakhis(folder)
+        histology.breakhis(folder)
     with pytest.raises(ValueError, match="magnification=50 is none of"):
-        datasets.breakhis(magnification=50)
+        histology.breakhis(magnification=50)
 
 
 def test_the_stand_in_is_never_called_breakhis(folder, monkeypatch):
     labels = np.array([3, 0, 5, 3, 9, 5], np.uint8)
     pixels = np.arange(6, dtype=np.uint8)[:, None, None, None]
-    images = datasets.Images(pixels, labels, pixels[::-1], labels[::-1])
-    read = datasets.Found(images, "a subset of CIFAR-10")
+    images = datasets.images.Images(pixels, labels, pixels[::-1], labels[::-1])
+    read = datasets.images.Found(images, "a subset of CIFAR-10")
     monkeypatch.setattr(histology, "cifar10", lambda: read)
-    found, note = datasets.breakhis_or_stand_in()
+    found, note = histology.breakhis_or_stand_in()
     assert red(found.train) == [0, 2, 3, 5] and red(found.test) == [5, 3, 2, 0]
     assert found.train_labels.tolist() == [0, 1, 0, 1]  # cats 0, dogs 1
     assert found.test_labels.tolist() == [1, 0, 1, 0]
@@ -210,5 +193,5 @@ def test_the_stand_in_is_never_called_breakhis(folder, monkeypatch):
         "stand-in: CIFAR-10 cats and dogs, BreakHis not found; of a subset of CIFAR-10"
     )
     store_breakhis(folder / "data" / "BreaKHis_v1", patients(2, 2), magnification=200)
-    found, note = datasets.breakhis_or_stand_in(size=4)
+    found, note = histology.breakhis_or_stand_in(size=4)
     assert note.startswith("BreakHis at 200X") and found.train.shape == (4, 4, 4, 3)

@@ -5,8 +5,8 @@ import math
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import lead, records
-from benchmarks.cli import app
+from benchmarks.commands import app
+from benchmarks.reports import lead, records
 
 
 def record(optimizer, seconds, *losses, scenario="boston", budget=3.0):

@@ -11,16 +11,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
-from benchmarks import (
-    plots,
-    poster,
-    poster_plots,
-    poster_report,
-    poster_scaling,
-    records,
-    report,
-)
-from benchmarks.cli import app
+from benchmarks.commands import app
+from benchmarks.reports import curves as plots
+from benchmarks.reports import poster, poster_scaling, records
+from benchmarks.reports import poster_figure as poster_plots
+from benchmarks.reports import poster_tables as poster_report
+from benchmarks.reports import tables as report
 
 RUNNER = CliRunner()
 BUDGET = 10.0
@@ -68,7 +64,7 @@ def record(scenario, optimizer, *losses, **more):
 
 
 def marks(**curves):
-    """Marks of contenders with a curve, or several, each."""
+    """Marks of competitors with a curve, or several, each."""
     runs = {
         name: [run(c) for c in (found if isinstance(found[0], list) else [found])]
         for name, found in curves.items()
@@ -87,7 +83,7 @@ def line(*stored, scenario="life"):
     ("times", "better", "worse"),
     [(5, "++", "--"), (4, "++", "--"), (3, "+", "-"), (2, "+", "-"), (1.5, "o", "o")],
 )
-def test_the_marks_of_two_contenders_are_opposite(times, better, worse):
+def test_the_marks_of_two_competitors_are_opposite(times, better, worse):
     # The slow one ends where the fast one has been after a part of the budget.
     found = marks(fast=falling(1.0), slow=falling(1 / times))
     assert found == {"fast": better, "slow": worse}
@@ -111,7 +107,7 @@ curves = st.lists(st.integers(0, 1000), min_size=4, max_size=4).map(
 )
 fields = st.lists(
     st.lists(curves, min_size=1, max_size=3), min_size=2, max_size=4
-)  # contenders, seeds
+)  # competitors, seeds
 
 
 def of_field(field):
@@ -163,7 +159,7 @@ def test_divergence_at_the_very_end_of_a_stored_file_survives_json(tmp_path):
     assert "diverged" in poster_report.loss_text(found.cells["Adam"])
 
 
-def test_an_unstable_contender_loses_one_mark():
+def test_an_unstable_competitor_loses_one_mark():
     steady = marks(a=[falling(1.0)] * 3, b=falling(0.2))
     shaky = marks(a=[falling(1.0), falling(1.0), falling(0.1)], b=falling(0.2))
     assert (steady["a"], shaky["a"]) == ("++", "+")

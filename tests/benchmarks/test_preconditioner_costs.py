@@ -12,9 +12,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import ncg_optax as ncg
-from benchmarks import cost, preconditioners
-from benchmarks.cli import app
-from benchmarks.preconditioners import CANDIDATES, Cost, Measured, Memory
+from benchmarks.commands import app
+from benchmarks.measurements import preconditioners
+from benchmarks.measurements.preconditioners import CANDIDATES, Cost, Measured, Memory
 from benchmarks.scenarios import SCENARIOS, Dataset, Scenario
 from benchmarks.scenarios._networks import (
     dense,
@@ -22,6 +22,7 @@ from benchmarks.scenarios._networks import (
     initialiser,
     r_squared,
 )
+from benchmarks.training import cost
 
 SIZES = (6, 16, 4)
 SIDES = ((6, 16), (16, 1), (16, 4), (4, 1))  # of the leaves, as matrices
@@ -116,7 +117,7 @@ def test_memory_is_that_of_the_arrays(toy, measured):
 
 
 def compiled(toy, inner):
-    preconditioner = preconditioners._counting(inner)
+    preconditioner = preconditioners.Counting(inner)
     tx = ncg.hessian_free(preconditioner=preconditioner)
     params, data = toy.init(0), toy.load().train
     state = tx.init(params)
@@ -155,7 +156,7 @@ def test_nothing_else_is_in_the_update(toy):
 @pytest.mark.parametrize("name", CANDIDATES)
 def test_the_work_repeats_after_a_cycle(name):
     make, cycle = CANDIDATES[name]
-    preconditioner = preconditioners._counting(make())
+    preconditioner = preconditioners.Counting(make())
     root = jax.random.normal(jax.random.key(0), (40, 40))
     grads, damping = jnp.ones(40), jnp.ones(())
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import competition, plots, poster, resume, tuning
-from benchmarks.cli import app
-from benchmarks.contenders import CONTENDERS, Problem, Setting
-from benchmarks.resume import Checkpoint, Journal
+from benchmarks.commands import app
+from benchmarks.peers import COMPETITORS, Problem, Setting
+from benchmarks.reports import curves as plots
+from benchmarks.reports import poster
 from benchmarks.scenarios import SCENARIOS, Dataset, Scenario
 from benchmarks.scenarios._networks import (
     dense,
@@ -22,7 +22,9 @@ from benchmarks.scenarios._networks import (
     initialiser,
     r_squared,
 )
-from benchmarks.training import Curve, Run, compile_method, train
+from benchmarks.training import competition, resume, tuning
+from benchmarks.training.resume import Checkpoint, Journal
+from benchmarks.training.run import Curve, Run, compile_method, train
 
 RUNNER = CliRunner()
 BUDGET = 6.0
@@ -119,7 +121,7 @@ def interrupted(compiled, known, folder, say=lambda text: None):
 def test_an_interrupted_run_continues_bit_for_bit(name, x64, budget, always, tmp_path):
     with jax.enable_x64(x64):
         known = problem(budget=budget)
-        method = CONTENDERS[name].build(known, Setting(16, "cosine", 0))
+        method = COMPETITORS[name].build(known, Setting(16, "cosine", 0))
         compiled = compile_method(method, known)
         whole, said = train(compiled, known, 1, 0.01), []
         run, first = interrupted(compiled, known, tmp_path / "run", said.append)
@@ -136,7 +138,7 @@ def test_an_interrupted_run_continues_bit_for_bit(name, x64, budget, always, tmp
 @pytest.fixture(scope="module")
 def sgd():
     known = problem()
-    method = CONTENDERS["sgd"].build(known, Setting(16, "constant", 0))
+    method = COMPETITORS["sgd"].build(known, Setting(16, "constant", 0))
     return known, compile_method(method, known)
 
 
@@ -401,14 +403,14 @@ def test_validation_decides(tmp_path, monkeypatch, validation, winner):
 
     monkeypatch.setattr(tuning, "train", fake)
     monkeypatch.setattr(tuning, "compile_method", lambda *_: None)
-    known, contender = problem(), CONTENDERS["sgd"]
+    known, competitor = problem(), COMPETITORS["sgd"]
     journal = Journal(tmp_path / "work", {})
-    tuned = tuning.tune(contender, known, journal, quick=True, validate=True)
+    tuned = tuning.tune(competitor, known, journal, quick=True, validate=True)
     assert tuned.best is tuned.trials[winner]
     assert [k.examples for k in seen] == [58, 58, 58]
     seen.clear()
     journal = Journal(tmp_path / "other", {})
-    tuned = tuning.tune(contender, known, journal, quick=True)
+    tuned = tuning.tune(competitor, known, journal, quick=True)
     assert tuned.best is tuned.trials[2]
     assert [k.examples for k in seen] == [64, 64, 64]
 

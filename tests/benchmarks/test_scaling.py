@@ -12,18 +12,16 @@ import pytest
 from typer.testing import CliRunner
 
 import ncg_optax as ncg
-from benchmarks import (
-    cost_model,
-    memory,
-    scaling,
-    scaling_models,
-    scaling_prediction,
-    scaling_report,
-)
-from benchmarks.cli import app
-from benchmarks.communication import Collective, collectives
-from benchmarks.cost_model import Algorithm, Network, Pass, Processor, Recipe
-from benchmarks.scaling import Spec, Traffic
+from benchmarks.commands import app
+from benchmarks.measurements import memory
+from benchmarks.reports import scaling as scaling_report
+from benchmarks.scaling import cost_model
+from benchmarks.scaling import measure as scaling
+from benchmarks.scaling import models as scaling_models
+from benchmarks.scaling import prediction as scaling_prediction
+from benchmarks.scaling.communication import Collective, collectives
+from benchmarks.scaling.cost_model import Algorithm, Network, Pass, Processor, Recipe
+from benchmarks.scaling.measure import Spec, Traffic
 
 RING = Algorithm("ring", "ring", 1.0, 0.5, 2.0, 10.0, 5.0)
 TREE = Algorithm("tree", "tree", 1.0, 0.5, 2.0, 10.0, 5.0)

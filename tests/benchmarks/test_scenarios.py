@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from benchmarks import datasets
-from benchmarks.contenders import CONTENDERS
-from benchmarks.scenarios import SCENARIOS, convection_pinn, mnist, shakespeare
+from benchmarks.peers import COMPETITORS
+from benchmarks.scenarios import SCENARIOS, _networks, convection_pinn, shakespeare
 
-IMAGES = datasets.Images(
+IMAGES = datasets.images.Images(
     *(
         np.random.default_rng(0).integers(0, high, shape, dtype=np.uint8)
         for high, shape in ((256, (6, 28, 28)), (10, 6), (256, (3, 28, 28)), (10, 3))
@@ -21,9 +21,9 @@ IMAGES = datasets.Images(
 def data(monkeypatch):
     """Stands in for everything that would be downloaded."""
     text = "".join(map(chr, range(84))) * 40
-    monkeypatch.setattr(datasets, "mnist", lambda: IMAGES)
-    monkeypatch.setattr(mnist.datasets, "fashion_mnist", lambda: IMAGES)
-    monkeypatch.setattr(datasets, "shakespeare", lambda: text)
+    monkeypatch.setattr(datasets.images, "mnist", lambda: IMAGES)
+    monkeypatch.setattr(datasets.images, "fashion_mnist", lambda: IMAGES)
+    monkeypatch.setattr(datasets.text, "shakespeare", lambda: text)
     monkeypatch.setattr(shakespeare, "HELD_OUT", 200)
 
 
@@ -83,7 +83,7 @@ def test_convection_counts_every_condition_once(monkeypatch, name, seen):
         assert train["y"].shape == (15,)
 
         def u(x, t):
-            return convection_pinn.regressor(params, jnp.array([seen(x, t)]))[0]
+            return _networks.regressor(params, jnp.array([seen(x, t)]))[0]
 
         squares, slopes = [], jax.jit(jax.grad(u, argnums=(0, 1)))
         u = jax.jit(u)
@@ -159,11 +159,11 @@ def test_float64_variants_keep_the_rest():
         ("boston_x64", set()),
         (
             "convection_pinn",
-            {"kfac", "poster"} | {n for n, c in CONTENDERS.items() if c.minibatch},
+            {"kfac", "poster"} | {n for n, c in COMPETITORS.items() if c.minibatch},
         ),
-        ("shakespeare", {n for n, c in CONTENDERS.items() if not c.minibatch}),
+        ("shakespeare", {n for n, c in COMPETITORS.items() if not c.minibatch}),
     ],
 )
-def test_contenders_that_do_not_fit_are_known(scenario, left_out):
-    fitting = {n for n, c in CONTENDERS.items() if c.fits(SCENARIOS[scenario])}
-    assert fitting == set(CONTENDERS) - left_out
+def test_competitors_that_do_not_fit_are_known(scenario, left_out):
+    fitting = {n for n, c in COMPETITORS.items() if c.fits(SCENARIOS[scenario])}
+    assert fitting == set(COMPETITORS) - left_out

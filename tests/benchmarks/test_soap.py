@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks.contenders import CONTENDERS
+from benchmarks.peers import COMPETITORS
 from benchmarks.peers.soap import scale_by_soap, soap
 
 
@@ -189,7 +189,7 @@ def test_a_leaf_without_gradient_stays_finite():
 
 
 def test_it_competes_on_the_full_batch_and_on_mini_batches():
-    full, small = CONTENDERS["soap"], CONTENDERS["soap_minibatch"]
+    full, small = COMPETITORS["soap"], COMPETITORS["soap_minibatch"]
     assert small.minibatch and not full.minibatch
     assert full.exponents == small.exponents == range(-7, -1)
     assert "in the seconds only" in full.description

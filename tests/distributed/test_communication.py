@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from mappings import AXIS, mesh
 
 import ncg_optax as ncg
-from benchmarks.communication import Collective, collectives
+from benchmarks.scaling.communication import Collective, collectives
 from benchmarks.scenarios import _networks, _transformer
 
 

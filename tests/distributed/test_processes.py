@@ -1,27 +1,24 @@
 """The example of the documentation, run by several processes and by one."""
 
 import concurrent.futures
-import os
 import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
-from test_two_processes import free_port
+from test_two_processes import environment, free_port
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "docs" / "examples"
-ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1", "PYTHON": sys.executable}
 
 pytestmark = pytest.mark.slow
 
 
 def run(command, devices, timeout=240):
     """Exit code and output of a command whose processes have so many devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
     done = subprocess.run(
         list(map(str, command)),
-        env={**os.environ, **ENVIRONMENT, "XLA_FLAGS": flags},
+        env={**environment(devices), "PYTHON": sys.executable},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

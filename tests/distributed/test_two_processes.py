@@ -9,11 +9,17 @@ import sys
 import pytest
 
 WORKER = pathlib.Path(__file__).with_name("two_processes.py")
-ENVIRONMENT = {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    "JAX_PLATFORMS": "cpu",
-    "JAX_ENABLE_X64": "1",
-}
+
+
+def environment(devices):
+    """Of a process with so many devices; the last flag of a name counts."""
+    flag = f"--xla_force_host_platform_device_count={devices}"
+    return {
+        **os.environ,
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_X64": "1",
+    }
 
 
 def free_port():
@@ -28,7 +34,7 @@ def test_two_processes_equal_one():
     workers = [
         subprocess.Popen(
             [sys.executable, WORKER, port, str(index)],
-            env={**os.environ, **ENVIRONMENT},
+            env=environment(devices=2),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -204,12 +204,6 @@ class residual_space(DirectSolver):
         self, model: Model, state: ResidualSpaceState
     ) -> tuple[SolverResult, ResidualSpaceState]:
         """The exact step for the damping, or for the best one of the ladder."""
-        if model.objective is None or model.objective.model is None:
-            raise TypeError(
-                "residual_space needs to see where the network ends and the loss "
-                "begins: pass value_fn=ncg_optax.CompositeLoss(model_fn, loss_fn) (or "
-                "its .bind(...)), not a plain function."
-            )
         with jax.default_matmul_precision("highest"):
             return self._solve(model, state)
 
@@ -244,8 +238,8 @@ class residual_space(DirectSolver):
         result = _result(system, step, rhs)._replace(products=jac.products)
         direction = None
         if self.momentum:
-            # Dropped if it kept the ladder from passing, or led uphill: such a step is
-            # not taken.
+            # A direction along which the loss rises, or none of whose dampings passed,
+            # is not kept: such a step is not taken.
             kept = passed & (step.slope > 0)
             direction = pytree.scale(result.solution, jnp.where(kept, 1, 0))
         new_state = ResidualSpaceState(state.damping, direction, jac.mode)

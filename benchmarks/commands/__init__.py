@@ -1,0 +1,32 @@
+"""The command line of ``python -m benchmarks``."""
+
+import typer
+
+from benchmarks.commands import measure, results
+from benchmarks.commands.options import Commands
+from benchmarks.commands.run import run
+
+app = typer.Typer(
+    cls=Commands,
+    help="Newton-CG against tuned first-order methods, on real data.\n\n"
+    "All optimizers start from the same parameters and spend the same budget, counted "
+    "in full-batch gradients. Begin with: python -m benchmarks run boston --quick",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+)
+app.command("list")(results.list_)
+for command in (
+    run,
+    results.plot,
+    results.table,
+    results.poster,
+    results.lead,
+    measure.scaling,
+    measure.memory,
+    measure.precision,
+    measure.preconditioners,
+    measure.overhead,
+):
+    app.command()(command)

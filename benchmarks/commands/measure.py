@@ -1,0 +1,207 @@
+"""The commands that measure a step: scaling, memory, precision, and so on."""
+
+import pathlib
+from typing import Annotated
+
+import jax
+import optax
+import typer
+from rich.console import Console
+
+from benchmarks.commands import options
+from benchmarks.measurements import memory as memory_plans
+from benchmarks.measurements import overhead as overheads
+from benchmarks.measurements import preconditioners as preconditioning
+from benchmarks.measurements import product_precision
+from benchmarks.reports import records, tables
+from benchmarks.reports import scaling as report
+from benchmarks.scaling import measure as measuring
+from benchmarks.scaling import models as networks
+from benchmarks.scaling import prediction
+from benchmarks.scenarios import SCENARIOS, Scenario
+
+Several = Annotated[str, typer.Option(help="Which, separated by commas.")]
+UNAVAILABLE = (FileNotFoundError, ModuleNotFoundError, ValueError)
+
+
+def _store(
+    record: records.Record,
+    command: str,
+    path: pathlib.Path,
+    machine: records.Record | None = None,
+) -> None:
+    about = {
+        "command": f"python -m benchmarks {command}",
+        "versions": records.versions(),
+        "machine": records.machine() if machine is None else machine,
+    }
+    typer.echo(f"Result: {records.write(about | record, path)}")
+
+
+def scaling(
+    devices: Annotated[
+        str, typer.Option(help="Numbers of devices, the first one is the reference.")
+    ] = "1,2,4",
+    processes: Annotated[
+        str | None,
+        typer.Option(help="Instead: numbers of processes, one core each, on loopback."),
+    ] = None,
+    model: Annotated[str, typer.Option(help=", ".join(networks.MODELS))] = "mlp",
+    optimizer: Several = "adam,newton_cg,hessian_free",
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Examples on the first of them.", show_default="the model's own"
+        ),
+    ] = None,
+    strong: Annotated[
+        bool, typer.Option("--strong/--no-strong", help="The same batch for all.")
+    ] = True,
+    weak: Annotated[
+        bool, typer.Option("--weak/--no-weak", help="The same share for each.")
+    ] = True,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Steps that are timed, after five others.")
+    ] = 10,
+    predict: Annotated[
+        bool, typer.Option("--predict", help="Measure nothing: the model's ResNet-50.")
+    ] = False,
+    output: options.CommittedOutput = options.COMMITTED,
+) -> None:
+    """Measure weak and strong scaling of a step, or predict it.
+
+    Writes scaling_devices.json or scaling_processes.json with a figure, or
+    scaling_prediction.json. Where JAX finds only a CPU the devices are fake ones, which
+    share its cores: that checks that everything works, and is no timing.
+    """
+    options.check_output(output)
+    if predict:
+        record = prediction.predict()
+        for name in ("strong", "weak", "variants", "checks"):
+            typer.echo(f"\n{getattr(report, name)(record)}")
+        _store(record, "scaling --predict", output / report.FILES["prediction"], {})
+        return
+    options.one_of(model, networks.MODELS, "model")
+    names = options.names_of(optimizer, networks.OPTIMIZERS, "optimizer")
+    option = "processes" if processes else "devices"
+    counts = options.counts_of(processes or devices, f"--{option}")
+    kinds = [k for k, wanted in (("strong", strong), ("weak", weak)) if wanted]
+    if not kinds:
+        raise options.UsageError("nothing to do with --no-strong and --no-weak.")
+    chosen = networks.MODELS[model]
+    size = batch or chosen.batch_size
+    with options.explained(ValueError, RuntimeError):
+        points = measuring.sweep(
+            model, names, counts, size, kinds, steps, bool(processes), typer.echo
+        )
+    command = f"scaling --{option} {','.join(map(str, counts))} --model {model}"
+    command += f" --optimizer {','.join(names)} --batch {size}"
+    command += "" if strong else " --no-strong"
+    command += "" if weak else " --no-weak"
+    record = {
+        "model": model,
+        "description": chosen.description,
+        "weights": points[0]["weights"],
+        "axis": "processes, a core each" if processes else "devices",
+        "labels": measuring.labels(points),
+        "points": measuring.summary(points),
+    }
+    path = output / report.FILES[option]
+    _store(record, f"{command} --steps {steps}", path, points[0]["machine"])
+    typer.echo(f"Figure: {report.plot(record, path.with_suffix('.png'))}")
+    typer.echo(report.part(option, output))
+
+
+def memory(
+    models: Several = "mlp,cnn,transformer",
+    output: options.CommittedOutput = options.COMMITTED,
+) -> None:
+    """Memory of a step as XLA plans it, against Adam's. Writes memory.json."""
+    names = options.names_of(models, networks.MODELS, "model")
+    options.check_output(output)
+    found = memory_plans.measure(tuple(names), progress=typer.echo)
+    command = f"memory --models {','.join(names)}"
+    _store({"models": found}, command, output / report.FILES["memory"])
+    typer.echo(report.part("memory", output))
+
+
+def precision(
+    scenarios: Several = "boston,digits_autoencoder",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each.")] = 3,
+    budget: Annotated[
+        float, typer.Option(min=1, help="Gradients that a run may spend.")
+    ] = 300.0,
+    output: options.CommittedOutput = options.COMMITTED,
+) -> None:
+    """Convergence with products sent in bfloat16. Writes product_precision.json."""
+    names = options.names_of(scenarios, SCENARIOS, "scenario")
+    options.check_output(output)
+    product_precision.use_fake_devices()
+    with options.explained(*UNAVAILABLE):
+        found = product_precision.compare(
+            names, seeds=seeds, budget=budget, progress=typer.echo
+        )
+    command = f"precision --scenarios {','.join(names)} --seeds {seeds}"
+    command += f" --budget {budget:g}"
+    _store({"comparisons": found}, command, output / report.FILES["precision"])
+    typer.echo(report.part("precision", output))
+
+
+def preconditioners(
+    scenarios: Annotated[
+        list[str] | None,
+        typer.Argument(help="Scenarios of `list`.", show_default="digits_autoencoder"),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="How often every step is timed.")
+    ] = 5,
+    output: options.CommittedOutput = options.COMMITTED,
+) -> None:
+    """Measure the part of a preconditioner in a step: seconds, products, memory.
+
+    Writes preconditioners.json. Seconds need a machine that does nothing else: where
+    others compute, the threads of a decomposition wait for each other, many times
+    longer than they work. `taskset -c 0` in front of the command prevents that.
+    """
+    names = list(dict.fromkeys(scenarios or ["digits_autoencoder"]))
+    chosen = [SCENARIOS[options.one_of(name, SCENARIOS, "scenario")] for name in names]
+    options.check_output(output)
+    console, found = tables.console(), {}
+    for item in chosen:
+        found[item.name] = _preconditioners(item, repeats, console)
+    command = f"preconditioners {' '.join(names)} --repeats {repeats}"
+    _store({"scenarios": found}, command, output / "preconditioners.json")
+
+
+def _preconditioners(
+    scenario: Scenario, repeats: int, console: Console
+) -> records.Record:
+    """Measures and prints those of one scenario."""
+    with jax.enable_x64(scenario.x64), options.progress_bar(console) as progress:
+        with options.explained(*UNAVAILABLE):
+            data = scenario.load().train
+        task = progress.add_task(scenario.name, total=None)
+        measured = preconditioning.measure(
+            scenario,
+            data,
+            repeats,
+            lambda name: progress.update(task, description=f"{scenario.name} · {name}"),
+        )
+        parameters = optax.tree.size(scenario.init(0))
+    title = f"{scenario.name}, {parameters} parameters, {len(data['y'])} examples"
+    for table in preconditioning.tables(title, measured):
+        console.print(table)
+    return {
+        "parameters": parameters,
+        "examples": len(data["y"]),
+        "preconditioners": preconditioning.as_record(measured),
+    }
+
+
+def overhead() -> None:
+    """Time a step of 20 parameters, where nothing but the overhead counts."""
+    micros = overheads.measure()
+    for name, taken in micros.items():
+        typer.echo(f"{name:12} {taken:7.0f} microseconds a step")
+    ratio = micros["newton_cg"] / micros["optax.lbfgs"]
+    typer.echo(f"ratio        {ratio:7.2f}")

@@ -1,0 +1,164 @@
+"""The commands that show stored results: list, plot, table, poster, lead."""
+
+import pathlib
+from typing import Annotated
+
+import typer
+
+from benchmarks.commands import options
+from benchmarks.commands.options import UsageError
+from benchmarks.peers import COMPETITORS
+from benchmarks.reports import (
+    curves,
+    poster_figure,
+    poster_scaling,
+    poster_tables,
+    records,
+    tables,
+)
+from benchmarks.reports import lead as leading
+from benchmarks.reports import poster as rows
+from benchmarks.scenarios import SCENARIOS
+
+MAIN_MARKS = tables.BEGIN, tables.END
+POSTER_MARKS = poster_tables.BEGIN, poster_tables.END
+POSTER = "poster"  # within a directory of results: those for the poster's table
+
+
+def list_() -> None:
+    """Show the scenarios and the optimizers."""
+    for table in tables.listing():
+        tables.console().print(table)
+
+
+def plot(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TARGETS",
+            help="A scenario, or JSON files that `run` wrote.",
+            show_default="every stored scenario",
+        ),
+    ] = None,
+    output: options.Output = pathlib.Path("results"),
+) -> None:
+    """Draw loss against gradients, steps and seconds, from stored results.
+
+    The PNG is written beside the results it shows, one per scenario.
+    """
+    files = [pathlib.Path(t) for t in targets or [] if t.endswith(".json")]
+    names = [target for target in targets or [] if not target.endswith(".json")]
+    for name in names:
+        options.one_of(name, SCENARIOS, "scenario")
+    groups: dict[str, tuple[pathlib.Path, list[records.Record]]] = {}
+    with options.explained(ValueError):
+        loaded = [(path.parent, records.load(path)) for path in files]
+        for name in names or ([] if files else SCENARIOS):
+            found = records.load_all(output, name)
+            if name in names and not found:
+                raise UsageError(f"no results of {name} in {output}: run it first.")
+            loaded += [(output / name, record) for record in found]
+    if not loaded:
+        raise UsageError(f"no results in {output}: `run` something first.")
+    for folder, record in loaded:
+        groups.setdefault(record["scenario"], (folder, []))[1].append(record)
+    for folder, group in groups.values():
+        typer.echo(f"Wrote {curves.plot(group, folder / 'curves.png')}")
+
+
+def table(
+    directory: options.Stored = options.COMMITTED,
+    readme: Annotated[
+        pathlib.Path | None, options.readme_option(MAIN_MARKS, POSTER_MARKS)
+    ] = None,
+) -> None:
+    """Build Markdown tables from stored results: final losses, the poster's rows.
+
+    The second one is built from DIRECTORY/poster, if that is there.
+    """
+    with options.explained(ValueError):
+        stored = records.load_all(directory)
+        lines = rows.lines(records.load_all(directory / POSTER))
+        has_poster = any(line.cells for line in lines)
+        if not stored and not has_poster:
+            raise UsageError(f"no results in {directory}: `run` something first.")
+        if stored:
+            _put(tables.markdown(stored), MAIN_MARKS, readme)
+        if has_poster:
+            text = poster_tables.markdown(lines, poster_scaling.stored(directory))
+            _put(text, POSTER_MARKS, readme)
+
+
+def _put(text: str, marks: tuple[str, str], readme: pathlib.Path | None) -> None:
+    """Prints a table, or writes it between two marks of a file."""
+    if readme is None:
+        typer.echo(f"{text}\n")
+    else:
+        tables.write_into(readme, text, *marks)
+        typer.echo(f"Wrote the table into {readme}")
+
+
+def poster(
+    directory: Annotated[
+        pathlib.Path,
+        typer.Argument(
+            help="Where `run ... --output` wrote its results.",
+            show_default=f"{options.SHOWN}/{POSTER}",
+        ),
+    ] = options.COMMITTED / POSTER,
+    scaling: Annotated[
+        pathlib.Path,
+        typer.Option(
+            metavar="DIR",
+            help="Where `scaling` wrote its results.",
+            show_default=options.SHOWN,
+        ),
+    ] = options.COMMITTED,
+    readme: Annotated[pathlib.Path | None, options.readme_option(POSTER_MARKS)] = None,
+    figures: Annotated[
+        bool, typer.Option("--figures/--no-figures", help="Draw the curves anew.")
+    ] = True,
+) -> None:
+    """Print the poster's table: its marks, and what was measured here beside them.
+
+    A row that was not run says so. Draws the curves of every row that was, and
+    overview.png with all of them.
+    """
+    console = tables.console()
+    with options.explained(ValueError):
+        stored = records.load_all(directory)
+        lines = rows.lines(stored)
+        measured = poster_scaling.stored(scaling)
+        console.print(poster_tables.rich_table(lines))
+        console.print(poster_tables.scaling_table(measured))
+        for note in poster_tables.notes(lines):
+            console.print(f"\n{note}", highlight=False)
+        if readme is not None:
+            _put(poster_tables.markdown(lines, measured), POSTER_MARKS, readme)
+    if figures and any(line.cells for line in lines):
+        for line in lines:
+            name = line.scenario
+            if found := [record for record in stored if record["scenario"] == name]:
+                curves.plot(found, directory / name / "curves.png")
+        poster_figure.overview(lines, measured, directory / "overview.png")
+        console.print(f"\nFigures: {directory}")
+
+
+def lead(
+    directory: options.Stored = options.COMMITTED,
+    optimizer: Annotated[
+        str, typer.Option(help="The optimizer that is compared with the others.")
+    ] = "hessian_free",
+) -> None:
+    """Show how much earlier an optimizer had the loss that each other one ended with.
+
+    From stored results: units and processor seconds until its loss was as low.
+    """
+    options.one_of(optimizer, COMPETITORS, "optimizer")
+    with options.explained(ValueError):
+        found = leading.leads(records.load_all(directory), optimizer)
+    if not found:
+        raise UsageError(
+            f"nothing to compare {optimizer} with in {directory}: `run` it and others."
+        )
+    tables.console().print(leading.table(found, optimizer))

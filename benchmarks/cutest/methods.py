@@ -1,0 +1,237 @@
+"""The methods: each run on a problem, with its work counted."""
+
+import dataclasses
+import functools
+import math
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.experimental
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.optimize
+import threadpoolctl
+
+import ncg_optax
+from benchmarks.cutest.problems import Problem, Settings, flat, max_norm
+
+OURS = "ours"
+SCIPY = {
+    "newton-cg": {"xtol": 0.0},
+    "trust-ncg": {"gtol": 0.0},
+    "trust-krylov": {"gtol": 0.0},
+    "l-bfgs-b": {"gtol": 0.0, "ftol": 0.0, "maxfun": 10**9},
+}
+METHODS = (OURS, *SCIPY)
+COSTS = {"gradients": 1.0, "values": 1 / 3, "products": 1.5}
+
+
+@dataclasses.dataclass
+class Outcome:
+    """Where a method ended and what it spent. ``seconds`` leaves out compilation."""
+
+    point: np.ndarray
+    status: str
+    iterations: int
+    gradients: int | None
+    values: int | None
+    products: int
+    gradient_equivalents: float
+    seconds: float
+
+
+class TimeLimitError(Exception):
+    """A run took longer than its time limit."""
+
+
+class Counter:
+    """The functions of a problem, with a count of calls; the clock starts here."""
+
+    def __init__(self, problem: Problem, settings: Settings):
+        self._problem = problem
+        self._gtol = settings.gtol
+        self._start = time.perf_counter()
+        self._deadline = self._start + settings.time_limit
+        self._at = functools.lru_cache(maxsize=8)(self._evaluate)
+        self._values: set[bytes] = set()
+        self._gradients: set[bytes] = set()
+        self.solved = False
+        self.point = problem.x0
+        self.iterations = 0
+        self.products = 0
+
+    def _evaluate(self, key: bytes) -> tuple[float, np.ndarray]:
+        return self._problem.value_and_grad(np.frombuffer(key))
+
+    def _key(self, x: np.ndarray) -> bytes:
+        self._check_time()
+        return np.asarray(x, np.float64).tobytes()
+
+    def _check_time(self) -> None:
+        if time.perf_counter() > self._deadline:
+            raise TimeLimitError
+
+    def value(self, x: np.ndarray) -> float:
+        self._values.add(key := self._key(x))
+        return self._at(key)[0]
+
+    def gradient(self, x: np.ndarray) -> np.ndarray:
+        self._gradients.add(key := self._key(x))
+        return self._at(key)[1].copy()
+
+    def product(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
+        self._check_time()
+        self.products += 1
+        return self._problem.product(x, v)
+
+    def callback(self, intermediate_result: scipy.optimize.OptimizeResult) -> None:
+        """Takes note of an iterate; ends the run if it counts as solved."""
+        self.iterations += 1
+        self.point = np.array(intermediate_result.x, np.float64)
+        self.solved = max_norm(self.gradient(self.point)) <= self._gtol
+        if self.solved:
+            raise StopIteration
+
+    def outcome(self, status: str) -> Outcome:
+        """Returns the last iterate and the counts so far."""
+        counts = {
+            "gradients": len(self._gradients),
+            "values": len(self._values - self._gradients),
+            "products": self.products,
+        }
+        return Outcome(
+            point=self.point,
+            status=status,
+            iterations=self.iterations,
+            gradient_equivalents=cost(**counts),
+            seconds=time.perf_counter() - self._start,
+            **counts,
+        )
+
+
+def cost(**counts: int) -> float:
+    """Returns the gradient-equivalents of gradients, extra values and products."""
+    return float(sum(COSTS[name] * count for name, count in counts.items()))
+
+
+def run_scipy(problem: Problem, method: str, settings: Settings) -> Outcome:
+    """Runs one of scipy's methods on a problem."""
+    counter = Counter(problem, settings)
+    options = {"maxiter": 10**9} | SCIPY[method]
+    hessp = {} if method == "l-bfgs-b" else {"hessp": counter.product}
+    try:
+        with (
+            warnings.catch_warnings(),
+            np.errstate(all="ignore"),
+            threadpoolctl.threadpool_limits(1, user_api="blas"),
+        ):
+            warnings.simplefilter("ignore")
+            result = scipy.optimize.minimize(
+                counter.value,
+                problem.x0,
+                jac=counter.gradient,
+                method=method,
+                callback=counter.callback,
+                options=options,
+                **hessp,
+            )
+        status = "gradient below gtol" if counter.solved else str(result.message)
+    except TimeLimitError:
+        status = "time limit"
+    except (ArithmeticError, ValueError, np.linalg.LinAlgError) as error:
+        status = f"{type(error).__name__}: {error}"
+    return counter.outcome(status)
+
+
+def stopped_when(
+    optimizer: optax.GradientTransformationExtraArgs, is_over: Callable[[], bool]
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the optimizer, standing still once ``is_over()``, asked at each update.
+
+    `ncg_optax.minimize` gives up after some updates without progress, so this is a way
+    to end it from outside.
+    """
+
+    def update(grads, state, params=None, **extra):
+        updates, state = optimizer.update(grads, state, params, **extra)
+        shape = jax.ShapeDtypeStruct((), bool)
+        over = jax.experimental.io_callback(lambda: np.bool_(is_over()), shape)
+        updates = jax.tree.map(lambda u: jnp.where(over, jnp.zeros_like(u), u), updates)
+        return updates, state
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def run_ours(problem: Problem, settings: Settings) -> Outcome:
+    """Runs ``ncg_optax.minimize`` with its default optimizer on a problem."""
+    started = math.inf
+
+    def is_over():
+        return time.perf_counter() - started > settings.time_limit
+
+    def solve(params):
+        return ncg_optax.minimize(
+            problem.objective,
+            params,
+            optimizer=stopped_when(ncg_optax.newton_cg(), is_over),
+            maxiter=settings.maxiter,
+            gtol=settings.gtol,
+        )
+
+    compiled = jax.jit(solve).lower(problem.start).compile()
+    started = time.perf_counter()
+    params, _, result = jax.block_until_ready(compiled(problem.start))
+    return Outcome(
+        point=flat(params),
+        status="time limit" if is_over() else ncg_optax.explain(int(result.status)),
+        iterations=int(result.iterations),
+        gradients=None,
+        values=int(result.evaluations),
+        products=int(result.products),
+        gradient_equivalents=float(result.gradient_equivalents),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def eigenvalues(problem: Problem, x: np.ndarray) -> tuple[float, float]:
+    """Returns the lowest and the largest absolute eigenvalue of the Hessian at x."""
+    hessian = np.array([problem.product(x, e) for e in np.eye(x.size)])
+    if not np.all(np.isfinite(hessian)):
+        return math.nan, math.nan
+    spectrum = np.linalg.eigvalsh((hessian + hessian.T) / 2)
+    return float(spectrum[0]), max_norm(spectrum)
+
+
+def run_one(problem: Problem, method: str, settings: Settings) -> dict[str, Any]:
+    """Runs one of `METHODS` on a problem and returns the entry for the file.
+
+    It holds the counts of `Outcome`, and the value, the max norm of the gradient and
+    the extreme eigenvalues of the Hessian where the method ended, computed afresh.
+    Numbers that are not finite become None.
+    """
+    if method == OURS:
+        outcome = run_ours(problem, settings)
+    else:
+        outcome = run_scipy(problem, method, settings)
+    value, gradient = problem.value_and_grad(outcome.point)
+    lowest, largest = eigenvalues(problem, outcome.point)
+    counts = dataclasses.asdict(outcome)
+    del counts["point"]
+    numbers = {
+        "value": value,
+        "gradient_norm": max_norm(gradient),
+        "lowest_eigenvalue": lowest,
+        "largest_eigenvalue": largest,
+    }
+    return {
+        "problem": problem.name,
+        "method": method,
+        "variables": outcome.point.size,
+        "solved": max_norm(gradient) <= settings.gtol,
+        **{k: v if math.isfinite(v) else None for k, v in numbers.items()},
+        **counts,
+    }

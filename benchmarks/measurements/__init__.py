@@ -1,0 +1,1 @@
+"""Measurements of a step: memory, precision, preconditioners, overhead."""

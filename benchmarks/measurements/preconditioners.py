@@ -1,0 +1,312 @@
+"""What a preconditioner takes of a step of `hessian_free`: seconds, products, memory.
+
+Its own work is its `update` (products, means, decompositions) and its `apply`, once in
+each iteration. Seconds are measured in one process over a
+cycle from one decomposition to the next: every step is repeated, the step and its parts
+taking turns, and the medians count.
+"""
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from rich.table import Table
+
+import ncg_optax as ncg
+from benchmarks.peers.newton import newton_step
+from benchmarks.reports.records import Record
+from benchmarks.reports.tables import make_table
+from benchmarks.scenarios import Scenario
+from benchmarks.scenarios._base import Batch, Params
+from benchmarks.training import cost
+
+SHARE_TARGET = 0.25  # of the seconds of a step
+MEMORY_TARGET = 3.0  # in multiples of the parameters, beside the factors
+# The matrices in the states of preconditioners; the rest is as large as the parameters.
+FACTORS = {"left", "right", "left_inverse", "right_inverse", "vectors"}
+
+
+class Candidate(NamedTuple):
+    """A preconditioner, and the number of steps after which its work repeats."""
+
+    make: Callable[[], ncg.preconditioners.Preconditioner]
+    cycle: int
+
+
+CANDIDATES: dict[str, Candidate] = {
+    "none": Candidate(ncg.identity, 1),
+    "jacobi": Candidate(ncg.jacobi, 5),
+    "nystrom": Candidate(lambda: ncg.nystrom(30), 20),
+    "compose": Candidate(
+        lambda: ncg.compose(ncg.jacobi(), ncg.nystrom(30, refresh=10)), 10
+    ),
+    "kronecker": Candidate(ncg.kronecker, 5),
+}
+
+
+class Cost(NamedTuple):
+    """Means over the steps of a cycle. A unit is a gradient, as XLA counts it."""
+
+    step_seconds: float  # of the whole step, its gradient included
+    # of the preconditioner's update. An upper bound: where it probes the examples that
+    # the solver sees, the step linearises once for both.
+    update_seconds: float
+    apply_seconds: float  # of all its applications
+    iterations: float  # of the solver
+    products: float  # of the preconditioner, in units of those with the whole batch
+    product_units: float  # what these cost
+    step_units: float  # of the step, without rotations and decompositions
+
+    @property
+    def share(self) -> float:
+        """Of the preconditioner, in the seconds of a step."""
+        return (self.update_seconds + self.apply_seconds) / self.step_seconds
+
+
+class Memory(NamedTuple):
+    """Of the compiled step, in multiples of the bytes of the parameters."""
+
+    arguments: float  # parameters, state and data
+    outputs: float  # new parameters and state; none of the arguments is donated
+    temporary: float  # what XLA plans for everything in between
+    state: float  # of the optimizer
+    factors: float  # of this, the matrices of the preconditioner
+    # state and temporary arrays, less those of a step without a preconditioner
+    beyond_none: float = 0.0
+
+    @property
+    def beside_factors(self) -> float:
+        """What the preconditioner adds to a step, its matrices apart."""
+        return self.beyond_none - self.factors
+
+
+class Measured(NamedTuple):
+    """What was measured of one preconditioner."""
+
+    cost: Cost
+    memory: Memory
+
+
+class _Counted(NamedTuple):
+    inner: Any
+    products: jax.Array
+
+
+class _Program(NamedTuple):
+    """The step of a trainer, and the parts of it that are the preconditioner's."""
+
+    step: Any  # ``step(params, state, data) -> (params, state)``, an executable
+    update: Callable[..., _Counted]  # of (params, state, grads, data)
+    apply: Callable[..., Params]  # of (preconditioner's state, r, damping, times)
+
+
+class _Step(NamedTuple):
+    seconds: tuple[float, float, float]  # of the step, the update, the applications
+    info: ncg.step.NewtonCGInfo
+    products: float
+
+
+def measure(
+    scenario: Scenario,
+    data: Batch,
+    repeats: int = 5,
+    progress: Callable[[str], None] = lambda name: None,
+) -> dict[str, Measured]:
+    """Measures `CANDIDATES` on the full batch; ``progress`` gets the name of each."""
+    params = scenario.init(0)
+    prices = cost.measure(scenario, data, "gauss_newton")
+    measured: dict[str, Measured] = {}
+    for name, candidate in CANDIDATES.items():
+        progress(name)
+        preconditioner = Counting(candidate.make())
+        tx = ncg.hessian_free(preconditioner=preconditioner)
+        state = jax.jit(tx.init)(params)
+        program = _compile(scenario, tx, preconditioner, params, state, data)
+        steps = _cycle(program, candidate.cycle, scenario, params, state, data, repeats)
+        memory = _memory(program.step, params, state)
+        none = measured["none"].memory if measured else memory
+        added = memory.state + memory.temporary - none.state - none.temporary
+        measured[name] = Measured(
+            _cost(steps, prices), memory._replace(beyond_none=added)
+        )
+    return measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting(ncg.preconditioners.Preconditioner):
+    """A preconditioner, with the products of its last update in its state."""
+
+    inner: ncg.preconditioners.Preconditioner
+
+    @property
+    def fraction(self) -> float:
+        return self.inner.fraction
+
+    def init(self, params: Params) -> _Counted:
+        return _Counted(self.inner.init(params), jnp.zeros(()))
+
+    def update(self, state: _Counted, product: Any, *args: Any) -> tuple[_Counted, Any]:
+        following, products = self.inner.update(state.inner, product, *args)
+        share = getattr(product, "share", 1.0)
+        return _Counted(following, jnp.asarray(products * share, float)), products
+
+    def apply(self, state: _Counted, r: Params, damping: jax.Array) -> Params:
+        return self.inner.apply(state.inner, r, damping)
+
+
+def _compile(
+    scenario: Scenario,
+    tx: optax.GradientTransformationExtraArgs,
+    preconditioner: ncg.preconditioners.Preconditioner,
+    params: Params,
+    state: optax.OptState,
+    data: Batch,
+) -> _Program:
+    loss = ncg.CompositeLoss(scenario.model, scenario.loss)
+
+    def update(params: Params, state: Any, grads: Params, data: Batch) -> _Counted:
+        # XLA drops everything that the state of the preconditioner does not need:
+        # the solve, the line search, the loss.
+        _, state = tx.update(grads, state, params, value_fn=loss.bind(**data))
+        return optax.tree.get(state, "preconditioner")
+
+    def apply(state: _Counted, r: Params, damping: Any, times: Any) -> Params:
+        return jax.lax.fori_loop(
+            0, times, lambda _, r: preconditioner.apply(state, r, damping), r
+        )
+
+    executable = jax.jit(newton_step(scenario, tx)).lower(params, state, data).compile()
+    return _Program(executable, jax.jit(update), jax.jit(apply))
+
+
+def _cycle(
+    program: _Program,
+    cycle: int,
+    scenario: Scenario,
+    params: Params,
+    state: optax.OptState,
+    data: Batch,
+    repeats: int,
+) -> list[_Step]:
+    """The second cycle of a training: the first step of all does more than others."""
+    gradient = jax.jit(lambda p, d: jax.grad(scenario.value)(p, **d))
+    for _ in range(cycle):
+        params, state = program.step(params, state, data)
+    steps = []
+    for _ in range(cycle):
+        grads = gradient(params, data)
+        following, new_state = program.step(params, state, data)
+        info = ncg.get_info(new_state)
+        own = optax.tree.get(new_state, "preconditioner")
+        args = own, grads, info.damping, info.cg_iterations
+        calls = (
+            functools.partial(program.step, params, state, data),
+            functools.partial(program.update, params, state, grads, data),
+            functools.partial(program.apply, *args),
+        )
+        seconds = _medians(calls, repeats)
+        steps.append(_Step(seconds, info, float(own.products)))
+        params, state = following, new_state
+    return steps
+
+
+def _medians(calls: tuple[Callable[[], Any], ...], repeats: int) -> tuple[float, ...]:
+    """Seconds of each call, all of them taking turns."""
+    for call in calls:
+        jax.block_until_ready(call())  # compiles, and wakes threads
+    rounds = []
+    for _ in range(repeats):
+        taken = []
+        for call in calls:
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            taken.append(time.perf_counter() - start)
+        rounds.append(taken)
+    return tuple(map(statistics.median, zip(*rounds, strict=True)))
+
+
+def _cost(steps: list[_Step], prices: cost.CostModel) -> Cost:
+    def mean(pick: Callable[[_Step], Any]) -> float:
+        return statistics.fmean(float(pick(step)) for step in steps)
+
+    seconds = (mean(lambda step, part=part: step.seconds[part]) for part in range(3))
+    iterations = mean(lambda step: step.info.cg_iterations)
+    products = mean(lambda step: step.products)
+    units = prices.price(
+        mean(lambda step: step.info.batch_products),
+        mean(lambda step: step.info.batch_evaluations),
+    )
+    return Cost(*seconds, iterations, products, products * prices.product, units)
+
+
+def _memory(executable: Any, params: Params, state: optax.OptState) -> Memory:
+    planned, unit = executable.memory_analysis(), _bytes(params)
+    names = ("argument", "output", "temp")
+    sizes = (getattr(planned, f"{name}_size_in_bytes") / unit for name in names)
+    matrices = [
+        leaf
+        for path, leaf in jax.tree.leaves_with_path(state)
+        if FACTORS & {getattr(key, "name", None) for key in path}
+    ]
+    return Memory(*sizes, _bytes(state) / unit, _bytes(matrices) / unit)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def as_record(measured: dict[str, Measured]) -> Record:
+    """The measurements and what follows from them, as plain numbers."""
+    return {
+        name: {
+            "cost": cost._asdict() | {"share": cost.share},
+            "memory": memory._asdict() | {"beside_factors": memory.beside_factors},
+        }
+        for name, (cost, memory) in measured.items()
+    }
+
+
+def tables(title: str, measured: dict[str, Measured]) -> tuple[Table, Table]:
+    """Cost and memory; what misses its target is red."""
+    costs = make_table(
+        ("preconditioner", "step ms", "update ms", "apply ms", "own share",
+         "iterations", "step units", "own products", "their units", "share of units"),
+        title=f"{title}: own cost of preconditioners",
+        caption="Means over a cycle. Units are gradients. The first row shows what the "
+        f"calls alone take. Target: a share of the seconds below {SHARE_TARGET:.0%}.",
+    )  # fmt: skip
+    memories = make_table(
+        ("preconditioner", "arguments", "outputs", "temporary", "state", "factors",
+         "added", "beside factors"),
+        title=f"{title}: memory of a step, in multiples of the parameters",
+        caption="Added: state and temporary arrays, less those of a step without a "
+        f"preconditioner. Target: below {MEMORY_TARGET:g} beside the factors.",
+    )  # fmt: skip
+    for name, (taken, memory) in measured.items():
+        costs.add_row(
+            name,
+            *(f"{1e3 * seconds:.3g}" for seconds in taken[:3]),
+            _marked(f"{taken.share:.0%}", taken.share < SHARE_TARGET),
+            f"{taken.iterations:.1f}",
+            f"{taken.step_units:.2f}",
+            f"{taken.products:.2f}",
+            f"{taken.product_units:.2f}",
+            f"{taken.product_units / taken.step_units:.0%}",
+        )
+        own = memory.beside_factors
+        memories.add_row(
+            name,
+            *(f"{value:.2f}" for value in memory),
+            _marked(f"{own:.2f}", own < MEMORY_TARGET),
+        )
+    return costs, memories
+
+
+def _marked(text: str, reached: bool) -> str:
+    return f"[green]{text}[/]" if reached else f"[red]{text}[/]"

@@ -1,0 +1,1 @@
+"""Stored results, and the tables and figures that are made of them."""

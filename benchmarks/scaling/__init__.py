@@ -1,0 +1,1 @@
+"""Scaling over devices: measured, and predicted by a cost model."""

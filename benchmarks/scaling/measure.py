@@ -1,0 +1,264 @@
+"""Weak and strong scaling of a training step, measured.
+
+Each number of devices is measured in a process of its own (`scaling_worker`), as the
+number is fixed when JAX starts. Three kinds of devices:
+
+- those of an accelerator, as many as there are;
+- fake ones, where JAX finds only a CPU. They share its cores, so that nothing can get
+  faster: a check that everything works, and of what is sent around. It says so
+  wherever it is shown;
+- processes with one core each, which talk over the loopback interface.
+"""
+
+import json
+import os
+import pathlib
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from benchmarks.reports.records import Record
+from benchmarks.scaling.communication import Collective
+
+ROOT = pathlib.Path(__file__).parents[2]  # from where workers find this package
+CYCLE = 5  # steps after which the work of kronecker repeats
+TIMEOUT = 3600.0
+FUNCTIONAL = {
+    "fake devices": "fake devices share the cores: a functional check, not a timing",
+    "shared cores": "processes share a core: a functional check, not a timing",
+}
+
+
+class Spec(NamedTuple):
+    """What a worker measures."""
+
+    model: str  # of `scaling_models.MODELS`
+    optimizer: str  # of `scaling_models.OPTIMIZERS`
+    batch: int  # examples of all devices
+    devices: int  # in the mesh, of all processes
+    steps: int = 2 * CYCLE  # that are timed
+    warmup: int = CYCLE  # steps before them
+    processes: int = 1  # that the devices are spread over
+    process: int = 0  # number of this one
+    port: int = 0  # of process 0
+    core: int | None = None  # that the process may use, or None for all
+
+
+class Traffic(NamedTuple):
+    """Bytes that the all-reduces of a program average, at each place in it."""
+
+    gradient: int  # of gradient and loss, once a step
+    product: int  # of one curvature product; 0 if there is none
+    product_sites: int  # places in the program that make products
+    number: int  # of one trial value; 0 if there is none
+
+    def of_a_step(self, products: float, evaluations: float) -> float:
+        """Of a step with so many products and trial values."""
+        return self.gradient + products * self.product + evaluations * self.number
+
+
+def traffic(found: Iterable[Collective], weights: int) -> Traffic:
+    """Sorts the all-reduces of a step with float32 weights by their contents.
+
+    Raises:
+        ValueError: if something else is sent.
+    """
+    found = list(found)
+    if not found:  # a single device
+        return Traffic(0, 0, 0, 0)
+    strangers = sorted({c.kind for c in found} - {"all-reduce"})
+    if strangers:
+        raise ValueError(
+            f"found: expected all-reduces only, got {', '.join(strangers)}."
+        )
+    numbers = [c for c in found if c.elements == 1 < weights]
+    vectors = [c for c in found if c not in numbers]
+    elements = sum(c.elements for c in vectors)
+    # XLA may cut a large vector into several: together they are whole ones, and the
+    # loss goes with the gradient.
+    copies, rest = divmod(elements, weights)
+    if not copies or rest > 1:
+        raise ValueError(
+            f"found: all-reduces of {elements} numbers are no whole copies of "
+            f"{weights} weights and a loss."
+        )
+    gradient, sites = 4 * (weights + rest), copies - 1
+    product = sum(c.bytes for c in vectors) - gradient
+    product = product // sites if sites else 0
+    return Traffic(gradient, product, sites, 4 if numbers else 0)
+
+
+def steady(seconds: Sequence[float], cycle: int = CYCLE) -> float:
+    """Seconds of a step whose work repeats: the mean over a cycle of the medians."""
+    if len(seconds) < cycle:
+        return statistics.fmean(seconds)
+    positions = [seconds[start::cycle] for start in range(cycle)]
+    return statistics.fmean(statistics.median(taken) for taken in positions)
+
+
+def measure(spec: Spec) -> Record:
+    """Compiles and times a step. Called in a worker, whose devices are set up."""
+    import jax
+    import numpy as np
+
+    from benchmarks.reports import records
+    from benchmarks.scaling import communication
+    from benchmarks.scaling import models as scaling_models
+    from ncg_optax import make_train_step, parallel
+
+    model = scaling_models.MODELS[spec.model]
+    tx = scaling_models.optimizer(spec.optimizer)
+    devices = jax.devices()
+    if len(devices) < spec.devices:
+        raise ValueError(
+            f"devices: {spec.devices} are wanted, there are {len(devices)}."
+        )
+    mesh = jax.sharding.Mesh(np.array(devices[: spec.devices]), ("data",))
+    step = make_train_step(model.composite(), tx, mesh)
+    params = model.init(0)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(params))
+    carry = parallel.replicate((params, jax.jit(tx.init)(params)), mesh)
+    each = spec.batch // spec.processes
+    mine = slice(spec.process * each, (spec.process + 1) * each)
+    rows = jax.tree.map(lambda x: x[mine], model.batch(spec.batch))
+    batch = parallel.shard_batch(rows, mesh)
+
+    start = time.perf_counter()
+    program = step.lower(*carry, batch).compile()
+    compiling = time.perf_counter() - start
+    seconds, infos, loss = [], [], None
+    for count in range(spec.warmup + spec.steps):
+        start = time.perf_counter()
+        *carry, metrics = jax.block_until_ready(program(*carry, batch, {}))
+        if count >= spec.warmup:
+            seconds.append(time.perf_counter() - start)
+            infos.append(metrics.info)
+        loss = float(metrics.loss)
+
+    def mean(name: str) -> float:
+        if infos[0] is None:
+            return 1.0 if name == "gradient_equivalents" else 0.0
+        return statistics.fmean(float(getattr(info, name)) for info in infos)
+
+    sent = traffic(communication.collectives(program.as_text()), weights)
+    return {
+        "machine": records.machine(),
+        "backend": jax.default_backend(),
+        "weights": weights,
+        "compile_seconds": compiling,
+        "seconds": steady(seconds),
+        "median_seconds": statistics.median(seconds),
+        "all_seconds": seconds,
+        "loss": loss,
+        "products": mean("products"),
+        "evaluations": mean("evaluations"),
+        "gradient_equivalents": mean("gradient_equivalents"),
+        "traffic": sent._asdict(),
+        "bytes": sent.of_a_step(mean("products"), mean("evaluations"))
+        if spec.devices > 1  # the program of one device has them, but nothing is sent
+        else 0.0,
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run(spec: Spec, timeout: float = TIMEOUT) -> Record:
+    """Measures in workers, one for each process, and returns what process 0 says.
+
+    Raises:
+        RuntimeError: if a worker fails, with the end of what it said.
+    """
+    spec = spec._replace(port=_free_port())
+    pinned = spec.core is not None
+    cores = sorted(os.sched_getaffinity(0)) if pinned else [None]
+    program = [sys.executable, "-m", "benchmarks.scaling.worker"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    workers = []
+    for index in range(spec.processes):
+        own = spec._replace(process=index, core=cores[index % len(cores)])
+        command = [*program, json.dumps(own)]
+        workers.append(subprocess.Popen(command, cwd=ROOT, **pipes))
+    try:
+        said = [worker.communicate(timeout=timeout) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    for worker, (_, errors) in zip(workers, said, strict=True):
+        if worker.returncode:
+            raise RuntimeError(f"a worker failed: {errors.strip()[-2000:]}")
+    return json.loads(said[0][0].splitlines()[-1])
+
+
+def kind_of(found: Record, processes: bool, cores: int) -> str:
+    """What the devices of a point were, for its label."""
+    if processes:
+        return "processes" if found["devices"] <= cores else "shared cores"
+    return "fake devices" if found["backend"] == "cpu" else "devices"
+
+
+def sweep(
+    model: str,
+    optimizers: Sequence[str],
+    counts: Sequence[int],
+    batch: int,
+    scalings: Sequence[str] = ("strong", "weak"),
+    steps: int = 2 * CYCLE,
+    processes: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[Record]:
+    """Measures every optimizer on every number of devices.
+
+    The first number of devices is the reference. The batch is its own; it stays (strong
+    scaling) or grows with the devices (weak).
+    """
+    for count in counts:
+        if batch % count:
+            raise ValueError(f"batch must be a multiple of {count}, got {batch}.")
+    points: list[Record] = []
+    for optimizer in optimizers:
+        known: dict[tuple[int, int], Record] = {}  # the reference serves both
+        for scaling in scalings:
+            reference = None
+            for count in counts:
+                rows = batch if scaling == "strong" else batch * count // counts[0]
+                progress(f"{optimizer}, {scaling}, {count} x {rows // count}")
+                if (count, rows) not in known:
+                    spec = Spec(model, optimizer, rows, count, steps)
+                    if processes:
+                        spec = spec._replace(processes=count, core=0)
+                    known[count, rows] = run(spec)
+                point = {
+                    "optimizer": optimizer,
+                    "scaling": scaling,
+                    "devices": count,
+                    "batch": rows,
+                } | known[count, rows]
+                point["kind"] = kind_of(point, processes, len(os.sched_getaffinity(0)))
+                point["throughput"] = rows / point["seconds"]
+                reference = reference or point
+                point["speedup"] = point["throughput"] / reference["throughput"]
+                point["efficiency"] = (
+                    point["speedup"] * reference["devices"] / point["devices"]
+                )
+                points.append(point)
+    return points
+
+
+def labels(points: Sequence[Record]) -> list[str]:
+    """What has to be said of points that are no timings."""
+    kinds = dict.fromkeys(point["kind"] for point in points)
+    return [FUNCTIONAL[kind] for kind in kinds if kind in FUNCTIONAL]
+
+
+def summary(points: Sequence[Record]) -> list[Record]:
+    """The points without the machine, which is the same for all."""
+    dropped = {"machine", "backend"}
+    return [{k: v for k, v in point.items() if k not in dropped} for point in points]

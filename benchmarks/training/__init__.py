@@ -1,0 +1,1 @@
+"""Training: how it is run, tuned, interrupted and continued, and what it costs."""

@@ -1,0 +1,73 @@
+"""How pytest runs here: where compiled programs are kept, and what shares a process."""
+
+import os
+import pathlib
+
+import pytest
+
+# Nine tenths of the time of a test is XLA's. Its older code generator for CPUs, without
+# optimisations, takes a quarter of it; results differ by rounding only. A JAX that does
+# not know a flag ends the process: set XLA_FLAGS by hand then (it may be empty). Then
+# programs are compiled as they are for users.
+FASTER_TO_COMPILE = (
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
+
+# These share one process with four devices (see tests/distributed/conftest.py).
+ONE_PROCESS = "tests/distributed/"
+
+
+def pin_to_one_core():
+    """Gives a worker of pytest-xdist a core of its own, where the system can.
+
+    JAX starts as many threads as there are cores. Where several processes do, the
+    threads wait for each other: an eigendecomposition took 300 times as long.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker) % len(cores)]})
+
+
+def keep_compiled_programs():
+    """Makes JAX keep all compiled programs on disk, for the next run.
+
+    It is set in the environment so that processes which tests start do so as well. JAX
+    looks a program up by its text, the versions, the flags and the features of the
+    processor; what it cannot read (a process was killed while it wrote) it compiles.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    for name, value in {
+        "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(caches, "ncg_optax-tests")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "XLA_FLAGS": " ".join(FASTER_TO_COMPILE),
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+# Before JAX is imported, which reads the environment then.
+pin_to_one_core()
+keep_compiled_programs()
+
+
+def unit_of_work(nodeid):
+    """What one worker runs as a whole: a file, or all tests with four devices."""
+    return ONE_PROCESS if nodeid.startswith(ONE_PROCESS) else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """``--dist loadfile``, with all tests of ``ONE_PROCESS`` on one worker."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return unit_of_work(nodeid)
+
+    return Scheduling(config, log)
