@@ -74,7 +74,7 @@ def leave_saddle(
         pytree.in_dtypes_of(params, product), params, count
     )
 
-    # Of +p and -p the one that does not ascend, as long as the parameters are large.
+    # The one of +p and -p along which the loss does not rise, as long as params.
     p = negative.direction
     length = jnp.maximum(1, pytree.norm(params)) / pytree.norm(p)
     d = pytree.scale(p, jnp.where(pytree.vdot(grads, p) > 0, -length, length))

@@ -157,7 +157,7 @@ def test_a_penalty_on_parameters_of_any_length(size):
     np.testing.assert_allclose(value, whole.value(w), rtol=1e-6)
 
 
-def test_what_stays_long_is_not_broadcast_against_a_single_example():
+def test_long_outputs_are_not_broadcast_against_a_single_example():
     loss = ncg.CompositeLoss(
         lambda w, x: (jnp.tanh(x @ w), jnp.ones(8)),  # the target is in a closure
         lambda z: jnp.mean((z[0] - z[1]) ** 2),

@@ -33,7 +33,7 @@ def test_by_factorisation(damping):
 
 
 @pytest.mark.parametrize("gram", [SINGULAR, INDEFINITE])
-def test_where_that_breaks_down_the_solution_of_least_norm(gram):
+def test_the_solution_of_least_norm_if_the_factorisation_fails(gram):
     y = shifted(gram, 0.0, C)
     values, vectors = np.linalg.eigh(gram)
     kept = values > 1e-9
@@ -41,7 +41,7 @@ def test_where_that_breaks_down_the_solution_of_least_norm(gram):
     np.testing.assert_allclose(y, expected, rtol=1e-7, atol=1e-9)
 
 
-def test_a_ladder():
+def test_several_dampings():
     dampings = np.array([1e-6, 1e-3, 1.0])
     found, ys = ladder(FULL, dampings, C)
     np.testing.assert_array_equal(found, dampings)
@@ -50,13 +50,13 @@ def test_a_ladder():
         np.testing.assert_allclose(y, expected, rtol=1e-8)
 
 
-def test_a_ladder_with_a_foot_in_the_noise_stays():
+def test_dampings_are_not_raised_if_one_factorisation_succeeds():
     found, ys = ladder(INDEFINITE, np.array([1e-6, 1e-4, 1e-2]), C)
     np.testing.assert_array_equal(found, [1e-6, 1e-4, 1e-2])
     assert np.isfinite(ys[2]).all() and not np.isfinite(ys[:2]).any()
 
 
-def test_a_ladder_in_the_noise_is_raised():
+def test_dampings_are_raised_if_all_factorisations_fail():
     found, ys = ladder(INDEFINITE, np.array([1e-9, 1e-8, 1e-7]), C)
     np.testing.assert_allclose(found, [1e-3, 1e-2, 1e-1], rtol=1e-12)
     expected = np.linalg.solve(INDEFINITE + 0.1 * np.eye(N), C * 1.1)
@@ -66,7 +66,7 @@ def test_a_ladder_in_the_noise_is_raised():
 @pytest.mark.parametrize(
     ("gram", "c"), [(SINGULAR * np.nan, C), (SINGULAR, C * np.nan), (SINGULAR * 0, C)]
 )
-def test_a_ladder_is_not_raised_where_that_does_not_help(gram, c):
+def test_dampings_are_not_raised_if_that_cannot_help(gram, c):
     dampings = np.array([1e-9, 1e-8]) if gram.any() else np.zeros(2)
     found, ys = ladder(gram, dampings, c)
     np.testing.assert_array_equal(found, dampings)

@@ -388,14 +388,14 @@ def test_only_the_last_steps_count(timid):
     assert names(until(infos, 12)) == []
 
 
-def test_few_steps_show_no_tendency(timid):
+def test_few_steps_show_no_trend(timid):
     for end, found in ((1, []), (9, []), (10, ["timid"])):
         diagnosis = ncg.diagnose(until(timid, end))
         assert [f.name for f in diagnosis.findings] == found
         assert ("from 10 steps on" in diagnosis.summary) == (not found)
 
 
-def test_before_a_switch_there_is_nothing_to_see(timid):
+def test_steps_before_a_switch_are_not_examined(timid):
     tx = ncg.switch_after(3, optax.sgd(0.1), ncg.newton_cg())
     state = tx.init(jnp.ones(3))
     assert names(state) == ["not_started"]
@@ -403,7 +403,7 @@ def test_before_a_switch_there_is_nothing_to_see(timid):
     assert ncg.diagnose(waiting + [timid]) == ncg.diagnose(timid)
 
 
-def test_a_finding_that_explains_others_stands_alone():
+def test_consequences_of_a_finding_are_not_reported():
     infos = infinite_loss()
     infos = jax.tree.map(lambda x: np.tile(x, 5), infos)
     infos = infos._replace(

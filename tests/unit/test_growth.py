@@ -41,7 +41,7 @@ def test_the_curvature_of_the_sample_is_compared_along_the_step(bend, agreement,
         (1.0, jnp.nan * DIAGONAL),
     ],
 )
-def test_what_says_nothing_changes_nothing(bend, diagonal):
+def test_an_unusable_measurement_changes_nothing(bend, diagonal):
     state, _ = measure(bend, diagonal=diagonal)
     assert state == (1.0, False)
 

@@ -52,7 +52,7 @@ def test_extra_arguments_go_where_they_are_named(fn, expected):
     assert select_arguments("value_fn", fn, EXTRA) == expected
 
 
-def test_what_is_given_overrides_a_default():
+def test_a_given_argument_overrides_a_default():
     objective = as_objective(lambda p, x=10.0: p * x, {"x": 2.0})
     assert objective.value(jnp.float32(3.0)) == 6.0
 
@@ -65,7 +65,7 @@ def test_reserved_names_are_refused_with_advice(name):
         select_arguments("value_fn", namespace["loss"], EXTRA)
 
 
-def test_a_missing_argument_is_named_with_what_is_there():
+def test_a_missing_argument_is_named_with_the_available_ones():
     with pytest.raises(TypeError, match="value_fn needs .* batch, .* available: x, y"):
         select_arguments("value_fn", lambda p, x, batch: 0, EXTRA)
 
@@ -97,7 +97,7 @@ def test_python_numbers_are_scalar_losses():
         ([1.0], "of type list"),
     ],
 )
-def test_what_is_no_loss_is_a_type_error(out, sentence):
+def test_an_output_that_is_no_loss_is_a_type_error(out, sentence):
     with pytest.raises(TypeError, match="value_fn must return .*" + sentence):
         scalar_loss(out)
 
@@ -139,7 +139,7 @@ def test_unknown_data_is_ignored():
     assert loss(jnp.float32(3.0), **DATA, epoch=7) == loss(jnp.float32(3.0), **DATA)
 
 
-def test_missing_data_is_named_with_the_function_that_wants_it():
+def test_missing_data_is_named_with_the_function_that_needs_it():
     loss = ncg.CompositeLoss(linear, squared)
     with pytest.raises(TypeError, match="model_fn needs .* x"):
         loss(jnp.float32(3.0), y=0.0)

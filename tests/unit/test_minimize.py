@@ -140,7 +140,7 @@ def test_a_maximum_is_left(minimize_quartic):
     np.testing.assert_allclose(np.abs(w), [np.sqrt(0.5), 1.0], atol=1e-5)
 
 
-def test_the_stable_manifold_of_a_saddle_does_not_lead_astray(minimize_quartic):
+def test_a_start_on_the_stable_manifold_of_a_saddle_reaches_a_minimum(minimize_quartic):
     w, result = minimize_quartic([1.0, 0.0], [1.0, -1.0], [0.0, 1.0])
     assert result.converged
     np.testing.assert_allclose(result.value, -0.25, atol=1e-9)
@@ -244,7 +244,7 @@ def test_other_optimizers_cost_their_gradients():
     assert result.gradient_equivalents == 6
 
 
-def test_a_solve_without_progress_is_given_up():
+def test_a_solve_without_progress_stops():
     _, _, result = ncg.minimize(
         lambda w: jnp.sum(w), jnp.ones(2), optax.set_to_zero(), check_curvature=False
     )

@@ -141,7 +141,7 @@ def test_what_was_not_measured_is_a_dash_and_rejected_steps_are_red():
     assert "\x1b[31mrejected" in table_of([rejected], colours=True)
 
 
-def test_the_table_takes_what_a_callback_hands_it():
+def test_the_table_works_in_a_callback():
     console = rich.console.Console(file=io.StringIO(), width=80)
 
     @jax.jit
@@ -227,7 +227,7 @@ def test_the_plot_can_draw_anything(scale, numbers):
     assert ("not finite" in texts) == np.all(np.isnan(numbers.get("loss", 1.0)))
 
 
-def test_the_plot_begins_with_the_first_step_and_draws_where_it_is_told():
+def test_the_plot_starts_with_the_first_step_and_draws_into_a_figure():
     waiting = an_info(status=Status.NOT_STARTED)
     figure = matplotlib.figure.Figure()
     assert watch.plot([waiting, waiting, an_info(), an_info()], figure=figure) is figure
@@ -239,7 +239,7 @@ def test_the_plot_begins_with_the_first_step_and_draws_where_it_is_told():
 # Optional dependencies.
 
 
-def test_what_is_missing_is_said(monkeypatch):
+def test_a_missing_package_is_named_with_its_installation(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.live", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     install = r'which cannot be imported: pip install "ncg_optax\[watch\]"'
