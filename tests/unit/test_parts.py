@@ -21,10 +21,10 @@ class part(Part):  # noqa: N801
 
 class TestPart:
     def test_shows_only_what_is_not_a_default(self):
-        assert repr(part(1)) == "part(first=1)"
-        assert repr(part(None, second=3)) == "part(first=None, second=3)"
-        assert repr(part("a", third={"b": 1})) == "part(first='a', third={'b': 1})"
-        assert repr(part(1, 2, {})) == "part(first=1)"
+        assert repr(part(1)) == "part(1)"
+        assert repr(part(None, second=3)) == "part(None, second=3)"
+        assert repr(part("a", third={"b": 1})) == "part('a', third={'b': 1})"
+        assert repr(part(1, 2, {})) == "part(1)"
 
     @pytest.mark.parametrize(
         "value, shown",
@@ -34,16 +34,16 @@ class TestPart:
             (functools.partial(jnp.tanh), "partial(tanh, ...)"),
             (jnp.ones((2, 3)), "float32[2, 3]"),
             ({"w": jnp.zeros(4)}, "{'w': float32[4]}"),
-            (part(1), "part(first=1)"),
+            (part(1), "part(1)"),
         ],
     )
     def test_values_without_addresses(self, value, shown):
-        assert repr(part(1, value)) == f"part(first=1, second={shown})"
+        assert repr(part(1, value)) == f"part(1, second={shown})"
 
     def test_under_jit(self):
         shown = []
         jax.jit(lambda x: shown.append(repr(part(x, x))))(1.0)
-        assert shown == ["part(first=float32[], second=float32[])"]
+        assert shown == ["part(float32[], second=float32[])"]
 
     def test_a_repr_of_its_own_is_kept(self):
         @dataclasses.dataclass(frozen=True)
