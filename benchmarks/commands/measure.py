@@ -21,7 +21,6 @@ from benchmarks.scaling import prediction
 from benchmarks.scenarios import SCENARIOS, Scenario
 
 Several = Annotated[str, typer.Option(help="Which, separated by commas.")]
-UNAVAILABLE = (FileNotFoundError, ModuleNotFoundError, ValueError)
 
 
 def _store(
@@ -137,7 +136,7 @@ def precision(
     names = options.names_of(scenarios, SCENARIOS, "scenario")
     options.check_output(output)
     product_precision.use_fake_devices()
-    with options.explained(*UNAVAILABLE):
+    with options.explained(*options.UNAVAILABLE):
         found = product_precision.compare(
             names, seeds=seeds, budget=budget, progress=typer.echo
         )
@@ -178,7 +177,7 @@ def _preconditioners(
 ) -> records.Record:
     """Measures and prints those of one scenario."""
     with jax.enable_x64(scenario.x64), options.progress_bar(console) as progress:
-        with options.explained(*UNAVAILABLE):
+        with options.explained(*options.UNAVAILABLE):
             data = scenario.load().train
         task = progress.add_task(scenario.name, total=None)
         measured = preconditioning.measure(

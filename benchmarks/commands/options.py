@@ -13,6 +13,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 COMMITTED = pathlib.Path(__file__).parents[1] / "results"
+UNAVAILABLE = (FileNotFoundError, ModuleNotFoundError, ValueError)  # of data
 SHOWN = "benchmarks/results"  # its name in the help, which is the same everywhere
 
 Output = Annotated[

@@ -17,7 +17,6 @@ from benchmarks.training.competition import Entry, TuneOn, compete, open_journal
 from benchmarks.training.resume import Journal
 
 QUICK_BUDGET = 100.0
-UNAVAILABLE = (FileNotFoundError, ModuleNotFoundError, ValueError)
 
 
 def run(
@@ -59,7 +58,7 @@ def run(
         TuneOn,
         typer.Option(
             help="Which loss the tuning goes by. `validation` sets a tenth of the "
-            "training examples aside meanwhile."
+            "training examples aside for it."
         ),
     ] = TuneOn.TRAINING,
     fresh: Annotated[
@@ -148,7 +147,7 @@ def _entries(
         problem = Problem(scenario, data.train, data.held_out, how.budget or least)
         if how.tune_on == TuneOn.VALIDATION and any(c.exponents for c in fitting):
             tuning.set_aside(problem)  # says at once if that is impossible
-    except UNAVAILABLE as error:
+    except options.UNAVAILABLE as error:
         _skip(error, how.console, skip)
         return []
     seeds, folder = how.seeds or scenario.seeds, how.output / scenario.name

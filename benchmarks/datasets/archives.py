@@ -118,7 +118,7 @@ def _ar_member(raw: bytes, prefix: str) -> bytes:
 
 
 def keep(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> pathlib.Path:
-    """Writes a file of the cache: whoever reads meanwhile finds all of it or none."""
+    """Writes a file of the cache at once: nobody can read a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.stem}.{os.getpid()}{path.suffix}")
     write(part)

@@ -75,10 +75,8 @@ def translation_pairs(
 def ted_pairs() -> Pairs:
     """Talks of TED, with the split of ``ted_hrlr``.
 
-    Read by whichever of ``tensorflow_datasets`` and ``datasets`` is installed.
-
     Raises:
-        FileNotFoundError: if neither is.
+        FileNotFoundError: without ``tensorflow_datasets`` and ``datasets``.
     """
     for package, read in ("tensorflow_datasets", _ted_tfds), ("datasets", _ted_hub):
         try:
@@ -126,12 +124,11 @@ def _debian_version(name: str) -> str:
 
 
 def _elements(page: str) -> dict[str, str]:
-    return {key: _clean(markup) for _, key, markup in ELEMENT.findall(page)}
-
-
-def _clean(markup: str) -> str:
-    text = html.unescape(re.sub(r"<[^>]+>", "", markup))
-    return " ".join(text.split())
+    """The texts of the elements that have an id, without markup."""
+    found = {
+        key: re.sub(r"<[^>]+>", "", text) for _, key, text in ELEMENT.findall(page)
+    }
+    return {key: " ".join(html.unescape(text).split()) for key, text in found.items()}
 
 
 def _ted_tfds(tfds, part: str) -> Iterable[Pair]:

@@ -219,7 +219,7 @@ def _cycle(
 def _medians(calls: tuple[Callable[[], Any], ...], repeats: int) -> tuple[float, ...]:
     """Seconds of each call, all of them taking turns."""
     for call in calls:
-        jax.block_until_ready(call())  # compiles, and wakes threads
+        jax.block_until_ready(call())  # compiles, and starts threads
     rounds = []
     for _ in range(repeats):
         taken = []

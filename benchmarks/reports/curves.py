@@ -70,7 +70,7 @@ def plot(records: Sequence[Record], path: pathlib.Path) -> pathlib.Path:
             draw(axis, record, column, logarithmic, scale == "linear", **style)
         axis.set(xlabel=label, xscale=scale)
         if scale == "log":
-            # Names of minor ticks lie upon each other where there are few decades.
+            # Labels of minor ticks overlap where there are few decades.
             axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(which="major", color="#e4e4e4", linewidth=0.8)
         open_frame(axis)

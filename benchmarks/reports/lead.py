@@ -23,11 +23,7 @@ class Lead(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """How many times less processor time it took.
-
-        0 if it never got there; infinite if it was there from the start, as beside one
-        that diverged.
-        """
+        """How many times less processor time it took; 0 if it never got there."""
         return self.other_seconds / self.seconds if self.seconds else math.inf
 
 

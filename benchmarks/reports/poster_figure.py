@@ -107,7 +107,7 @@ def _scaling(axis: Axes, scaling: Sequence[Scaling]) -> None:
         if found.measured:
             axis.plot(counts, low, color=colour, label=found.what, marker="o", ms=4)
             continue
-        beside = np.array(counts) * 1.05 ** (place - len(shown))  # not upon each other
+        beside = np.array(counts) * 1.05 ** (place - len(shown))  # side by side
         middle, half = (low + high) / 2, (high - low) / 2
         style = {"color": colour, "label": found.what, "ls": "none", "capsize": 4}
         axis.errorbar(beside, middle, half, **style)

@@ -191,7 +191,7 @@ def markdown(lines: Sequence[Line], scaling: Sequence[Scaling]) -> str:
     last = f"{ROWS[-1].number}. {ROWS[-1].title}, parallel efficiency"
     parts = [
         headline(lines),
-        table(headings, [_row(line, MARKDOWN) for line in lines], left=5),
+        table(headings, [_row(line, MARKDOWN) for line in lines], left=6),
         NOTE,
         table([last, "model, hardware", *devices], efficiencies, left=2),
         *notes(lines)[1:],

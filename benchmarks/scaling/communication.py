@@ -1,16 +1,13 @@
 """What a compiled program sends between devices, read off its HLO."""
 
+import math
 import re
 from typing import NamedTuple
 
 KINDS = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "collective-permute",
+    "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
     "collective-broadcast",
-)
+)  # fmt: skip
 # `%name = (f32[2,3]{1,0}, f32[]) all-reduce(...)`, or `-start(` if asynchronous.
 _INSTRUCTION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
 _ARRAY = re.compile(r"(pred|[a-z]+\d+)\w*\[([\d,]*)\]")
@@ -32,26 +29,16 @@ def collectives(hlo: str) -> list[Collective]:
     """
     found = []
     for shapes, kind in _INSTRUCTION.findall(hlo):
-        arrays = [
-            (dtype, _product(dimensions))
-            for dtype, dimensions in _ARRAY.findall(shapes)
-        ]
-        found.append(
-            Collective(
-                kind=kind,
-                dtypes=tuple(sorted({dtype for dtype, _ in arrays})),
-                elements=sum(count for _, count in arrays),
-                bytes=sum(_size(dtype) * count for dtype, count in arrays),
-            )
-        )
+        arrays = [(dtype, _product(sides)) for dtype, sides in _ARRAY.findall(shapes)]
+        dtypes = tuple(sorted({dtype for dtype, _ in arrays}))
+        elements = sum(count for _, count in arrays)
+        size = sum(_size(dtype) * count for dtype, count in arrays)
+        found.append(Collective(kind, dtypes, elements, size))
     return found
 
 
 def _product(dimensions: str) -> int:
-    count = 1
-    for length in filter(None, dimensions.split(",")):
-        count *= int(length)
-    return count
+    return math.prod(map(int, filter(None, dimensions.split(","))))
 
 
 def _size(dtype: str) -> int:

@@ -36,8 +36,8 @@ FUNCTIONAL = {
 class Spec(NamedTuple):
     """What a worker measures."""
 
-    model: str  # of `scaling_models.MODELS`
-    optimizer: str  # of `scaling_models.OPTIMIZERS`
+    model: str  # of `models.MODELS`
+    optimizer: str  # of `models.OPTIMIZERS`
     batch: int  # examples of all devices
     devices: int  # in the mesh, of all processes
     steps: int = 2 * CYCLE  # that are timed

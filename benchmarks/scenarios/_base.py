@@ -75,7 +75,7 @@ class Scenario(NamedTuple):
     poster: PosterSettings | None = None  # the settings of the poster's own method
 
     def outputs(self, params: Params, data: Batch) -> Outputs:
-        """What the model makes of the inputs, and of the key if it is random."""
+        """Outputs of the model for the inputs, and for the key if it is random."""
         return self.model(params, *(data[name] for name in self.inputs))
 
     def value(self, params: Params, **data: Any) -> jax.Array:

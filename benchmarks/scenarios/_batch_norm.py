@@ -1,7 +1,7 @@
 """Networks of Flax with batch normalisation, as functions of their parameters alone.
 
 While training, a batch is normalised by its own statistics, and what the layers note
-down about it is thrown away: the loss stays a plain function of parameters and batch,
+down about it is discarded: the loss stays a plain function of parameters and batch,
 as Gauss-Newton and line searches need it. Held-out examples are normalised by the
 statistics of a sample of training examples at the *current* parameters ("precise
 BatchNorm", Wu and Johnson 2021, arXiv 2105.07576), instead of running means, which

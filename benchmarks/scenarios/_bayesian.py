@@ -52,7 +52,7 @@ def init_mean_field(sizes: Sequence[int], seed: int) -> Layers:
 
 
 def linear(layer: Gaussian, x: jax.Array, key: jax.Array) -> jax.Array:
-    """What a layer makes of its inputs, with weights drawn anew for each example.
+    """Outputs of a layer, with weights drawn anew for each example.
 
     A sum of Gaussians is one, so the sum is drawn instead of its terms: the local
     reparameterisation (Kingma et al. 2015). It costs two products of matrices, not one

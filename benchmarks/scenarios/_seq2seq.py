@@ -132,7 +132,7 @@ def _embed(params: blocks.Params, positions: str, rows: jax.Array) -> jax.Array:
 
 
 def _real(source: jax.Array) -> jax.Array:
-    """The mask by which nothing looks at padding."""
+    """The mask that excludes padding from attention."""
     return (source != PAD)[:, None, None, :]
 
 

@@ -47,7 +47,7 @@ def init(seed: int) -> bayesian.Layers:
 
 
 def convolution(layer: bayesian.Gaussian, x: jax.Array, key: jax.Array) -> jax.Array:
-    """What a layer makes of images, with weights drawn anew for each position.
+    """Outputs of a layer for images, with weights drawn anew for each position.
 
     Positions of one image share their weights, so strictly their noise is correlated.
     That is left out, as usual (Shridhar et al. 2019, arXiv 1901.02731).

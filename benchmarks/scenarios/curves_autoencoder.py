@@ -1,7 +1,7 @@
 """A deep autoencoder on 14x14 images of random curves.
 
 The pixels near the border are almost the same in every image, so that whole rows of
-weights hardly matter: a preconditioner that trusts them goes astray.
+weights hardly matter: a preconditioner that relies on them fails.
 """
 
 import jax

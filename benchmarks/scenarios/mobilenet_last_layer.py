@@ -61,7 +61,7 @@ def _computed(images: np.ndarray, size: int) -> np.ndarray:
         return network.apply(variables, normalise(enlarged), train=False)
 
     starts = range(0, len(images), CHUNK)
-    steps = track(starts, f"MobileNetV2 looks at {len(images):,} images")
+    steps = track(starts, f"Features of {len(images):,} images")
     return np.concatenate(
         [np.asarray(apply(images[start : start + CHUNK])) for start in steps]
     )

@@ -143,7 +143,7 @@ def _mean_of_real(values: jax.Array, y: jax.Array) -> jax.Array:
 def translate(
     params: base.Params, tokenizer: Tokenizer, source: jax.Array
 ) -> list[str]:
-    """What the network makes of rows of Portuguese symbols, by greedy decoding."""
+    """Translations of rows of Portuguese symbols, by greedy decoding."""
     found = jax.jit(lambda p, rows: seq2seq_.greedy(p, rows, BEGIN, LENGTH, HEADS))
     rows = np.asarray(found(params, source)).tolist()
     return tokenizer.decode(
@@ -195,7 +195,7 @@ def read_ted() -> datasets.translation.Pairs:
 
 @functools.cache
 def checkpoint() -> base.Params:
-    """What `ADAM` makes of the scenario's first seed."""
+    """The parameters of the first seed after training with `ADAM`."""
     return pretrained(SCENARIO, load(read_help).train, ADAM)
 
 

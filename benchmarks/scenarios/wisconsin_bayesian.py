@@ -47,7 +47,7 @@ def expected_calibration_error(confidence: np.ndarray, right: np.ndarray) -> flo
 def examine(
     params: bayesian.Layers, data: Dataset, stem: pathlib.Path
 ) -> dict[str, float]:
-    """Draws what is predicted for each held-out tumour, and whether doubt is apt."""
+    """Draws the prediction for each held-out tumour, and the calibration."""
     x, y = data.held_out["x"], np.asarray(data.held_out["y"])
     drawn = jax.jit(
         bayesian.log_probabilities, static_argnames=("activation", "draws")

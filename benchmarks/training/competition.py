@@ -151,7 +151,7 @@ def _examined(entry: Entry, run: Run, say: Say) -> records.Record:
     try:
         scores = examine(run.params, data, entry.stem)
         return {"examined": {name: float(value) for name, value in scores.items()}}
-    # The run was dear, so it is kept whatever may be wrong with the pictures.
+    # The run took long, so it is kept even if its pictures cannot be drawn.
     except Exception as error:
         say(f"could not be examined: {error!r}")
         # What the error says may be a path of this machine, so it is not stored.

@@ -20,8 +20,7 @@ class CostModel(NamedTuple):
 
     gradient_flops: float  # floating-point operations of the unit itself
     setup: float  # linearising the curvature, beyond what the gradient shares with it
-    # one curvature product with everything at the parameters precomputed
-    product: float
+    product: float  # one curvature product, after the set-up
     evaluation: float  # one evaluation of the loss
 
     def price(self, products: float, evaluations: float) -> float:
@@ -52,11 +51,9 @@ def measure(scenario: Scenario, data: Batch, curvature: Curvature) -> CostModel:
     data = scenario.with_key(data, jax.random.key(0))
     linearise = {"hessian": _hessian, "gauss_newton": _gauss_newton}[curvature]
 
-    def gradient(params: Params, data: Batch) -> Any:
-        return jax.value_and_grad(scenario.value)(params, **data)
-
     def prepared(params: Params, data: Batch) -> Any:
-        return gradient(params, data), linearise(scenario, params, data)
+        gradient = jax.value_and_grad(scenario.value)(params, **data)
+        return gradient, linearise(scenario, params, data)
 
     unit = gradient_flops(scenario, data)
     # The linear maps carry their residuals as arrays, so that the product is lowered

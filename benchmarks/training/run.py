@@ -42,7 +42,7 @@ class Curve(NamedTuple):
 
 
 class Spent(NamedTuple):
-    """What a run has taken so far: the columns of a `Curve` but for the loss."""
+    """The cost of a run so far: the columns of a `Curve` but for the loss."""
 
     steps: int = 0
     units: float = 0.0
@@ -85,7 +85,7 @@ def compile_method(method: Method, problem: Problem) -> Compiled:
         advance = jax.jit(method.advance).lower(params, state, problem.train).compile()
     seconds = time.perf_counter() - start
 
-    # The first call of an executable allocates and wakes threads: off the clock.
+    # The first call allocates memory and starts threads: it is not timed.
     jax.block_until_ready(advance(params, state, problem.train))
 
     value = jax.jit(lambda p, data: problem.scenario.value(p, **data))
@@ -144,7 +144,8 @@ def train(
     if rows[-1][0] != spent.steps:
         rows.append((*spent, float(compiled.value(params, data))))
     progress(problem.budget)
-    held_out = compiled.score(params, problem.held_out, _context(problem, data))
+    context = data | {"key": jax.random.key(0)}
+    held_out = compiled.score(params, problem.held_out, context)
     curve = Curve(*map(list, zip(*rows, strict=True)))
     return Run(seed, curve, *map(float, held_out), params)
 
@@ -156,11 +157,6 @@ def _sample(problem: Problem) -> Batch:
         rows = np.linspace(0, problem.examples - 1, count).astype(int)
         data = jax.tree.map(lambda leaf: leaf[rows], data)
     return problem.scenario.with_key(data, jax.random.key(0))
-
-
-def _context(problem: Problem, sample: Batch) -> Batch:
-    """What `Scenario.predict` may look at: training examples and a key."""
-    return sample | {"key": jax.random.key(0)}
 
 
 def _score(

@@ -6,13 +6,10 @@ collect_ignore = ["conftest.py"]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def jax_settings():
-    # What is tested here is not speed: compile faster.
-    jax.config.update("jax_disable_most_optimizations", True)
+def single_precision():
     # optax's own tests switch x64 on where they want it; it must be off before. They
     # set the global value, which the context manager jax.enable_x64 would hide.
     before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", False)
     yield
     jax.config.update("jax_enable_x64", before)
-    jax.config.update("jax_disable_most_optimizations", False)

@@ -273,7 +273,7 @@ def test_the_suites_have_not_shrunk():
 @pytest.mark.slow
 def test_sharding_suite():
     path = write("test_ncg_generated_sharding", sharding_suite())
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-W", "error", path],
         cwd=FOLDER.name,
