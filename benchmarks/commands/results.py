@@ -82,11 +82,17 @@ def table(
         has_poster = any(line.cells for line in lines)
         if not stored and not has_poster:
             raise UsageError(f"no results in {directory}: `run` something first.")
+        made = {}
         if stored:
-            _put(tables.markdown(stored), MAIN_MARKS, readme)
+            made[MAIN_MARKS] = tables.markdown(stored)
         if has_poster:
-            text = poster_tables.markdown(lines, poster_scaling.stored(directory))
-            _put(text, POSTER_MARKS, readme)
+            measured = poster_scaling.stored(directory)
+            made[POSTER_MARKS] = poster_tables.markdown(lines, measured)
+        # A file may have the marks of one table only. Without any it is an error.
+        content = "" if readme is None else readme.read_text("utf8")
+        wanted = [marks for marks in made if marks[0] in content] or list(made)
+        for marks in wanted:
+            _put(made[marks], marks, readme)
 
 
 def _put(text: str, marks: tuple[str, str], readme: pathlib.Path | None) -> None:

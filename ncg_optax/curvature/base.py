@@ -71,6 +71,12 @@ class SampledProduct(NamedTuple):
     Attributes:
       product: the function itself; calling the object calls it.
       share: of the examples, in (0, 1].
+
+    Examples:
+      >>> import ncg_optax as ncg
+      >>> product = ncg.curvature.SampledProduct(lambda v: 2.0 * v, share=0.25)
+      >>> product(3.0), product.share
+      (6.0, 0.25)
     """
 
     product: Operator

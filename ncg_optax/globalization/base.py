@@ -118,6 +118,20 @@ class Line(NamedTuple):
       sample_loss_at: the same, estimated on the examples of the curvature's sample: the
         loss at the start plus the rise of the sample's loss. None: use ``loss_at``.
       sample_share: of the examples in the sample, in (0, 1].
+
+    Examples:
+      The loss of a step that goes twice as far as it should:
+
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> line = ncg.globalization.Line(
+      ...     loss=jnp.array(1.0),
+      ...     slope=jnp.array(-4.0),
+      ...     bend=jnp.array(8.0),
+      ...     loss_at=lambda step_size: (2 * step_size - 1) ** 2,
+      ... )
+      >>> print(line.loss_at(jnp.array(0.5)))
+      0.0
     """
 
     loss: jax.Array

@@ -163,6 +163,13 @@ class KrylovSolver(Solver):
     preconditioner, so another solver may change one of these and call it:
     :func:`quasi_newton` changes the preconditioner, for instance. Unlike
     :class:`Solver` this is no protocol: a class says that it is one by subclassing it.
+
+    Examples:
+      >>> import ncg_optax as ncg
+      >>> isinstance(ncg.minres(), ncg.solvers.KrylovSolver)
+      True
+      >>> isinstance(ncg.residual_space(), ncg.solvers.KrylovSolver)
+      False
     """
 
 
@@ -171,4 +178,9 @@ class DirectSolver(Solver):
 
     The examples of an objective are fixed, so the sample of the curvature does not grow
     (see :func:`sampling`).
+
+    Examples:
+      >>> import ncg_optax as ncg
+      >>> isinstance(ncg.residual_space(), ncg.solvers.DirectSolver)
+      True
     """

@@ -510,6 +510,17 @@ def test_table_builds_both_tables_and_keeps_them_apart(results):
     assert "| boston | 10 |" in shown.stdout and "`life`" in shown.stdout
 
 
+@pytest.mark.parametrize("marks", [MAIN_MARKS, POSTER_MARKS])
+def test_table_writes_the_tables_whose_marks_the_file_has(results, marks):
+    readme = marked(results / "README.md", marks)
+    shown = invoke("table", results, "--readme", readme)
+    assert shown.exit_code == 0, shown.output
+    assert "old" not in readme.read_text("utf8")
+    readme.write_text("no marks")
+    shown = invoke("table", results, "--readme", readme)
+    assert shown.exit_code == 2 and "begin" in shown.output
+
+
 def test_table_leaves_the_poster_alone_if_there_is_none(results):
     folder = results / "poster" / "life"
     for path in folder.iterdir():
