@@ -220,7 +220,7 @@ def _preset(name: str, base: Callable[P, R], summary: str) -> Callable[P, R]:
     changed = f"The defaults that differ from those of :func:`newton_cg`::\n\n{changed}"
     preset.__name__ = preset.__qualname__ = name
     preset.__doc__ = f"{before.strip()}\n\n{changed}\n\n{settings}{after.strip()}\n"
-    preset.__signature__ = signature.replace(
+    preset.__signature__ = signature.replace(  # pyright: ignore[reportAttributeAccessIssue]
         parameters=[p.replace(default=defaults[p.name]) for p in parameters]
     )
     return preset

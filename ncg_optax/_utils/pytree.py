@@ -54,6 +54,11 @@ def cast_like(tree: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: jnp.asarray(x).astype(y.dtype), tree, like)
 
 
+def add_leaves(tree: PyTree) -> jax.Array:
+    """The sum of leaves that have the same shape."""
+    return functools.reduce(jnp.add, jax.tree.leaves(tree))
+
+
 def total(numbers: PyTree) -> Scalar:
     """The sum of a tree of scalars, one for each leaf of a vector.
 
@@ -191,7 +196,7 @@ def from_real(tree: PyTree, like: PyTree) -> PyTree:
 def rows_times(rows: PyTree, v: PyTree) -> jax.Array:
     """``A v`` for a tree of rows ``A``, shape=(rows,)."""
     products = jax.tree.map(lambda a, x: jnp.tensordot(a, x, axes=x.ndim), rows, v)
-    return sum(jax.tree.leaves(products))
+    return add_leaves(products)
 
 
 def combine_rows(y: jax.Array, rows: PyTree) -> PyTree:
@@ -202,4 +207,4 @@ def combine_rows(y: jax.Array, rows: PyTree) -> PyTree:
 def gram(rows: PyTree) -> jax.Array:
     """``A A^T`` for a tree of rows ``A``, shape=(rows, rows)."""
     flat = [a.reshape(a.shape[0], -1) for a in jax.tree.leaves(rows)]
-    return sum(a @ a.T for a in flat)
+    return add_leaves([a @ a.T for a in flat])

@@ -164,9 +164,9 @@ def is_sum_of(value: jax.Array | None, mean_loss: jax.Array, axes: Axes) -> jax.
     devices = size(axes)
     if value is None or devices == 1:
         return jnp.asarray(False)
-    value = mean(value, axes)
-    off = jnp.abs(value - devices * mean_loss)
-    return (mean_loss != 0) & (off <= 1e-3 * jnp.abs(value))
+    passed = jnp.asarray(mean(value, axes))
+    off = jnp.abs(passed - devices * mean_loss)
+    return (mean_loss != 0) & (off <= 1e-3 * jnp.abs(passed))
 
 
 def value_and_grad(

@@ -23,7 +23,7 @@ class linear_schedule(Part):  # noqa: N801
     end_value: float
     transition_steps: int
 
-    def __call__(self, count: jax.Array | int) -> jax.Array:
+    def __call__(self, count: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
         """The value after ``count`` steps."""
         return optax.linear_schedule(
             self.init_value, self.end_value, self.transition_steps

@@ -10,11 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 
 def concrete(x: Any) -> float | None:
     """``x`` as a Python float if its number is known while tracing, else None."""
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, Tracer):
         return None
     return float(x)
 
@@ -36,7 +37,7 @@ def number(
     """
     interval = f"{'[('[low_open]}{low:g}, {high:g}{'])'[high_open]}"
     is_number = isinstance(x, (int, float)) and not isinstance(x, bool)
-    is_array = hasattr(x, "dtype") and hasattr(x, "shape") and x.shape == ()
+    is_array = hasattr(x, "dtype") and getattr(x, "shape", None) == ()
     if not (is_number or is_array):
         raise TypeError(
             f"{name} must be a number in {interval}, got {x!r} of type "
@@ -65,7 +66,7 @@ def integer(name: str, x: Any, *, low: int, other: str = "") -> int:
     return x
 
 
-def choice(name: str, x: Any, options: tuple[str, ...]) -> str:
+def choice(name: str, x: Any, options: tuple[str | None, ...]) -> Any:
     """``x`` unchanged if it is one of ``options``."""
     if x not in options:
         raise ValueError(

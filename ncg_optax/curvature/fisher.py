@@ -86,13 +86,13 @@ class empirical_fisher(Curvature):
 
 def _examples(outputs: PyTree) -> int:
     """The common length of the first axis of all outputs."""
-    lengths = {x.shape[0] if x.ndim else None for x in jax.tree.leaves(outputs)}
-    if len(lengths) != 1 or None in lengths:
+    shapes = [x.shape for x in jax.tree.leaves(outputs)]
+    if len({shape[:1] for shape in shapes}) != 1 or () in shapes:
         raise ValueError(
             "empirical_fisher needs outputs whose first axis runs over the examples; "
-            f"the model returned shapes {[x.shape for x in jax.tree.leaves(outputs)]}."
+            f"the model returned shapes {shapes}."
         )
-    return lengths.pop()
+    return shapes[0][0]
 
 
 def _sum_per_example(a: PyTree, b: PyTree) -> jax.Array:
@@ -100,4 +100,4 @@ def _sum_per_example(a: PyTree, b: PyTree) -> jax.Array:
     dots = jax.tree.map(
         lambda x, y: jnp.sum(jnp.real(x * y).reshape(x.shape[0], -1), axis=1), a, b
     )
-    return sum(jax.tree.leaves(dots))
+    return pytree.add_leaves(dots)

@@ -87,7 +87,7 @@ class Damping(Part, Protocol):
 
     def value(
         self, state: Any, count: jax.Array, measure: Callable[[], jax.Array]
-    ) -> tuple[jax.Array | float, Any, jax.Array | int]:
+    ) -> tuple[jax.typing.ArrayLike, Any, jax.Array | int]:
         """The damping of step number ``count``.
 
         Args:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def as_damping(damping: Any) -> Damping:
         return fixed(validate.number("damping", damping, low=0.0))
     # A rule that was not called, levenberg_marquardt, is no schedule.
     if callable(damping) and not isinstance(damping, type):
-        return fixed(damping)
+        return fixed(cast(optax.Schedule, damping))
     examples = "levenberg_marquardt(), or be a number or an optax schedule"
     return validate.component("damping", damping, Damping, examples)
 

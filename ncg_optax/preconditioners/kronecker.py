@@ -183,8 +183,8 @@ class kronecker(Preconditioner):
         )
         # Without any estimate the next step tries again.
         steps = state.steps + (usable | ~fresh).astype(jnp.int32)
-        factors = of_trees(factors, jax.tree.structure(grads))
-        return KroneckerState(steps, factors), number
+        trees = of_trees(factors, jax.tree.structure(grads))
+        return KroneckerState(steps, trees), number
 
     def apply(self, state: KroneckerState, r: PyTree, damping: jax.Array) -> PyTree:
         """The inverse factors from both sides."""
@@ -195,7 +195,8 @@ class kronecker(Preconditioner):
     def sqrt(self, state: KroneckerState, r: PyTree, damping: jax.Array) -> PyTree:
         """The roots of the inverse factors from both sides."""
         if not self.with_sqrt:
-            return super().sqrt(state, r, damping)
+            # Raises: the error of the protocol's own method.
+            return super().sqrt(state, r, damping)  # pyright: ignore[reportAbstractUsage]
         return _times(state, r)
 
     def _first_factor(self, leaf: Any) -> Factor:
@@ -239,7 +240,7 @@ class kronecker(Preconditioner):
         every = self.refresh(steps) if callable(self.refresh) else self.refresh
         return steps % jnp.maximum(jnp.asarray(every).astype(jnp.int32), 1) == 0
 
-    def _own_damping(self, steps: jax.Array) -> jax.Array:
+    def _own_damping(self, steps: jax.Array) -> jax.Array | float:
         halving = self.damping_halving
         return self.damping / (1 + (0.0 if halving is None else steps / halving))
 

@@ -94,7 +94,7 @@ def _function_of(eigen: _Eigen, values: jax.Array) -> jax.Array:
     return (eigen.basis * values) @ jnp.conj(eigen.basis.T)
 
 
-def _damped(values: Sides, lam: jax.Array, own: jax.Array | float) -> Sides:
+def _damped(values: Sides, lam: jax.Array, own: jax.Array | float | float) -> Sides:
     """Eigenvalues of both sides, each damped by ``c`` times its mean.
 
     The equation is that of :func:`kronecker`. What all have in common, the product of
@@ -120,7 +120,9 @@ def _damped(values: Sides, lam: jax.Array, own: jax.Array | float) -> Sides:
     return Sides(unit * (left + c), right + c)
 
 
-def _inverses(factor: Factor, lam: jax.Array, own: jax.Array, power: float) -> Sides:
+def _inverses(
+    factor: Factor, lam: jax.Array, own: jax.Array | float, power: float
+) -> Sides:
     """The inverses of both damped sides, or their ``power``.
 
     With ``B = R (x) L`` and random ``V``, ``Y = L V R`` has ``E[Y Y^H] = tr(R^2) L^2``
@@ -137,7 +139,7 @@ def _inverses(factor: Factor, lam: jax.Array, own: jax.Array, power: float) -> S
 
 
 def inverted(
-    factors: list[Factor], lam: jax.Array, own: jax.Array, power: float
+    factors: list[Factor], lam: jax.Array, own: jax.Array | float, power: float
 ) -> list[Factor]:
     """The factors with their inverses, or their ``power``, brought up to date.
 

@@ -40,7 +40,7 @@ def _contract(a: Sketch, b: PyTree) -> jax.Array:
         product = jnp.tensordot(jnp.conj(x), y, axes, precision="highest")
         return jnp.real(product).astype(dtype)
 
-    return sum(jax.tree.leaves(jax.tree.map(leaf, a, b)))
+    return pytree.add_leaves(jax.tree.map(leaf, a, b))
 
 
 def _combine(weights: jax.Array, a: Sketch) -> PyTree:

@@ -118,7 +118,7 @@ class averaged_gradient(KrylovSolver):
         validate.number(who + "decay", self.decay, low=0.0, high=1.0, high_open=True)
         validate.number(who + "longest", self.longest, low=0.0, low_open=True)
 
-    def init(self, params: PyTree) -> optax.EmaState:
+    def init(self, params: PyTree) -> optax.OptState:
         """A mean of no gradients."""
         return optax.ema(self.decay).init(pytree.widened_zeros_like(params))
 

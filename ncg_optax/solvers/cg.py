@@ -40,7 +40,8 @@ class CGState(NamedTuple):
 
     previous: PyTree | None
     forcing: Forcing | None
-    count: jax.Array | None
+    # A field called as a method of tuples, which nobody needs of a state.
+    count: jax.Array | None  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +137,10 @@ class cg(KrylovSolver):
         eta, forcing = relative_tolerance(self.rtol, state.forcing, norm)
         maxiter, count = self.maxiter, None
         if callable(maxiter):
+            assert state.count is not None  # `init` has set it
             maxiter = jnp.asarray(maxiter(state.count)).astype(jnp.int32)
-            maxiter, count = jnp.maximum(maxiter, 1), optax.safe_increment(state.count)
+            maxiter = jnp.maximum(maxiter, 1)
+            count = jnp.asarray(optax.safe_increment(state.count))
         x0 = None
         if self.warm_start:
             x0 = pytree.scale(state.previous, self.warm_start)

@@ -239,7 +239,7 @@ def _iterate(system: _System, loop: _Loop) -> _Loop:
     beta = rz / loop.rz
 
     history, stalled = None, False
-    if system.progress_tol is not None:
+    if system.progress_tol is not None and loop.history is not None:
         history = loop.history.at[k].set(decrease)
         stalled = _progress_stalled(history, decrease, k, system.progress_tol)
     of_residual = system.residual_status(rz, rr)

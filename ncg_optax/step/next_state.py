@@ -28,7 +28,7 @@ def next_state(
 ) -> ScaleByNewtonCGState:
     """Damping and solver learn the outcome of the step."""
     new_state = ScaleByNewtonCGState(
-        count=optax.safe_increment(state.count),
+        count=jnp.asarray(optax.safe_increment(state.count)),
         damping=settings.damping.update(built.damping, trial.outcome),
         solver=settings.solver.update(direction.solver, trial.outcome),
         preconditioner=built.preconditioner,

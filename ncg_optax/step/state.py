@@ -33,7 +33,8 @@ class ScaleByNewtonCGState(NamedTuple):
       0 CGState(...)
     """
 
-    count: jax.Array
+    # A field called as a method of tuples, which nobody needs of a state.
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     damping: Any
     solver: Any
     preconditioner: Any

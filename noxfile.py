@@ -1,0 +1,62 @@
+"""The commands of everyday work: ``python -m nox -l`` lists them.
+
+They run in the environment at hand, which ``pip install -e ".[dev]"`` has prepared.
+What follows ``--`` is passed on: ``python -m nox -s tests -- tests/unit/test_cg.py``.
+"""
+
+import pathlib
+import re
+import sys
+import tempfile
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "types"]
+
+README = pathlib.Path(__file__).with_name("README.md")
+PROGRAM = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def run(session, *command, **options):
+    """Runs a module of this environment, as ``python -m`` does."""
+    session.run(sys.executable, "-m", *map(str, command), **options)
+
+
+@nox.session
+def lint(session):
+    """Checks style and layout. ``python -m ruff format`` sets the layout right."""
+    run(session, "ruff", "check", *session.posargs)
+    run(session, "ruff", "format", "--check", *session.posargs)
+
+
+@nox.session
+def types(session):
+    """Checks the types of the package and of the programs in the README."""
+    with tempfile.TemporaryDirectory() as folder:
+        programs = []
+        for i, program in enumerate(PROGRAM.findall(README.read_text()), start=1):
+            programs.append(pathlib.Path(folder, f"readme_program_{i}.py"))
+            programs[-1].write_text(program)
+        assert programs, "no program was found in the README"
+        options = ("--pythonpath", sys.executable)
+        run(session, "pyright", *options, "ncg_optax", *programs)
+
+
+@nox.session
+def tests(session):
+    """Runs the tests on all cores, without the slow ones."""
+    run(session, "pytest", "-n", "auto", "--dist", "loadfile", *session.posargs)
+
+
+@nox.session
+def slow(session):
+    """Runs the slow tests only."""
+    options = ("-m", "slow", "-n", "auto", "--dist", "loadfile")
+    run(session, "pytest", *options, *session.posargs)
+
+
+@nox.session
+def docs(session):
+    """Builds the site into ``site/``. ``python -m mkdocs serve`` shows it."""
+    run(session, "mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
