@@ -1,4 +1,4 @@
-"""Stage 5: the updates, the next state, and what the step has cost."""
+"""Stage 5: the updates, the next state, and the cost of the step."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def next_state(
     trial: Trial,
     state: ScaleByNewtonCGState,
 ) -> ScaleByNewtonCGState:
-    """Damping and solver learn the outcome of the step."""
+    """The state after the step; damping rule and solver get the outcome of the step."""
     new_state = ScaleByNewtonCGState(
         count=jnp.asarray(optax.safe_increment(state.count)),
         damping=settings.damping.update(built.damping, trial.outcome),
@@ -45,7 +45,7 @@ def scaled_updates(
     direction: Direction,
     trial: Trial,
 ) -> PyTree:
-    """Minus the step, in the dtypes of the gradients; zero for frozen leaves."""
+    """The negative step, in the dtypes of the gradients; zero for frozen leaves."""
     step = pytree.scale(direction.d, -trial.outcome.step_size)
     gradients = masks.select(point.trained, updates)
     return masks.merge(
@@ -58,18 +58,23 @@ def scaled_updates(
 def _cost(
     settings: Settings, built: StepModel, direction: Direction, trial: Trial
 ) -> Cost:
-    """All products and evaluations of the step, added up."""
+    """The sum of all products and evaluations of the step."""
     result, search = direction.result, trial.search
     on_share = result.products + built.damping_products
     on_batch = direction.agreement_products
-    batch_products = built.share * on_share + built.probed * built.probes + on_batch
+    of_preconditioner = built.preconditioner_products
+    batch_products = (
+        built.share * on_share
+        + built.preconditioner_share * of_preconditioner
+        + on_batch
+    )
     batch_evaluations = (
         search.share * search.evaluations
         + built.sample.share * result.evaluations
-        + built.linearized
+        + built.sample_passes
     )
     return Cost(
-        products=on_share + built.probes + on_batch,
+        products=on_share + of_preconditioner + on_batch,
         evaluations=search.evaluations + result.evaluations,
         batch_products=batch_products,
         batch_evaluations=batch_evaluations,
@@ -86,7 +91,7 @@ def _measurements(
     direction: Direction,
     trial: Trial,
 ) -> NewtonCGInfo:
-    """What the step has measured."""
+    """The measurements of the step."""
     loss, search = built.loss, trial.search
     gradient_norm = pytree.norm(point.gradient)
     length2 = pytree.vdot(direction.d, direction.d)

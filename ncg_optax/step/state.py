@@ -1,4 +1,4 @@
-"""The state of an optimizer between two steps."""
+"""The state of the optimizer between two steps."""
 
 from typing import Any, NamedTuple
 
@@ -18,12 +18,12 @@ class ScaleByNewtonCGState(NamedTuple):
     """State of :func:`scale_by_newton_cg`.
 
     Attributes:
-      count: updates done, int32, shape=().
+      count: number of updates done, int32, shape=().
       damping: state of the damping rule.
       solver: state of the solver (warm start, trust radius).
       preconditioner: state of the preconditioner.
-      sample: a :class:`GrowthState` of the curvature's sample; () if it does not grow.
-      info: a :class:`NewtonCGInfo` of the last update.
+      sample: a :class:`GrowthState`; () without ``grow_below`` of :func:`sampling`.
+      info: the :class:`NewtonCGInfo` of the last update.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -33,7 +33,7 @@ class ScaleByNewtonCGState(NamedTuple):
       0 CGState(...)
     """
 
-    # A field called as a method of tuples, which nobody needs of a state.
+    # Tuples have a method of this name; the field hides it.
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     damping: Any
     solver: Any
@@ -46,8 +46,8 @@ def first_state(settings: Settings, params: PyTree) -> ScaleByNewtonCGState:
     """The state before the first step; ``params`` may be `jax.ShapeDtypeStruct`.
 
     Raises:
-      TypeError: if a trained leaf is not floating-point.
-      ValueError: if there is nothing to train.
+      TypeError: if a trained leaf is not floating-point or complex.
+      ValueError: if no leaf is trained.
     """
     trained = masks.select(masks.resolve(settings.mask, params), params)
     # optax.tree.map_params calls init with a placeholder that has no leaves.
@@ -64,7 +64,7 @@ def first_state(settings: Settings, params: PyTree) -> ScaleByNewtonCGState:
         sample=growth.first_state(settings.grow_below, dtype),
         info=first_info(dtype),
     )
-    # No two leaves may share memory: a jitted step could not donate the state.
+    # Each leaf needs its own memory, so that a jitted step can donate the state.
     return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
 
@@ -72,8 +72,8 @@ def require_own(state: Any, settings: Settings, params: PyTree) -> None:
     """Raises unless ``state`` was made by ``init`` with these settings.
 
     Raises:
-      TypeError: if it is the state of another optimizer.
-      ValueError: if it was made with other settings or for other parameters.
+      TypeError: if ``state`` is that of another optimizer.
+      ValueError: if ``state`` was made with other settings or for other parameters.
     """
     if not isinstance(state, ScaleByNewtonCGState):
         hint = ""
@@ -82,7 +82,7 @@ def require_own(state: Any, settings: Settings, params: PyTree) -> None:
         ):
             hint = " (this is the state of a chain: scale_by_newton_cg is one part)"
         elif isinstance(state, dict):
-            hint = " (restored from a checkpoint without a target?)"
+            hint = " (was it restored from a checkpoint without a target?)"
         raise TypeError(
             "newton_cg: state must be the ScaleByNewtonCGState that init or the last "
             f"update returned, got {_kind(state)}{hint}."
@@ -92,25 +92,26 @@ def require_own(state: Any, settings: Settings, params: PyTree) -> None:
         ours, given = getattr(expected, name), getattr(state, name)
         if _shapes(ours) != _shapes(given):
             raise ValueError(
-                f"newton_cg: state.{name} is not that of this optimizer and these "
-                f"parameters: got {_describe(given)}, expected {_describe(ours)}. Was "
-                "it made by another preset, with other settings, or for other "
-                "parameters?"
+                f"newton_cg: state.{name} must be {_describe(ours)}, got "
+                f"{_describe(given)}. Was it made by another preset, with other "
+                "settings, or for other parameters?"
             )
 
 
 def _kind(x: Any) -> str:
-    """The type, and those of the parts of a tuple."""
+    """The name of the type of ``x``; for a tuple, also those of its elements."""
     if type(x) is tuple:
         return f"a tuple of {', '.join(type(part).__name__ for part in x) or 'nothing'}"
     return type(x).__name__
 
 
 def _shapes(tree: PyTree) -> list[tuple[int, ...]]:
+    """The shapes of all leaves."""
     return [jnp.shape(x) for x in jax.tree.leaves(tree)]
 
 
 def _describe(tree: PyTree) -> str:
+    """The type of a state and the shapes of its first leaves."""
     shapes = _shapes(tree)
     shown = ", ".join(map(str, shapes[:4])) + (", ..." if len(shapes) > 4 else "")
     return f"{_kind(tree)} with arrays of shapes [{shown}]"
