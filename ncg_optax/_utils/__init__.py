@@ -1,1 +1,1 @@
-"""What every part uses: vector arithmetic, reductions, argument checks, statuses."""
+"""Used everywhere: arithmetic on vectors, reductions, argument checks, statuses."""

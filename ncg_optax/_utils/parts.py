@@ -8,9 +8,9 @@ import jax
 
 
 class Part(Protocol):
-    """A base class of dataclasses whose repr shows only what is not a default.
+    """A base class of dataclasses whose repr omits settings that have their defaults.
 
-    Functions and arrays are shown without addresses and without entries.
+    Functions are shown by name, and arrays by dtype and shape.
 
     Examples:
       >>> import dataclasses, optax
@@ -24,7 +24,7 @@ class Part(Protocol):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        # `dataclass` writes a repr into each class whose own body has none.
+        # `dataclass` would add its own repr to a class that does not define one.
         if "__repr__" not in cls.__dict__:
             cls.__repr__ = Part.__repr__
 
@@ -54,10 +54,13 @@ def _is_default(field: dataclasses.Field, value: Any) -> bool:
 
 
 class _Text(str):
+    """A string that is shown without quotes inside a container."""
+
     __repr__ = str.__str__
 
 
 def _short(value: Any) -> str:
+    """The short form of a setting, which may be a pytree."""
     return repr(jax.tree.map(lambda leaf: _Text(_short_leaf(leaf)), value))
 
 
@@ -69,5 +72,6 @@ def _short_leaf(value: Any) -> str:
     name = getattr(value, "__qualname__", None)
     if name is None:
         return repr(value)
-    maker, nested, _ = name.partition(".<locals>")
-    return f"{maker}(...)" if nested else name
+    # A schedule is a function that is defined inside of another one.
+    outer, nested, _ = name.partition(".<locals>")
+    return f"{outer}(...)" if nested else name

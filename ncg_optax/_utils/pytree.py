@@ -1,12 +1,12 @@
-"""Arithmetic on whole pytrees, the only place where it is done.
+"""Arithmetic on whole pytrees. No other module does it.
 
-Vectors of the solvers are pytrees shaped like the parameters. Nothing here ravels,
-concatenates or calls ``vdot``: those fail on explicitly sharded arrays, and
-``vdot`` accumulates in the dtype of the leaves, which costs CG on bfloat16 leaves a
-factor of 50 in accuracy.
+The vectors of the solvers are pytrees shaped like the parameters. No function here
+ravels or concatenates leaves or calls `jax.numpy.vdot`: these operations fail on
+explicitly sharded arrays. ``vdot`` also accumulates in the dtype of the leaves, and
+with bfloat16 leaves this makes CG less accurate by a factor of 50.
 
-A tree of rows is a matrix ``A`` whose columns are the parameters: leaves of
-shape=(rows, *leaf.shape), all real. It is dense, and not sharded.
+A tree of rows is a matrix ``A`` with one column for each parameter. Its leaves have
+shape=(rows, *leaf.shape) and are real, dense and not sharded.
 """
 
 import functools
@@ -29,7 +29,7 @@ def scalar_dtype(tree: PyTree) -> jnp.dtype:
 
 
 def widen(tree: PyTree) -> PyTree:
-    """``tree`` with float16 and bfloat16 leaves as float32; others untouched."""
+    """``tree`` with float16 and bfloat16 leaves as float32; the others unchanged."""
     return jax.tree.map(lambda x: x.astype(jnp.result_type(jnp.float32, x.dtype)), tree)
 
 
@@ -48,8 +48,8 @@ def widened_zeros_like(tree: PyTree) -> PyTree:
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
     """``tree`` with the leaf dtypes of ``like``, strongly typed.
 
-    A state that goes through this at the end of ``update`` keeps its types, and a
-    jitted step is compiled once.
+    ``update`` applies it to the new state. So the types of the state never change, and
+    a jitted step is compiled once.
     """
     return jax.tree.map(lambda x, y: jnp.asarray(x).astype(y.dtype), tree, like)
 
@@ -62,9 +62,9 @@ def add_leaves(tree: PyTree) -> jax.Array:
 def total(numbers: PyTree) -> Scalar:
     """The sum of a tree of scalars, one for each leaf of a vector.
 
-    It is taken as the last of the running sums, because XLA repeats a plain sum in the
-    code of each leaf that is scaled by it. With hundreds of leaves that is hundreds of
-    terms hundreds of times, and several times as long to compile.
+    This is the last entry of a cumulative sum. XLA would copy a plain sum into the code
+    of each leaf that is multiplied by it: hundreds of leaves would each repeat hundreds
+    of terms, and compiling would take several times as long.
     """
     return jax.lax.cumsum(jnp.stack(jax.tree.leaves(numbers)))[-1]
 
@@ -90,7 +90,7 @@ def max_norm(a: PyTree) -> Scalar:
     """Largest absolute entry."""
     dtype = scalar_dtype(a)
     peaks = [jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in jax.tree.leaves(a)]
-    return jax.lax.cummax(jnp.stack(peaks))[-1]  # as in `total`
+    return jax.lax.cummax(jnp.stack(peaks))[-1]  # for the reason in `total`
 
 
 def add_scaled(a: PyTree, scale: Scalar | float, b: PyTree) -> PyTree:
@@ -104,12 +104,12 @@ def scale(a: PyTree, factor: Scalar | float) -> PyTree:
 
 
 def where(condition: jax.Array, a: PyTree, b: PyTree) -> PyTree:
-    """``a`` if the scalar ``condition`` holds, else ``b``; never mixes in NaN."""
+    """``a`` if the scalar ``condition`` is True, else ``b``; the other may be NaN."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
 def conj(a: PyTree) -> PyTree:
-    """Complex conjugate; free for real leaves."""
+    """Complex conjugate; returns real leaves unchanged."""
     return jax.tree.map(lambda x: jnp.conj(x) if jnp.iscomplexobj(x) else x, a)
 
 
@@ -130,7 +130,10 @@ def random_normal(key: jax.Array, like: PyTree) -> PyTree:
 
 
 def indices_by(kind: Callable[[Any], Any], items: list[Any]) -> dict[Any, list[int]]:
-    """Where the items of each kind are: what is done to these is compiled once."""
+    """The positions of the items of each kind.
+
+    An operation on all items of a kind together is compiled once.
+    """
     found: dict[Any, list[int]] = {}
     for k, item in enumerate(items):
         found.setdefault(kind(item), []).append(k)
@@ -140,10 +143,11 @@ def indices_by(kind: Callable[[Any], Any], items: list[Any]) -> dict[Any, list[i
 def random_signs(key: jax.Array, like: PyTree) -> PyTree:
     """A vector of random signs (Rademacher), shaped like ``like``.
 
-    One random bit for each: `jax.random.rademacher` draws 32, which can take as long as
-    a product on a few examples. Draws take long to compile, so leaves of a shape share
-    theirs. Those of several shapes do not: where leaves are sharded, signs of all in
-    one array would be gathered. Complex entries are of ``(+-1 +- i) / sqrt(2)``.
+    Draws one random bit for each sign. `jax.random.rademacher` draws 32 bits, which can
+    take as long as a product on a few examples. Drawing takes long to compile, so the
+    leaves of the same shape and dtype are drawn together. Leaves of different shapes
+    are not: one array for all signs would be gathered where leaves are sharded. Complex
+    entries are ``(+-1 +- i) / sqrt(2)``.
     """
     leaves, treedef = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
@@ -167,16 +171,17 @@ def _random_signs(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype):
 
 
 def in_dtypes_of(like: PyTree, matvec: Callable[[PyTree], PyTree]) -> Callable:
-    """``matvec`` of a map that only takes vectors in the dtypes of ``like``.
+    """``matvec``, which needs vectors in the dtypes of ``like``, for widened vectors.
 
-    The solvers work on :func:`widen`-ed vectors, a product needs a tangent in the
-    dtype of the parameters: cast down on the way in and up on the way out.
+    The vectors of the solvers have the dtypes of :func:`widen`, but a product needs a
+    tangent in the dtypes of the parameters. So ``v`` is cast to those, and the product
+    is widened.
     """
     return lambda v: widen(matvec(cast_like(v, like)))
 
 
 def as_real(tree: PyTree) -> PyTree:
-    """``tree`` with complex leaves as real ones with a last axis of length 2."""
+    """``tree`` with each complex leaf as a real one with a last axis of length 2."""
 
     def real(x):
         return jnp.stack([x.real, x.imag], axis=-1) if jnp.iscomplexobj(x) else x
@@ -185,7 +190,7 @@ def as_real(tree: PyTree) -> PyTree:
 
 
 def from_real(tree: PyTree, like: PyTree) -> PyTree:
-    """The inverse of :func:`as_real`; ``like`` says which leaves are complex."""
+    """The inverse of :func:`as_real`; ``like`` defines which leaves are complex."""
 
     def back(x, y):
         return jax.lax.complex(x[..., 0], x[..., 1]) if jnp.iscomplexobj(y) else x

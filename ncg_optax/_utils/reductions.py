@@ -1,16 +1,17 @@
-"""Reductions over mapped axes that are right under every mapping.
+"""Reductions over mapped axes that are correct under every mapping.
 
-A loss may be *local* (the mean over one device's share of the batch) or already
-``pmean``'ed by the user, and the axis may come from `jax.pmap`, `jax.shard_map` with
-``check_vma`` on or off, or ``jax.vmap(axis_name=...)``. Who has to reduce a derivative
-depends on all of that: under a checked ``shard_map`` the gradient of a local loss with
-respect to replicated parameters is summed by JAX itself, elsewhere it is not.
+A loss may be *local* (the mean over one device's share of the batch), or the user may
+have averaged it over the devices with ``pmean``. The axis may come from `jax.pmap`,
+from `jax.shard_map` with or without ``check_vma``, or from ``jax.vmap(axis_name=...)``.
+The reduction that a derivative still needs depends on both: under a checked
+``shard_map`` JAX itself sums the gradient of a local loss with respect to replicated
+parameters; under the other mappings it does not.
 
-The way out: make the parameters *varying* over the axes, differentiate there, and look
-at the type of the loss value. Over an axis where the value still varies (or where
-nothing is typed) a derivative needs a ``pmean``; over an axis where the value came out
-invariant the user has reduced the loss already, and the derivative needs a ``psum``.
-Everything is read off `jax.lax.pcast`, without private attributes.
+The functions here make the parameters *varying* over the axes, differentiate, and read
+the type of the loss. Over an axis where the loss varies, or where types do not show
+it, a derivative needs a ``pmean``. Over an axis where the loss is invariant the user
+has averaged it, and a derivative needs a ``psum``. `jax.lax.pcast` shows the type
+without private attributes.
 """
 
 import functools
@@ -37,14 +38,14 @@ def _cast(x: jax.Array, axis: str) -> tuple[jax.Array, bool]:
     """``x`` typed as varying over ``axis``, and whether the cast was accepted."""
     try:
         return jax.lax.pcast(x, axis, to="varying"), True
-    except (ValueError, AssertionError):  # varying already, or an axis of vmap
+    except (ValueError, AssertionError):  # varies already, or the axis is from vmap
         return x, False
 
 
 def _is_checked(axis: str) -> bool:
     """Whether types track variation over ``axis`` (shard_map with check_vma)."""
     zero, accepted = _cast(jnp.zeros(()), axis)
-    # Unchecked mappings accept any cast, even of a value that varies already.
+    # An unchecked mapping accepts every cast, also of a value that varies already.
     return accepted and not _cast(zero, axis)[1]
 
 
@@ -61,11 +62,11 @@ def to_varying(tree: Any, axes: Axes) -> Any:
 
 
 def mean(tree: Any, axes: Axes) -> Any:
-    """Mean over ``axes``; the identity on what is the same everywhere.
+    """Mean over ``axes``; a leaf that is the same on all devices does not change.
 
-    One axis at a time: a value may vary over some axes and be invariant over others,
-    which `jax.lax.pmean` refuses for a tuple of axes. What the types show to be
-    invariant is left alone, where `jax.lax.pmean` would send it around again.
+    The axes are reduced one after the other: a leaf may vary over some of them and be
+    invariant over others, and `jax.lax.pmean` refuses this for a tuple of axes. Leaves
+    that are invariant by type are skipped; `jax.lax.pmean` would communicate them.
     """
     for axis in axes:
         tree = _mean_of_some(tree, axis, functools.partial(_may_vary, axis=axis))
@@ -73,12 +74,12 @@ def mean(tree: Any, axes: Axes) -> Any:
 
 
 def _may_vary(x: Any, axis: str) -> bool:
-    """Whether nothing shows that ``x`` is the same over ``axis``."""
+    """False if the type of ``x`` shows that it is the same over ``axis``."""
     return not (_is_checked(axis) and _cast(jnp.asarray(x), axis)[1])
 
 
 def _mean_of_some(tree: Any, axis: str, chosen: Callable[[Any], bool]) -> Any:
-    """The chosen leaves averaged, in one call: XLA makes one all-reduce of it."""
+    """``tree`` with the chosen leaves averaged, by one all-reduce for all of them."""
     leaves, treedef = jax.tree.flatten(tree)
     flags = [chosen(x) for x in leaves]
     some = [x for x, flag in zip(leaves, flags, strict=True) if flag]
@@ -89,7 +90,7 @@ def _mean_of_some(tree: Any, axis: str, chosen: Callable[[Any], bool]) -> Any:
 
 
 def mean_or_first(tree: Any, axis: str) -> Any:
-    """The mean over the devices; of integers and random keys, those of the first."""
+    """The mean over the devices; for integers and random keys, the first device's."""
 
     def inexact(x):
         return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
@@ -111,14 +112,15 @@ def size(axes: Axes) -> int:
 
 
 def total(tree: Any, axes: Axes) -> Any:
-    """Sum over ``axes`` of what differs from device to device."""
+    """Sum over ``axes`` of leaves that differ between the devices."""
     return jax.lax.psum(tree, axes) if axes else tree
 
 
 def gather(tree: Any, axes: Axes) -> Any:
-    """The rows of all devices one below the other, the same everywhere."""
+    """The rows of all devices, concatenated; the result is the same on all devices."""
     for axis in axes:
-        # Only a checked shard_map can, and must, be told that they are the same.
+        # A checked shard_map has to be told that the result is the same everywhere.
+        # The other mappings do not accept this.
         to = "invarying" if _is_checked(axis) else "varying"
         tree = jax.lax.all_gather(tree, axis, tiled=True, to=to)
     return tree
@@ -133,8 +135,8 @@ def derivative_reducer(value: jax.Array, axes: Axes) -> Callable[[Any], Any]:
       axes: names of the mapped axes.
 
     Returns:
-      A function that maps derivatives taken on each device (gradients, curvature
-      products) to those of the loss over all devices, replicated.
+      A function from a derivative on one device (a gradient or a curvature product)
+      to that of the loss over all devices, which is the same on all of them.
     """
     summed = _already_reduced(value, axes)
     averaged = tuple(a for a in axes if a not in summed)
@@ -155,11 +157,16 @@ def reduced_axes_size(value: jax.Array, axes: Axes) -> int | jax.Array:
 
 
 def is_sum_of(value: jax.Array | None, mean_loss: jax.Array, axes: Axes) -> jax.Array:
-    """Whether ``value`` is the sum over devices of what ``mean_loss`` is the mean of.
+    """Whether ``value`` is the sum, instead of the mean, of the losses of all devices.
 
-    Whoever writes ``lax.psum`` for ``lax.pmean``, or takes the automatic sum of a
-    checked `jax.shard_map` for a mean, passes value and gradient that do not belong to
-    ``value_fn``: too large by the number of devices.
+    This happens to a user who writes ``lax.psum`` instead of ``lax.pmean``, or who
+    mistakes the automatic sum of a checked `jax.shard_map` for a mean. Then ``value``
+    and the gradient are those of ``value_fn`` times the number of devices.
+
+    Args:
+      value: the loss as the user passed it; None if it was not passed.
+      mean_loss: the mean over devices of ``value_fn``, shape=().
+      axes: names of the mapped axes.
     """
     devices = size(axes)
     if value is None or devices == 1:
@@ -174,25 +181,25 @@ def value_and_grad(
     axis_name: str | tuple[str, ...] | None = None,
     has_aux: bool = False,
 ) -> Callable[..., Any]:
-    r"""`jax.value_and_grad`, reduced rightly under every mapping.
+    r"""`jax.value_and_grad`, reduced correctly under every mapping.
 
     Under a checked `jax.shard_map`, ``lax.pmean(jax.grad(local_loss)(params))`` is the
-    true gradient *times the number of devices*: JAX has summed it before, and the
-    ``pmean`` of an invariant value is the identity. This function returns the value
-    and gradient of the loss over all devices in every mode, whether ``value_fn``
-    returns the mean over the local share of the batch or has averaged it over
-    ``axis_name`` itself. Without ``axis_name`` it is `jax.value_and_grad`.
+    gradient *times the number of devices*: JAX has already summed it, and ``pmean``
+    does not change an invariant value. This function returns the value and the gradient
+    of the loss over all devices under every mapping. ``value_fn`` may return the mean
+    over the local share of the batch, or average it over ``axis_name`` itself. Without
+    ``axis_name`` this is `jax.value_and_grad`.
 
     Args:
-      value_fn: ``value_fn(params, *args, **kwargs)``, a scalar loss, or
-        ``(loss, aux)`` with ``has_aux``. A mean over examples, not a sum.
+      value_fn: ``value_fn(params, *args, **kwargs)``; returns a scalar loss, or
+        ``(loss, aux)`` with ``has_aux``. The loss is a mean over examples, not a sum.
       axis_name: mapped axis name(s) of pmap, shard_map or vmap.
-      has_aux: whether ``value_fn`` returns ``(loss, aux)``. The aux is returned as
-        each device computed it, not reduced.
+      has_aux: whether ``value_fn`` returns ``(loss, aux)``. The aux is not reduced:
+        each device returns its own.
 
     Returns:
       A function with the arguments of ``value_fn`` that returns ``(value, grad)``, or
-      ``((value, aux), grad)``. Value and gradient are replicated over ``axis_name``.
+      ``((value, aux), grad)``. Value and gradient are the same on all devices.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -224,11 +231,16 @@ def reduced_operator(
     axes: Axes,
     sent_as: Any = None,
 ) -> Callable[[Any], Any]:
-    """``matvec`` of one device's curvature as that of the loss over all devices.
+    """The product with the curvature of the loss over all devices.
 
-    One all-reduce per product, of one vector the size of the parameters, of the dtype
-    ``sent_as`` if that is given (complex leaves keep theirs). The result has that of
-    ``matvec`` again.
+    A product needs one all-reduce of one vector the size of the parameters.
+
+    Args:
+      value: the loss of one device, as for :func:`derivative_reducer`.
+      matvec: the product with the curvature on one device.
+      axes: names of the mapped axes.
+      sent_as: dtype of real leaves during the all-reduce; None keeps their dtypes. The
+        result has the dtypes of ``matvec``.
     """
     if not axes:
         return matvec

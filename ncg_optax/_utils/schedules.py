@@ -1,4 +1,4 @@
-"""Schedules as settings of parts."""
+"""A schedule for the settings of parts."""
 
 import dataclasses
 
@@ -10,7 +10,12 @@ from ncg_optax._utils.parts import Part
 
 @dataclasses.dataclass(frozen=True)
 class linear_schedule(Part):  # noqa: N801
-    """`optax.linear_schedule`, with a repr that shows its numbers.
+    """`optax.linear_schedule` with a repr that shows its settings.
+
+    Attributes:
+      init_value: value at step 0.
+      end_value: value from step ``transition_steps`` on.
+      transition_steps: number of steps between the two.
 
     Examples:
       >>> from ncg_optax._utils.schedules import linear_schedule

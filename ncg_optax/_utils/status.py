@@ -1,4 +1,4 @@
-"""Reason codes and their sentences."""
+"""Status codes and a sentence for each of them."""
 
 import enum
 
@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 
 class Status(enum.IntEnum):
-    """Why a solve or a step ended as it did; :func:`explain` says it in words.
+    """Why a solve, a step or a run ended; :func:`explain` returns it as a sentence.
 
-    Codes below 20 come from the linear solver, codes from 20 to 39 say what became of
-    the step, codes from 40 on how :func:`ncg_optax.minimize` ended.
+    Codes below 20 are those of the linear solver, codes from 20 to 39 those of the
+    step, and codes from 40 on those of :func:`ncg_optax.minimize`.
 
     Examples:
       >>> import ncg_optax as ncg
@@ -56,49 +56,49 @@ _SENTENCES = {
     Status.RUNNING: "The iteration has not finished.",
     Status.RESIDUAL_CONVERGED: "The residual of the linear system fell below the "
     "solver's tolerance.",
-    Status.PROGRESS_STALLED: "The quadratic model stopped improving by more than "
-    "progress_tol an iteration, so the solve ended early.",
+    Status.PROGRESS_STALLED: "The solve ended early because the quadratic model "
+    "improved by less than progress_tol per iteration.",
     Status.MAX_ITERATIONS: "The linear solver used all of its maxiter iterations; the "
     "direction is the best so far.",
-    Status.NEGATIVE_CURVATURE: "The linear solver met a direction of negative "
-    "curvature and returned a descent direction from there.",
+    Status.NEGATIVE_CURVATURE: "The linear solver found a direction of negative "
+    "curvature and ended there.",
     Status.TRUST_REGION_BOUNDARY: "The step reached the boundary of the trust region.",
-    Status.ZERO_RIGHT_HAND_SIDE: "The gradient is exactly zero, there is nothing to "
+    Status.ZERO_RIGHT_HAND_SIDE: "The gradient is exactly zero. There is nothing to "
     "solve.",
-    Status.ZERO_CURVATURE: "The curvature along the gradient is exactly zero although "
-    "the gradient is not: does value_fn depend on its first argument, or does it close "
-    "over the parameters? (A loss that is linear in the parameters gives this too.)",
+    Status.ZERO_CURVATURE: "The curvature along the gradient is zero although the "
+    "gradient is not. Does value_fn use its first argument, or does it close over the "
+    "parameters? (It is also zero if the loss is linear in the parameters.)",
     Status.INDEFINITE_PRECONDITIONER: "The preconditioner is not positive definite "
-    "(r.Mr <= 0); the solve ended with the direction so far.",
-    Status.SOLVER_NON_FINITE: "A curvature product was not finite; the solve ended "
-    "with the last finite direction.",
-    Status.ONE_STEP: "One preconditioned step was made, to the minimum of the "
-    "quadratic model along it.",
-    Status.LONGEST_STEP: "The quadratic model has its minimum beyond the longest step, "
-    "which was made instead.",
+    "(r.Mr <= 0); the solve ended with the direction found before.",
+    Status.SOLVER_NON_FINITE: "A number in the linear solve, such as a curvature "
+    "product, was not finite; the solve ended with the last finite direction.",
+    Status.ONE_STEP: "The direction is one preconditioned step, to the minimum of "
+    "the quadratic model along it.",
+    Status.LONGEST_STEP: "The minimum of the quadratic model is beyond the longest "
+    "step, so the solver returned the longest step.",
     Status.ACCEPTED: "The full step was accepted.",
     Status.SHORTENED: "The line search shortened the step.",
-    Status.NOT_EVALUATED: "The step was taken without evaluating the loss at its end: "
-    "neither the line search, the damping nor the solver asked for it.",
-    Status.STEEPEST_DESCENT: "The solver's direction was no descent direction; the "
-    "step goes along the negative gradient instead.",
+    Status.NOT_EVALUATED: "The step was taken, and the loss at its end was not "
+    "evaluated: neither the line search nor the damping nor the solver needs it.",
+    Status.STEEPEST_DESCENT: "The solver's direction was not a descent direction, so "
+    "the step follows the negative gradient.",
     Status.REJECTED_NO_DECREASE: "The step was rejected because the loss did not "
-    "decrease enough along it (or was not finite there); the parameters stay and the "
-    "damping rises.",
+    "decrease enough along it (or was not finite); the parameters stay the same, and "
+    "Levenberg-Marquardt damping rises.",
     Status.REJECTED_NON_FINITE: "The step was rejected because the loss, the gradient, "
-    "the curvature or the direction was not finite; the parameters stay and the "
-    "damping rises.",
-    Status.ZERO_GRADIENT: "The gradient is exactly zero: a stationary point.",
+    "the curvature or the direction was not finite; the parameters stay the same, and "
+    "Levenberg-Marquardt damping rises.",
+    Status.ZERO_GRADIENT: "The gradient is exactly zero: this is a stationary point.",
     Status.SUMMED_LOSS: "The step was rejected because the value given to update is "
     "the loss of value_fn times the number of devices: loss and gradient are summed "
-    "over the mapped axis, but must be averaged (ncg_optax.value_and_grad does it).",
+    "over the mapped axis, but must be averaged. Take ncg_optax.value_and_grad.",
     Status.CONVERGED_GRADIENT: "Converged: the largest entry of the gradient is at "
     "most gtol and no negative curvature was found.",
     Status.CONVERGED_VALUE: "Converged: the loss changed by less than ftol, relative "
     "to its size.",
-    Status.MAX_STEPS: "Stopped after maxiter steps without meeting a tolerance.",
-    Status.STALLED: "Stopped: no further decrease could be found although the gradient "
-    "is above gtol; often the limit of the arithmetic (try float64).",
+    Status.MAX_STEPS: "Stopped after maxiter steps; no tolerance was reached.",
+    Status.STALLED: "Stopped: no step reduced the loss although the gradient is above "
+    "gtol. The reason is often rounding (try float64).",
     Status.SADDLE_POINT: "Stopped at a stationary point that is not a minimum: "
     "negative curvature was found, but no step along it decreased the loss.",
     Status.DIVERGED: "Stopped: the loss or its gradient is not finite at the current "
@@ -110,14 +110,14 @@ def explain(status: int | jax.Array) -> str:
     """A sentence for a status code.
 
     Args:
-      status: a concrete code: ``get_info(state).status``, ``.solver_status``, or the
-        ``status`` of a :class:`ncg_optax.minimization.MinimizeResult`.
+      status: a code, not traced: ``get_info(state).status``, ``.solver_status``, or
+        the ``status`` of a :class:`ncg_optax.minimization.MinimizeResult`.
 
     Returns:
       The sentence.
 
     Raises:
-      ValueError: if there is no such code.
+      ValueError: if ``status`` is not a code of :class:`Status`.
 
     Examples:
       >>> import ncg_optax as ncg

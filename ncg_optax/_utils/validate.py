@@ -1,7 +1,7 @@
-"""Checks of arguments at trace time: one clear sentence each.
+"""Checks of arguments at trace time; each error is one sentence.
 
-Numbers may be tracers (`optax.inject_hyperparams` passes settings as arrays); what is
-not known at trace time is let through.
+Numbers may be tracers, because `optax.inject_hyperparams` passes settings as arrays.
+The range of a tracer is not checked.
 """
 
 import math
@@ -14,7 +14,7 @@ from jax.core import Tracer
 
 
 def concrete(x: Any) -> float | None:
-    """``x`` as a Python float if its number is known while tracing, else None."""
+    """``x`` as a Python float; None if it is a tracer."""
     if isinstance(x, Tracer):
         return None
     return float(x)
@@ -29,10 +29,12 @@ def number(
     low_open: bool = False,
     high_open: bool = False,
 ) -> Any:
-    """``x`` unchanged if it is a number in ``[low, high]``, without the open ends.
+    """``x`` unchanged if it is a number between ``low`` and ``high``.
+
+    ``low_open`` and ``high_open`` exclude the limits themselves.
 
     Raises:
-      TypeError: if ``x`` is not a real number (a bool, string, None or component).
+      TypeError: if ``x`` is not a real number (but a bool, a string or None, say).
       ValueError: if ``x`` is NaN or out of range.
     """
     interval = f"{'[('[low_open]}{low:g}, {high:g}{'])'[high_open]}"
@@ -48,7 +50,7 @@ def number(
         return x
     above = known > low if low_open else known >= low
     below = known < high if high_open else known <= high
-    if not (above and below):  # as for NaN
+    if not (above and below):  # also for NaN
         raise ValueError(f"{name} must be a number in {interval}, got {known:g}.")
     return x
 
@@ -56,7 +58,7 @@ def number(
 def integer(name: str, x: Any, *, low: int, other: str = "") -> int:
     """``x`` unchanged if it is a Python integer of at least ``low``.
 
-    ``other`` is what else would do, for the message.
+    ``other`` names another kind of value that is accepted, for the message.
     """
     wanted = f"{name} must be an integer of at least {low}{other and f' or {other}'}"
     if isinstance(x, bool) or not isinstance(x, int):
@@ -89,30 +91,34 @@ def component(name: str, x: Any, kind: type, examples: str) -> Any:
 
 
 def _path(path: Any) -> str:
-    return jax.tree_util.keystr(path) or "(the tree itself)"
+    return jax.tree_util.keystr(path) or " (the tree itself)"
 
 
 def trainable_tree(name: str, tree: Any, empty_ok: bool = False) -> None:
     """Raises unless every leaf is a floating-point or complex array.
 
     Args:
-      name: how the error message calls the tree.
+      name: name of the tree in the message.
       tree: the parameters.
-      empty_ok: whether a tree without leaves will do.
+      empty_ok: whether a tree without leaves is accepted.
+
+    Raises:
+      TypeError: if a leaf is not such an array.
+      ValueError: if the tree has no leaves and ``empty_ok`` is False.
     """
     leaves = jax.tree_util.tree_leaves_with_path(
         tree, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
     )
     if not leaves and not empty_ok:
         raise ValueError(
-            f"{name} has no leaves: there is nothing to optimise. Pass a pytree with "
-            "at least one array (and a mask that trains at least one)."
+            f"{name} has no leaves to train: pass a pytree with at least one array, "
+            "and a mask that is True for at least one."
         )
     for path, leaf in leaves:
         if isinstance(leaf, optax.MaskedNode):
             raise TypeError(
                 f"{name}{_path(path)} is an optax.MaskedNode: newton_cg evaluates "
-                "value_fn on the whole parameters, so it cannot live inside "
+                "value_fn on all parameters, so it cannot be used inside "
                 "optax.masked or optax.partition. Use newton_cg(..., mask=...) to "
                 "train a subset of the leaves."
             )
@@ -123,8 +129,8 @@ def trainable_tree(name: str, tree: Any, empty_ok: bool = False) -> None:
             )
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise TypeError(
-                f"{name}{_path(path)} has dtype {leaf.dtype}; newton_cg trains "
-                "floating-point or complex leaves. Leave it out with mask=."
+                f"{name}{_path(path)} must be floating-point or complex, got dtype "
+                f"{leaf.dtype}. Exclude the leaf from training with mask=."
             )
 
 

@@ -1,4 +1,4 @@
-"""Curvature matrices, known by their products with vectors."""
+"""Curvature matrices. Only their products with vectors are computed."""
 
 from ncg_optax.curvature.base import Curvature, SampledProduct, curvature_product
 from ncg_optax.curvature.sampling.growth import GrowthState

@@ -1,8 +1,8 @@
-"""What a curvature is, and its product on a share of the examples.
+"""The protocol of curvatures, and their products on a share of the examples.
 
-Products run at the highest matrix precision by default. The default of GPUs and TPUs
-(TF32, bfloat16) makes the matrix of the products unsymmetric, and conjugate gradients
-need a symmetric one.
+Products use the highest matrix precision by default. The default precision of GPUs and
+TPUs (TF32, bfloat16) makes the matrix of the products unsymmetric, but conjugate
+gradients need a symmetric matrix.
 """
 
 import contextlib
@@ -22,17 +22,18 @@ Operator = Callable[[PyTree], PyTree]
 
 @runtime_checkable
 class Curvature(Part, Protocol):
-    """A matrix ``B`` that stands for the second derivative of the loss.
+    """A matrix ``B`` that approximates the second derivative of the loss.
 
-    It is known by its products ``v -> B v`` alone. Subclass this protocol for a
-    curvature of one's own.
+    The optimizer uses only products ``v -> B v``. To add a curvature, subclass this
+    protocol.
 
     Attributes:
-      cost: of one product, in gradients, as a rule of thumb for accounting (that of a
-        dense network whose forward pass costs half its backward pass).
+      cost: cost of one product, in gradients, for the accounting in :func:`get_info`.
+        The values are those of a dense network whose forward pass costs half as much
+        as its backward pass.
 
     Examples:
-      The identity, which makes Newton's method gradient descent:
+      With the identity Newton's method is gradient descent:
 
       >>> import jax.numpy as jnp
       >>> import ncg_optax as ncg
@@ -54,8 +55,8 @@ class Curvature(Part, Protocol):
 
         Args:
           objective: the loss, with the fields ``value``, ``model`` and ``loss`` (see
-            :class:`CompositeLoss`). On several devices it is that of one device's
-            share of the data; the optimizer reduces.
+            :class:`CompositeLoss`). On several devices it is the loss on one device's
+            share of the data; the optimizer averages the products.
           params: the trained parameters.
 
         Returns:
@@ -70,7 +71,7 @@ class SampledProduct(NamedTuple):
 
     Attributes:
       product: the function itself; calling the object calls it.
-      share: of the examples, in (0, 1].
+      share: share of the examples that the product is computed on, in (0, 1].
 
     Examples:
       >>> import ncg_optax as ncg
@@ -93,10 +94,10 @@ def share_of(product: Operator) -> float | jax.Array:
 
 
 def matmul_precision(precision: str | None) -> AbstractContextManager:
-    """The precision that products are traced under.
+    """The context in which products are traced, with this matrix precision.
 
-    A CPU multiplies in full precision anyway. To ask for it there would only keep XLA
-    from sharing the linearisation with the user's gradient.
+    A CPU always multiplies in full precision. With a precision set, XLA could not share
+    the linearisation with the user's gradient, so it is not set there.
     """
     if precision == "highest" and jax.default_backend() == "cpu":
         precision = None
@@ -112,17 +113,19 @@ def curvature_product(
 
     Args:
       curvature: :func:`hessian`, :func:`gauss_newton`, :func:`empirical_fisher` or
-        one's own.
-      value_fn: the loss, as for ``update``; a :class:`CompositeLoss` for the latter
-        two.
-      params: where to linearise.
+        another :class:`Curvature`.
+      value_fn: the loss, as for ``update``. :func:`gauss_newton` and
+        :func:`empirical_fisher` need a :class:`CompositeLoss`.
+      params: the parameters at which the loss is linearised.
       **data: further arguments of ``value_fn``, by name.
 
     Returns:
-      A function of a tree with the structure, shapes and dtypes of ``params``.
+      The function ``v -> B v``, for trees ``v`` with the structure, shapes and dtypes
+      of ``params``.
 
     Raises:
-      TypeError: as ``update`` does for an unsuitable ``value_fn``.
+      TypeError: if ``curvature`` is not a :class:`Curvature`, or if ``value_fn`` is not
+        a loss that ``update`` accepts.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -26,19 +26,20 @@ class empirical_fisher(Curvature):
       B v = \frac{1}{N} \sum_{i=1}^{N} g_i\, (g_i^T v), \qquad
       g_i = J_i^T \nabla \ell_i
 
-    Needs a :class:`CompositeLoss` whose outputs have the examples along their first
-    axis and whose loss is the *mean* over examples of a loss of each example's
-    outputs. A product costs what a Gauss-Newton one does. It is a poor stand-in for
-    the Gauss-Newton matrix far from a good fit and vanishes at a perfect one (Kunstner
-    et al. 2019): an option, not a default.
+    This matrix needs a :class:`CompositeLoss`. The first axis of its outputs runs over
+    the examples, and its loss is the *mean* over examples of a loss of each example's
+    outputs. A product costs as much as a Gauss-Newton product. The matrix approximates
+    the Gauss-Newton matrix badly where the model does not fit the data, and it is zero
+    where the fit is perfect (Kunstner et al. 2019). No preset uses it.
 
     Attributes:
       mode: how to compute ``J v``, as in :func:`gauss_newton`.
-      precision: matrix precision of the products, as in
-        `jax.default_matmul_precision`; None leaves the ambient one.
+      precision: matrix precision of the products, a value of
+        `jax.default_matmul_precision`; None keeps the one that is set outside.
 
     Raises:
-      ValueError: if ``mode`` is unknown.
+      ValueError: if ``mode`` is unknown. In ``update``: if the outputs have no common
+        first axis.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -69,8 +70,8 @@ class empirical_fisher(Curvature):
         with matmul_precision(self.precision):
             outputs, push, pull = linearize_model(model, params, self.mode)
             value, cotangent = jax.value_and_grad(loss)(outputs)
-        # cotangent[i] = grad l_i / N. A loss that the user has averaged over devices
-        # has the N of all of them in it.
+        # cotangent[i] = grad l_i / N. If the user has averaged the loss over devices, N
+        # is the number of examples on all of them.
         examples = _examples(outputs) * reduced_axes_size(value, objective.axes)
 
         def product(v):
@@ -89,14 +90,14 @@ def _examples(outputs: PyTree) -> int:
     shapes = [x.shape for x in jax.tree.leaves(outputs)]
     if len({shape[:1] for shape in shapes}) != 1 or () in shapes:
         raise ValueError(
-            "empirical_fisher needs outputs whose first axis runs over the examples; "
-            f"the model returned shapes {shapes}."
+            "empirical_fisher needs outputs whose first axis runs over the examples, "
+            f"with the same length in all of them; got outputs of shapes {shapes}."
         )
     return shapes[0][0]
 
 
 def _sum_per_example(a: PyTree, b: PyTree) -> jax.Array:
-    """``Re(a_i . b_i)`` for each example i (JAX's pairing: no conjugate)."""
+    """``Re(a_i . b_i)`` for each example i; JAX's cotangents need no conjugate."""
     dots = jax.tree.map(
         lambda x, y: jnp.sum(jnp.real(x * y).reshape(x.shape[0], -1), axis=1), a, b
     )

@@ -23,18 +23,18 @@ class gauss_newton(Curvature):
     .. math::
       B v = J^T H_\ell J v
 
-    with :math:`J` the Jacobian of the model's outputs with respect to the parameters
-    and :math:`H_\ell` the Hessian of the loss with respect to the outputs (Schraudolph
-    2002; Martens 2010). It is positive semidefinite if the loss is convex in the
-    outputs, and for a squared loss it is that of Gauss and Newton. A product costs
-    about 1.2 gradients of a dense network.
+    :math:`J` is the Jacobian of the model's outputs with respect to the parameters, and
+    :math:`H_\ell` the Hessian of the loss with respect to the outputs (Schraudolph
+    2002; Martens 2010). The matrix is positive semidefinite if the loss is convex in
+    the outputs. For a squared loss it is the classical Gauss-Newton matrix. A product
+    costs about 1.2 gradients of a dense network.
 
     Attributes:
-      mode: how to compute ``J v``. ``"forward"`` linearises the model;
-        ``"double_vjp"`` serves layers with a ``custom_vjp``, which have no forward
-        mode; ``"auto"`` tries the first and falls back to the second.
-      precision: matrix precision of the products, as in
-        `jax.default_matmul_precision`; None leaves the ambient one.
+      mode: how to compute ``J v``. ``"forward"`` linearises the model.
+        ``"double_vjp"`` is for layers with a ``custom_vjp``, which have no forward-mode
+        derivative. ``"auto"`` takes the second if the model has such a layer.
+      precision: matrix precision of the products, a value of
+        `jax.default_matmul_precision`; None keeps the one that is set outside.
 
     Raises:
       ValueError: if ``mode`` is unknown.

@@ -17,22 +17,21 @@ MODES = ("forward_over_reverse", "reverse_over_reverse")
 
 @dataclasses.dataclass(frozen=True)
 class hessian(Curvature):
-    r"""The exact Hessian, by Pearlmutter's trick.
+    r"""The exact Hessian; its products are directional derivatives of the gradient.
 
     .. math::
       B v = \nabla^2 f(\theta)\, v
           = \left.\tfrac{\partial}{\partial t} \nabla f(\theta + t v)\right|_{t=0}
 
-    (Pearlmutter 1994). It may be indefinite: use a solver that says what it does then,
-    as all of ours do. The gradient is linearised once a step, so a product costs
-    about 1.5 gradients of a dense network, not 2.5.
+    (Pearlmutter 1994). The Hessian may be indefinite, so the solver has to handle
+    negative curvature; all solvers of this library do. The gradient is linearised once
+    per step, so a product costs about 1.5 gradients of a dense network instead of 2.5.
 
     Attributes:
-      mode: ``"forward_over_reverse"`` is the cheaper one;
-        ``"reverse_over_reverse"`` serves models with a ``custom_vjp`` whose backward
-        pass has no forward-mode derivative.
-      precision: matrix precision of the products, as in
-        `jax.default_matmul_precision`; None leaves the ambient one.
+      mode: ``"forward_over_reverse"`` costs less. ``"reverse_over_reverse"`` is for
+        models with a ``custom_vjp`` whose backward pass has no forward-mode derivative.
+      precision: matrix precision of the products, a value of
+        `jax.default_matmul_precision`; None keeps the one that is set outside.
 
     Raises:
       ValueError: if ``mode`` is unknown.
@@ -67,7 +66,7 @@ def _forward(objective: Objective, params: PyTree) -> tuple[jax.Array, Operator]
     value_and_aux = lambda p: (objective.value(p),) * 2  # noqa: E731
     grad_fn = jax.grad(value_and_aux, has_aux=True)
     _, product, value = jax.linearize(grad_fn, params, has_aux=True)
-    # Conjugated, as optax wants the gradients of complex parameters.
+    # optax's convention for complex parameters conjugates JAX's gradients.
     return value, lambda v: pytree.conj(product(v))
 
 
@@ -75,8 +74,9 @@ def _reverse(objective: Objective, params: PyTree) -> tuple[jax.Array, Operator]
     (value, _), pullback = jax.vjp(jax.value_and_grad(objective.value), params)
 
     def product(v):
-        # The Hessian is symmetric in the real inner product of JAX's pairing, in
-        # which the cotangent of a gradient is the conjugate of a tangent.
+        # JAX pairs a cotangent with a tangent by Re(u . w), without a conjugate, and
+        # its gradient is the conjugate of ours. As H is symmetric in Re(conj(u) . w),
+        # the pullback of v is conj(H v).
         return pytree.conj(pullback((jnp.zeros_like(value), v))[0])
 
     return value, product

@@ -1,4 +1,4 @@
-"""The model of a composite loss, linearised in the parameters."""
+"""Linearises the model of a composite loss in the parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ MODES = ("auto", "forward", "double_vjp")
 
 
 def _jvp_by_double_vjp(model: Callable, params: PyTree) -> tuple[PyTree, Operator]:
-    """Outputs and ``v -> J v`` by transposing the pullback, which is linear."""
+    """Outputs and ``v -> J v``, the transpose of the pullback, which is linear."""
     outputs, pullback = jax.vjp(model, params)
     zeros = jax.tree.map(jnp.zeros_like, outputs)
     _, push = jax.vjp(lambda u: pullback(u)[0], zeros)
@@ -24,12 +24,13 @@ def _jvp_by_double_vjp(model: Callable, params: PyTree) -> tuple[PyTree, Operato
 def linearize_model(
     model: Callable, params: PyTree, mode: str
 ) -> tuple[PyTree, Operator, Operator]:
-    """Outputs, ``v -> J v`` and ``u -> J^T u``."""
+    """The outputs, ``v -> J v`` and ``u -> J^T u``; ``mode`` is one of ``MODES``."""
     if mode == "double_vjp":
         outputs, push = _jvp_by_double_vjp(model, params)
     else:
         outputs, push = jax.linearize(model, params)
-        # A custom_vjp objects only when the product is compiled, too late to catch.
+        # A custom_vjp raises only when the product is compiled, where it cannot be
+        # caught. So its primitive is searched for in the program.
         if mode == "auto" and "custom_lin" in str(jax.make_jaxpr(push)(params)):
             outputs, push = _jvp_by_double_vjp(model, params)
     _, pullback = jax.vjp(model, params)

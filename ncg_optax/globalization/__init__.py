@@ -1,4 +1,4 @@
-"""What makes steps safe far from a minimum: damping and line searches."""
+"""Damping rules and line searches, which make steps safe far from a minimum."""
 
 from ncg_optax.globalization.base import (
     Damping,

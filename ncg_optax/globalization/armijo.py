@@ -1,4 +1,4 @@
-"""Backtracking to sufficient decrease."""
+"""Backtracking until the loss decreases sufficiently."""
 
 import dataclasses
 from typing import NamedTuple
@@ -18,17 +18,17 @@ from ncg_optax.globalization.base import (
 class _Trials(NamedTuple):
     """The state of the search; shapes=()."""
 
-    step: jax.Array  # the best so far
-    loss: jax.Array  # there
-    accepted: jax.Array
-    trial: jax.Array  # the step to try next
-    done: jax.Array
-    k: jax.Array
+    step: jax.Array  # the best step size found; 0 before there is one
+    loss: jax.Array  # at ``step``
+    accepted: jax.Array  # whether ``step`` was found, bool
+    trial: jax.Array  # the step size to try next
+    done: jax.Array  # bool
+    k: jax.Array  # number of trials, int32
 
 
 @dataclasses.dataclass(frozen=True)
 class armijo(LineSearch):
-    r"""Backtracking to sufficient decrease, from the full step.
+    r"""Backtracking from the full step until the loss decreases sufficiently.
 
     The step size :math:`s` shrinks from 1 until
 
@@ -36,20 +36,22 @@ class armijo(LineSearch):
       f(\theta + s d) \le f(\theta) + c\, s\, g^T d
 
     up to the rounding of :math:`f` (Armijo 1966; Nocedal and Wright 2006, algorithm
-    3.1). The next trial is the minimiser of the parabola through the three numbers
-    known, kept between a tenth of and ``shrink`` times the last one (section 3.5
-    there). Along a direction of negative curvature, where the quadratic model sets no
-    length, a good full step is doubled as long as the loss falls. Costs one evaluation
-    of the loss if the full step is good and the curvature positive.
+    3.1). The next trial is the minimiser of the parabola with the loss and the slope at
+    the start and the loss at the last trial; it is at least 0.1 and at most ``shrink``
+    times the last trial (section 3.5 there). Along a direction of negative curvature
+    the quadratic model has no minimum, so an accepted full step is doubled as long as
+    the loss falls. The search costs one evaluation of the loss if the full step is
+    accepted and the curvature is not negative.
 
     Attributes:
-      c: share of the decrease promised by the slope, in [0, 1).
+      c: share of the decrease predicted by the slope that a step must reach, in
+        [0, 1).
       shrink: largest factor from one trial to the next, in [0.1, 1).
-      maxiter: largest number of trials.
+      maxiter: largest number of trials, at least 1.
 
     Raises:
       TypeError: if a setting is not a number, or ``maxiter`` not an integer.
-      ValueError: if one is out of range or NaN.
+      ValueError: if a setting is out of range or NaN.
 
     Examples:
       >>> import ncg_optax as ncg
@@ -68,7 +70,7 @@ class armijo(LineSearch):
         validate.integer("armijo: maxiter", self.maxiter, low=1)
 
     def search(self, line: Line) -> SearchResult:
-        """The first step size with sufficient decrease, at most ``maxiter`` trials."""
+        """A step size with sufficient decrease, after at most ``maxiter`` trials."""
         loss = line.loss
         first = _Trials(
             step=jnp.zeros((), loss.dtype),
@@ -86,10 +88,11 @@ class armijo(LineSearch):
         return SearchResult(end.step, end.loss, end.k, end.accepted)
 
     def _try(self, line: Line, now: _Trials) -> _Trials:
+        """Evaluates the loss at one step size."""
         value = line.loss_at(now.trial)
-        enough = line.loss + rounding_level(line.loss)
-        low = value <= enough + self.c * now.trial * line.slope
-        good = low & jnp.isfinite(value)
+        start = line.loss + rounding_level(line.loss)
+        decreased = value <= start + self.c * now.trial * line.slope
+        good = decreased & jnp.isfinite(value)
         better = good & (jnp.logical_not(now.accepted) | (value < now.loss))
         longer = (now.trial >= 1) & (line.bend < 0)
         shorter = self._shorter(line, now.trial, value)
@@ -103,7 +106,7 @@ class armijo(LineSearch):
         )
 
     def _shorter(self, line: Line, step: jax.Array, value: jax.Array) -> jax.Array:
-        """The minimiser of the parabola through what is known, within bounds."""
+        """The next, shorter step size after a loss ``value`` at ``step``."""
         excess = value - line.loss - line.slope * step
         known = jnp.isfinite(excess) & (excess > 0)
         parabola = -0.5 * line.slope * step**2 / jnp.where(known, excess, 1)

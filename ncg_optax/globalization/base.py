@@ -1,4 +1,4 @@
-"""What a damping rule and a line search are, and what they learn of a step."""
+"""The protocols of damping rules and line searches, and their arguments."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -10,22 +10,23 @@ from ncg_optax._utils.parts import Part
 
 
 def rounding_level(loss: jax.Array) -> jax.Array:
-    """The error that rounding leaves in ``loss``: ten units in its last place."""
+    """A bound on the rounding error of ``loss``: ten units in its last place."""
     return 10 * jnp.finfo(loss.dtype).eps * jnp.abs(loss)
 
 
 class Outcome(NamedTuple):
-    """What became of a step; scalars of shape=().
+    """The result of trying a step; scalars of shape=().
 
     Attributes:
-      predicted_reduction: ``-(g.d + d.Bd / 2)`` of the step ``d`` as taken.
-      actual_reduction: ``f(params) - f(params + d)``.
-      rounding: how far ``actual_reduction`` may be off through the rounding of ``f``.
-      step_size: the factor that the line search put on the solver's direction.
-      accepted: whether the step was taken, bool.
+      predicted_reduction: ``-(g.d + d.Bd / 2)``, with ``d`` the step that is taken: the
+        direction times ``step_size``.
+      actual_reduction: ``f(params) - f(params + d)``; 0 for a rejected step.
+      rounding: a bound on the rounding error of ``actual_reduction``.
+      step_size: factor of the line search on the direction; 0 for a rejected step.
+      accepted: whether the step is taken, bool.
 
     Examples:
-      A step that brought 80 per cent of what the model promised:
+      A step that reduces the loss by 80 per cent of what the model predicts:
 
       >>> import jax.numpy as jnp
       >>> import ncg_optax as ncg
@@ -47,10 +48,11 @@ class Outcome(NamedTuple):
     accepted: jax.Array
 
     def ratio_at_least(self, threshold: float | jax.Array) -> jax.Array:
-        """Whether actual / predicted >= threshold.
+        """Whether actual / predicted reduction is at least ``threshold``, bool.
 
-        Without division, so that it keeps its sense at zero, and in favour of the step
-        at rounding level. False for a rejected step.
+        The comparison does not divide, so it is also valid if the predicted reduction
+        is zero. A difference within ``rounding`` counts in favour of the step. False
+        for a rejected step.
         """
         reached = self.actual_reduction + self.rounding >= (
             threshold * self.predicted_reduction
@@ -62,14 +64,14 @@ class Outcome(NamedTuple):
 class Damping(Part, Protocol):
     """A rule for the damping lambda in ``(B + lambda I) d = -g``.
 
-    Subclass this protocol for a rule of one's own. Only ``value`` has no default.
+    To add a rule, subclass this protocol. Only ``value`` has no default.
 
     Attributes:
-      needs_outcome: whether ``update`` needs the loss at the end of the step. If nobody
-        needs it, it is not evaluated.
+      needs_outcome: whether ``update`` needs the loss at the end of the step. That loss
+        is evaluated if the damping rule, the solver or the line search needs it.
 
     Examples:
-      The hundredth part of the curvature's own scale, measured anew at each step:
+      One hundredth of the curvature's own scale, which is measured at each step:
 
       >>> import ncg_optax as ncg
       >>> class Measured(ncg.globalization.Damping):
@@ -81,7 +83,7 @@ class Damping(Part, Protocol):
     needs_outcome: bool = False
 
     def init(self, dtype: Any) -> Any:
-        """The first state. ``dtype`` is that of the scalars."""
+        """The state before the first step; ``dtype`` is the dtype of the scalars."""
         del dtype
         return ()
 
@@ -91,18 +93,19 @@ class Damping(Part, Protocol):
         """The damping of step number ``count``.
 
         Args:
-          state: the last one.
-          count: steps done, int32, shape=().
-          measure: returns the curvature's own scale, ``|B g| / |g|``, for one product.
+          state: state after the last step.
+          count: number of steps done, int32, shape=().
+          measure: returns the curvature's own scale, ``|B g| / |g|``, shape=(). A call
+            costs one product.
 
         Returns:
-          ``(damping, state, products)``, with ``products`` how often ``measure`` was
-          called.
+          ``(damping, state, products)``, with ``products`` the number of calls of
+          ``measure``.
         """
         ...
 
     def update(self, state: Any, outcome: Outcome) -> Any:
-        """The next state, after the step was tried."""
+        """The state for the next step, after this one was tried."""
         del outcome
         return state
 
@@ -111,16 +114,18 @@ class Line(NamedTuple):
     """The loss along a direction ``d``, for a line search.
 
     Attributes:
-      loss: at the start, shape=().
-      slope: ``g.d``, shape=(); not negative only if ``tolerates_rise``.
-      bend: ``d.Bd``, shape=().
+      loss: loss at the start, of the whole batch, shape=().
+      slope: ``g.d``, the derivative of the loss along ``d``, shape=(). It is negative
+        or zero unless the search has ``tolerates_rise``.
+      bend: ``d.Bd``, the second derivative of the undamped model along ``d``, shape=().
       loss_at: ``loss_at(step_size)``, the loss at ``params + step_size * d``, shape=().
-      sample_loss_at: the same, estimated on the examples of the curvature's sample: the
-        loss at the start plus the rise of the sample's loss. None: use ``loss_at``.
-      sample_share: of the examples in the sample, in (0, 1].
+      sample_loss_at: an estimate of ``loss_at`` that evaluates only the sample of the
+        curvature: ``loss`` plus the rise of the sample's loss. None if there is no
+        sample; then use ``loss_at``.
+      sample_share: share of the batch's examples that are in the sample, in (0, 1].
 
     Examples:
-      The loss of a step that goes twice as far as it should:
+      A full step that is twice as long as it should be:
 
       >>> import jax.numpy as jnp
       >>> import ncg_optax as ncg
@@ -143,14 +148,14 @@ class Line(NamedTuple):
 
 
 class SearchResult(NamedTuple):
-    """The outcome of a line search; scalars of shape=().
+    """The result of a line search; scalars of shape=().
 
     Attributes:
-      step_size: the factor on the direction; 0 if no step was good enough.
-      loss: the loss there (at the start if there was none).
-      evaluations: of the loss, int32.
-      accepted: whether a step was found, bool.
-      share: of the examples in each evaluation, in (0, 1].
+      step_size: factor on the direction; 0 if no step was accepted.
+      loss: loss at that step; the loss at the start if no step was accepted.
+      evaluations: number of evaluations of the loss, int32.
+      accepted: whether a step was accepted, bool.
+      share: share of the batch's examples in each evaluation, in (0, 1].
 
     Examples:
       >>> import jax.numpy as jnp
@@ -177,14 +182,14 @@ class SearchResult(NamedTuple):
 class LineSearch(Part, Protocol):
     """A rule for the step size along a direction.
 
-    Subclass this protocol for a line search of one's own.
+    To add a line search, subclass this protocol.
 
     Attributes:
-      tolerates_rise: whether the search accepts steps along which the loss rises. A
-        solver whose directions may lead uphill (``may_ascend``) needs such a search.
+      tolerates_rise: whether the search may accept a step that increases the loss. A
+        solver with ``may_ascend``, whose directions may increase the loss, needs this.
 
     Examples:
-      Half of the step, whatever the loss there is:
+      Half of the step, for every loss:
 
       >>> import jax.numpy as jnp
       >>> import ncg_optax as ncg
@@ -201,5 +206,5 @@ class LineSearch(Part, Protocol):
     tolerates_rise: bool = False
 
     def search(self, line: Line) -> SearchResult:
-        """The step size for this line."""
+        """The step size along this line."""
         ...

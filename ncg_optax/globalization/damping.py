@@ -14,29 +14,33 @@ from ncg_optax.globalization.base import Damping, Outcome
 
 @dataclasses.dataclass(frozen=True)
 class fixed(Damping):
-    """A number, or an optax schedule of the steps done."""
+    """A fixed damping.
+
+    Attributes:
+      damping: a number, shape=(), or an optax schedule of the number of steps done.
+    """
 
     damping: float | jax.Array | optax.Schedule
 
     def value(self, state, count, measure):
-        """The number, or that of the schedule."""
+        """The number, or the value of the schedule."""
         damping = self.damping(count) if callable(self.damping) else self.damping
         return damping, state, 0
 
 
 def as_damping(damping: Any) -> Damping:
-    """A number, optax schedule or :class:`Damping` as a :class:`Damping`.
+    """``damping``, a number, a schedule or a rule, as a :class:`Damping`.
 
     Raises:
-      TypeError: if it is none of these.
+      TypeError: if ``damping`` is none of these.
       ValueError: if the number is negative or NaN.
     """
     if isinstance(damping, (int, float)) or hasattr(damping, "dtype"):
         return fixed(validate.number("damping", damping, low=0.0))
-    # A rule that was not called, levenberg_marquardt, is no schedule.
+    # A class, such as levenberg_marquardt without (), is callable but no schedule.
     if callable(damping) and not isinstance(damping, type):
         return fixed(cast(optax.Schedule, damping))
-    examples = "levenberg_marquardt(), or be a number or an optax schedule"
+    examples = "levenberg_marquardt(), or a number or an optax schedule"
     return validate.component("damping", damping, Damping, examples)
 
 
@@ -44,9 +48,9 @@ class LevenbergMarquardtState(NamedTuple):
     """State of :func:`levenberg_marquardt`; scalars of shape=().
 
     Attributes:
-      damping: lambda.
-      unit: the damping of the first step, in multiples of which the bounds are; 0
-        while it has not been calibrated.
+      damping: lambda of the next step; 0 before it is calibrated.
+      unit: damping of the first step, which the bounds are multiples of; 0 before it is
+        calibrated.
 
     Examples:
       >>> import ncg_optax as ncg
@@ -61,7 +65,7 @@ class LevenbergMarquardtState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class levenberg_marquardt(Damping):
-    r"""Levenberg-Marquardt damping, steered by the reduction ratio.
+    r"""Levenberg-Marquardt damping, adapted by the reduction ratio.
 
     .. math::
       \rho = \frac{f(\theta) - f(\theta + d)}{-(g^T d + \tfrac12 d^T B d)}, \qquad
@@ -73,27 +77,27 @@ class levenberg_marquardt(Damping):
         \lambda & \text{otherwise}
       \end{cases}
 
-    (Levenberg 1944, Marquardt 1963; Martens 2010, section 4.1, with 3/2 and 2/3). The
-    model is that of the undamped curvature, from the current point. The comparison is
-    made without division, and at rounding level in favour of the step. A step that
-    the line search had to shorten counts as a bad ratio, and so does a rejected one,
-    which multiplies by ``increase`` twice.
+    (Levenberg 1944, Marquardt 1963; Martens 2010, section 4.1, with the factors 3/2 and
+    2/3). The denominator of :math:`\rho` is the decrease of the undamped model. The
+    comparison does not divide, and a difference within rounding counts in favour of the
+    step. A step that the line search shortened counts as a bad ratio. A rejected step
+    multiplies the damping by ``increase`` twice.
 
     Attributes:
-      initial: first damping, in units of the curvature (loss per squared parameter).
-        None calibrates it at the first step, for one product.
-      calibration: the first damping without ``initial``, in units of ``|B g| / |g|``,
-        which lies near the top of the spectrum.
-      decrease: factor in (0, 1] after a good ratio.
-      increase: factor of at least 1 after a bad one.
-      low: ratios below are bad.
-      high: ratios above are good.
-      minimum: lower bound, as a multiple of the first damping.
-      maximum: upper bound, likewise.
+      initial: first damping, in units of the curvature (loss per squared parameter),
+        above 0. None calibrates it at the first step, which costs one product.
+      calibration: first damping if ``initial`` is None, in units of ``|B g| / |g|``,
+        which is often near the largest eigenvalue; above 0.
+      decrease: factor after a good ratio, in (0, 1].
+      increase: factor after a bad ratio, at least 1.
+      low: a ratio below ``low`` is bad, in [0, 1].
+      high: a ratio above ``high`` is good, in [``low``, 1].
+      minimum: lower bound, as a multiple of the first damping, in [0, 1].
+      maximum: upper bound, as a multiple of the first damping, at least 1.
 
     Raises:
       TypeError: if a setting is not a number.
-      ValueError: if one is out of range or NaN.
+      ValueError: if a setting is out of range or NaN.
 
     Examples:
       >>> import ncg_optax as ncg
@@ -127,7 +131,7 @@ class levenberg_marquardt(Damping):
         check("maximum", low=1.0)
 
     def init(self, dtype: Any) -> LevenbergMarquardtState:
-        """``initial``, or 0 until it is calibrated."""
+        """The state with ``initial``, or with 0 before it is calibrated."""
         start = jnp.asarray(0.0 if self.initial is None else self.initial, dtype)
         return LevenbergMarquardtState(damping=start, unit=start)
 
@@ -140,7 +144,7 @@ class levenberg_marquardt(Damping):
         """The damping of the state; at the first step it is calibrated."""
         if self.initial is not None:
             return state.damping, state, 0
-        # Calibrated once, so the product is not paid for later on.
+        # A cond, so that only the first step makes the product.
         fresh = state.unit == 0
         unit = jax.lax.cond(
             fresh, lambda: self.calibration * measure(), lambda: state.unit
@@ -153,12 +157,12 @@ class levenberg_marquardt(Damping):
     def update(
         self, state: LevenbergMarquardtState, outcome: Outcome
     ) -> LevenbergMarquardtState:
-        """Lower after a good step, higher after a bad one."""
+        """Decreases the damping after a good step, increases it after a bad one."""
         full = outcome.step_size >= 1
         good = full & outcome.ratio_at_least(self.high)
         bad = jnp.logical_not(full & outcome.ratio_at_least(self.low))
-        rise = jnp.where(outcome.accepted, self.increase, self.increase**2)
-        factor = jnp.where(bad, rise, jnp.where(good, self.decrease, 1.0))
+        increase = jnp.where(outcome.accepted, self.increase, self.increase**2)
+        factor = jnp.where(bad, increase, jnp.where(good, self.decrease, 1.0))
         damping = jnp.clip(
             state.damping * factor,
             state.unit * self.minimum,

@@ -1,4 +1,4 @@
-"""Step sizes without a search."""
+"""Step sizes for ``linesearch=None``."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from ncg_optax.globalization.base import (
 
 @dataclasses.dataclass(frozen=True)
 class full_step(LineSearch):
-    """The full step; the loss at its end is not evaluated."""
+    """Takes the full step and does not evaluate the loss at its end."""
 
     tolerates_rise = True
 
@@ -31,10 +31,10 @@ class full_step(LineSearch):
 
 @dataclasses.dataclass(frozen=True)
 class single_trial(LineSearch):
-    """The full step if the loss does not rise, else none."""
+    """Takes the full step if the loss does not rise, and no step otherwise."""
 
     def search(self, line: Line) -> SearchResult:
-        """A step size of 1 or 0, for one evaluation."""
+        """A step size of 1 or 0, after one evaluation."""
         loss = line.loss
         trial = line.loss_at(jnp.ones((), loss.dtype))
         accepted = trial <= loss + rounding_level(loss)  # False for NaN

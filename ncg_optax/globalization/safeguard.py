@@ -1,4 +1,4 @@
-"""A line search for directions that may lead uphill."""
+"""A line search for directions that may increase the loss."""
 
 import dataclasses
 from typing import NamedTuple
@@ -18,40 +18,42 @@ from ncg_optax.globalization.base import (
 class _Trial(NamedTuple):
     """The state of the search; shapes=()."""
 
-    step: jax.Array
-    loss: jax.Array  # there
-    k: jax.Array  # trials so far
+    step: jax.Array  # the step size tried last
+    loss: jax.Array  # at ``step``; NaN before the first trial
+    k: jax.Array  # number of trials, int32
 
 
 @dataclasses.dataclass(frozen=True)
 class safeguard(LineSearch):
-    r"""Shortens a step only if the loss rises by more than the model can explain.
+    r"""Shortens a step only if the loss rises by more than the quadratic model allows.
 
-    For directions that average over batches, as :func:`averaged_gradient` makes them:
-    these may lead uphill on a batch for a good reason, but not by more than the terms
-    of its own quadratic model. The step size :math:`s` shrinks from 1 until
+    This search is for directions that average over batches, as those of
+    :func:`averaged_gradient`. A step that reduces the average loss may increase the
+    loss of one batch. The search limits this rise by the size of the terms of the
+    batch's quadratic model: the step size :math:`s` shrinks from 1 until
 
     .. math::
       f_S(\theta + s d) - f_S(\theta) \le
         \text{rise} \cdot \left(s\, |g^T d| + s^2\, |d^T B d|\right)
 
-    up to the rounding of :math:`f`. As that is coarse, it is enough to look at the
-    examples :math:`S` of the curvature (:func:`sampling`): with a quarter of the batch
-    a trial costs a twelfth of a gradient. A rise grows about with :math:`s^2` and what
-    is allowed with :math:`s`, so the next trial is their ratio times the last one, kept
-    between a tenth of and half of it.
+    up to the rounding of :math:`f`. For this coarse test the loss :math:`f_S` on the
+    curvature's sample :math:`S` is sufficient (:func:`sampling`): with a quarter of the
+    batch a trial costs a twelfth of a gradient. The rise grows approximately as
+    :math:`s^2`, and the bound approximately as :math:`s`. So the next trial is the last
+    one times bound / rise, where this factor is at least 0.1 and at most 0.5.
 
     Attributes:
-      rise: how much of the model's terms the loss may rise by, at least 0.
-      maxiter: largest number of trials; after that there is no step.
+      rise: factor in the bound, at least 0.
+      maxiter: largest number of trials, at least 1. If none is accepted, the step is
+        rejected.
 
     Raises:
       TypeError: if ``rise`` is not a number or ``maxiter`` not an integer.
-      ValueError: if one is out of range or NaN.
+      ValueError: if a setting is out of range or NaN.
 
     Examples:
-      A step of a hundred times the distance to the minimum is cut, one that goes twice
-      as far as it should is not:
+      A step of 100 times the distance to the minimum is shortened. A step of twice
+      this distance is not:
 
       >>> import jax.numpy as jnp
       >>> import ncg_optax as ncg
@@ -75,7 +77,7 @@ class safeguard(LineSearch):
         validate.integer("safeguard: maxiter", self.maxiter, low=1)
 
     def search(self, line: Line) -> SearchResult:
-        """The first step size without too large a rise, at most ``maxiter`` trials."""
+        """A step size with an allowed rise, after at most ``maxiter`` trials."""
         loss = line.loss
         loss_at = line.sample_loss_at or line.loss_at
 
@@ -94,7 +96,7 @@ class safeguard(LineSearch):
             step = jnp.where(now.k == 0, now.step, shorter)
             return _Trial(step, loss_at(step), now.k + 1)
 
-        # The first trial is in the loop as well: a model is compiled once.
+        # The loop makes the first trial as well, so that the model is compiled once.
         untried = jnp.full_like(loss, jnp.nan)
         first = _Trial(jnp.ones((), loss.dtype), untried, jnp.zeros((), jnp.int32))
         end = jax.lax.while_loop(keep_going, body, first)
@@ -108,6 +110,6 @@ class safeguard(LineSearch):
         )
 
     def _allowed(self, line: Line, step: jax.Array) -> jax.Array:
-        """By how much the loss may rise at this step size."""
+        """The largest rise of the loss that is allowed at this step size."""
         model = step * jnp.abs(line.slope) + jnp.square(step) * jnp.abs(line.bend)
         return self.rise * model + rounding_level(line.loss)

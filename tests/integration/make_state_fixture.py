@@ -18,7 +18,8 @@ import optax
 import ncg_optax as ncg
 
 FOLDER = pathlib.Path(__file__).with_name("states")
-STEPS = 3
+# The step after these is one whose solve converges: it hardly depends on rounding.
+STEPS = 2
 
 X = jnp.sin(jnp.arange(36.0)).reshape(12, 3)
 LOSS = ncg.CompositeLoss(
