@@ -1,4 +1,4 @@
-"""What a preconditioner is."""
+"""The protocol of preconditioners, and the identity."""
 
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
@@ -15,17 +15,17 @@ PyTree = Any
 class Preconditioner(Part, Protocol):
     """A symmetric positive definite ``M`` near ``(B + damping I)^-1``.
 
-    Subclass this protocol for a preconditioner of one's own. Only ``apply`` has no
-    default. All vectors are trees shaped like the trained parameters, float32 or wider.
+    To add a preconditioner, subclass this protocol. Only ``apply`` has no default. All
+    vectors are trees shaped like the trained parameters, float32 or wider.
 
     Attributes:
-      fraction: share of the examples that is enough for ``update``, in (0, 1]. Its
-        ``product`` is then computed on such a share. ``product.share`` says on which: 1
-        if the data cannot be split.
-      has_sqrt: whether there is a ``sqrt``.
+      fraction: share of the examples that ``update`` needs for its products, in (0, 1].
+        ``product.share`` is the share that they are computed on: it may be larger, and
+        is 1 if the data cannot be split.
+      has_sqrt: whether the method ``sqrt`` is implemented.
 
     Examples:
-      A diagonal that is known beforehand:
+      A diagonal matrix that is known in advance:
 
       >>> import dataclasses, jax, jax.numpy as jnp
       >>> import ncg_optax as ncg
@@ -41,7 +41,7 @@ class Preconditioner(Part, Protocol):
     has_sqrt: bool = False
 
     def init(self, params: PyTree) -> Any:
-        """The first state: arrays whose shapes and dtypes never change."""
+        """The state before the first step: arrays of fixed shapes and dtypes."""
         del params
         return ()
 
@@ -54,28 +54,28 @@ class Preconditioner(Part, Protocol):
         key: jax.Array,
         count: jax.Array,
     ) -> tuple[Any, jax.Array | int]:
-        """The state for this step; called once a step, before the solve.
+        """The state for this step; called once per step, before the solve.
 
         Args:
-          state: the last one.
+          state: state of the last step.
           product: ``v -> B v``.
           grads: the gradient.
           damping: lambda, shape=().
           key: a random key, new at each step and the same on all devices.
-          count: steps done, int32, shape=().
+          count: number of steps done, int32, shape=().
 
         Returns:
-          ``(state, products)``, with ``products`` how often ``product`` was called.
+          ``(state, products)``, with ``products`` the number of calls of ``product``.
         """
         del product, grads, damping, key, count
         return state, 0
 
     def apply(self, state: Any, r: PyTree, damping: jax.Array) -> PyTree:
-        """``M r``; called once an iteration of the solver."""
+        """``M r``; called once per iteration of the solver."""
         ...
 
     def sqrt(self, state: Any, r: PyTree, damping: jax.Array) -> PyTree:
-        """``S r`` with ``S`` symmetric and ``S S = M``; for :func:`compose` alone."""
+        """``S r`` with ``S`` symmetric and ``S S = M``; :func:`compose` calls it."""
         raise NotImplementedError(f"{self!r} has no square root (has_sqrt is False).")
 
 

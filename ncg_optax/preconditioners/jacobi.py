@@ -17,7 +17,7 @@ class JacobiState(NamedTuple):
     """State of :func:`jacobi`.
 
     Attributes:
-      steps: updates since the first finite estimate, int32, shape=().
+      steps: number of updates from the first finite estimate on, int32, shape=().
       diagonal: running mean of the estimates, a tree shaped like the parameters, real,
         float32 or wider.
     """
@@ -27,9 +27,9 @@ class JacobiState(NamedTuple):
 
 
 def _relative_squares(grads: PyTree) -> PyTree:
-    """``|g_i|^2`` in units of their mean: what the size of the loss does not change."""
+    """``|g_i|^2`` over their mean, which does not depend on the scale of the loss."""
     peak = pytree.max_norm(grads)
-    # Squares of the gradients of a small loss would underflow.
+    # Divided by the largest entry, because small squares would underflow.
     unit = jax.tree.map(lambda g: g / jnp.where(peak > 0, peak, 1), grads)
     size = sum(g.size for g in jax.tree.leaves(grads))
     mean = jnp.where(peak > 0, pytree.vdot(unit, unit) / size, 1)
@@ -43,50 +43,52 @@ ESTIMATES = ("hutchinson", "gradient")
 class jacobi(Preconditioner):
     r"""Diagonal preconditioner, for curvatures whose scale varies between parameters.
 
-    Divides by
+    Each entry of a vector is divided by
 
     .. math::
       \left(|d_i| + \lambda + \text{damping} \cdot \operatorname{mean}|d|
       \right)^{\text{exponent}}
 
-    with :math:`d` a running mean of one of two estimates.
+    where :math:`d` is the running mean of an estimate of the diagonal, and the mean of
+    :math:`|d|` is that of the leaf. There are two estimates.
 
     ``"hutchinson"``: the diagonal of ``B`` from products with random signs,
 
     .. math::
       d = \operatorname{diag} B = E[v \odot B v], \qquad v_i = \pm 1
 
-    (Bekas, Kokiopoulou and Saad 2007, equation 1). One probe has the variance
-    :math:`\sum_{j \ne i} B_{ij}^2`, so that a diagonal matrix takes one and a dense
-    one many. Entries that are negative count with their size: the result is positive
-    definite whatever ``B`` is.
+    (Bekas, Kokiopoulou and Saad 2007, equation 1). The estimate from one product has
+    the variance :math:`\sum_{j \ne i} B_{ij}^2`, so a diagonal matrix needs one product
+    and a dense matrix many. The absolute values of the entries are used, so the result
+    is positive definite for every ``B``.
 
-    ``"gradient"``: the squares of the gradients, :math:`d_i \propto g_i^2`, for no
-    product at all. Each gradient counts in units of its own mean square; as that is
-    another unit than the curvature's, :math:`\lambda` is left out. Martens (2010,
-    section 4.7) takes 0.75 for the exponent here.
+    ``"gradient"``: the squares of the gradients, :math:`d_i \propto g_i^2`, without
+    products. The squares of each gradient are divided by their mean. So they do not
+    have the unit of the curvature, and :math:`\lambda` is omitted. Martens (2010,
+    section 4.7) uses the exponent 0.75 with this estimate.
 
-    The last term is a damping of its own, by leaf: sharing only :math:`\lambda` with
-    the operator, an entry that is small by chance would be divided by next to nothing.
+    The last term is the preconditioner's own damping. With :math:`\lambda` alone, an
+    entry that is small by chance would be divided by nearly zero.
 
-    Cost: ``probes`` products every ``refresh`` steps (``first_probes`` at the first),
-    none for ``"gradient"``; an application is a division. Under `jax.vmap` (an
-    ensemble) an estimate is made at every step. Memory: one number a
-    parameter. A complex entry gets the mean of the diagonal at its real and its
+    Cost: ``probes`` products every ``refresh`` steps (``first_probes`` products at the
+    first step), none with ``"gradient"``; an application is a division. Under
+    `jax.vmap` (an ensemble) an estimate is made at every step. Memory: one number per
+    parameter. For a complex entry the diagonal is the mean over its real and its
     imaginary part.
 
     Attributes:
       estimate: ``"hutchinson"`` or ``"gradient"``.
-      exponent: on the diagonal, in [0, 1]; 0 is no preconditioning.
-      decay: of the running mean from one estimate to the next, in [0, 1).
-      refresh: steps from one estimate to the next; gradients are taken at each step.
-      probes: products for an estimate.
-      first_probes: products for the first estimate.
-      damping: own damping, in units of the mean of the leaf's diagonal.
+      exponent: exponent of the diagonal, in [0, 1]; 0 is no preconditioning.
+      decay: factor on the running mean at each estimate, in [0, 1).
+      refresh: number of steps from one estimate to the next, at least 1;
+        ``"gradient"`` makes one at each step.
+      probes: number of products for an estimate, at least 1.
+      first_probes: number of products for the first estimate, at least 1.
+      damping: own damping, in units of the mean of the leaf's diagonal, at least 0.
 
     Raises:
-      TypeError: if a setting is not a number, or a count not an integer.
-      ValueError: if a setting is out of range or NaN, or the estimate unknown.
+      TypeError: if a setting is not a number, or if a count is not an integer.
+      ValueError: if a setting is out of range or NaN, or if the estimate is unknown.
 
     Examples:
       >>> import ncg_optax as ncg
@@ -113,14 +115,14 @@ class jacobi(Preconditioner):
         validate.number("jacobi: damping", self.damping, low=0.0)
 
     def init(self, params: PyTree) -> JacobiState:
-        """No estimate so far."""
+        """The state before the first estimate."""
         zeros = pytree.widened_zeros_like(params)
         return JacobiState(
             steps=jnp.zeros((), jnp.int32), diagonal=jax.tree.map(jnp.real, zeros)
         )
 
     def update(self, state, product, grads, damping, key, count):
-        """The running mean with a new estimate, if one is due."""
+        """Adds a new estimate to the running mean every ``refresh`` steps."""
         fresh = state.steps == 0
         if self.estimate == "hutchinson":
             due = state.steps % self.refresh == 0
@@ -142,7 +144,7 @@ class jacobi(Preconditioner):
         )
         usable = due & pytree.all_finite(new)
         diagonal = pytree.where(usable, mixed, state.diagonal)
-        # Without any estimate the next step tries again.
+        # If the first estimate is not finite the next step makes another one.
         steps = state.steps + (usable | ~fresh).astype(jnp.int32)
         return JacobiState(steps, diagonal), products
 
@@ -151,15 +153,16 @@ class jacobi(Preconditioner):
         return self._divided(state, r, damping, self.exponent)
 
     def sqrt(self, state: JacobiState, r: PyTree, damping: jax.Array) -> PyTree:
-        """``r`` divided by the root of the damped diagonal."""
+        """``r`` divided by the square root of the damped diagonal."""
         return self._divided(state, r, damping, self.exponent / 2)
 
     def _divided(self, state, r, damping, power):
-        shared = damping if self.estimate == "hutchinson" else 0
+        # Squared gradients do not have the unit of the curvature.
+        lam = damping if self.estimate == "hutchinson" else 0
 
         def leaf(d, x):
             d = jnp.abs(d)
-            d += self.damping * jnp.mean(d) + shared
+            d += self.damping * jnp.mean(d) + lam
             return (x / jnp.where(d > 0, d, 1) ** power).astype(x.dtype)
 
         return jax.tree.map(leaf, state.diagonal, r)

@@ -1,4 +1,4 @@
-"""Kronecker factors of the curvature, estimated from products with random vectors."""
+"""Kronecker factors of the curvature, estimated by products with random vectors."""
 
 import dataclasses
 import math
@@ -30,10 +30,10 @@ class KroneckerState(NamedTuple):
     """State of :func:`kronecker`.
 
     Attributes:
-      steps: updates since the first finite estimate, int32, shape=().
-      factors: a :class:`Factor` of trees with the structure of the parameters. Not a
-        tree of factors: Flax's ``nnx.Optimizer`` wraps what takes the place of a
-        parameter, which must be an array.
+      steps: number of updates from the first finite estimate on, int32, shape=().
+      factors: a named tuple of four trees with the structure of the parameters:
+        ``left``, ``right``, ``left_inverse``, ``right_inverse``. Each leaf is an array,
+        because Flax's ``nnx.Optimizer`` wraps it as it wraps the parameter.
     """
 
     steps: jax.Array
@@ -44,78 +44,83 @@ class KroneckerState(NamedTuple):
 class kronecker(Preconditioner):
     r"""Kronecker-factored preconditioner for any pytree, loss and curvature.
 
-    For a leaf of shape (m, n) whose block of the curvature is near :math:`R \otimes
-    L`, a product with a :math:`V` of random signs is :math:`Y = L V R`, so
+    Let the block of the curvature of a leaf of shape (m, n) be near :math:`R \otimes
+    L`. A product with a matrix :math:`V` of random signs is :math:`Y = L V R`, so
 
     .. math::
       E[Y Y^H] = \operatorname{tr}(R^2)\, L^2, \qquad
       E[Y^H Y] = \operatorname{tr}(L^2)\, R^2
 
-    and a few products with random vectors give the factors, without knowing about
-    layers: ``probes`` of them a step, averaged exponentially. As the squares are
-    estimated, the result is positive semidefinite whatever ``B`` is, and stands for
-    :math:`|B|` if it is indefinite. The preconditioner is the inverse of
+    and a few products with random vectors estimate the factors; the layers of the model
+    need not be known. ``probes`` products per step enter a running mean. The squares
+    of the factors are estimated, so the factors are positive semidefinite for every
+    ``B``; if ``B`` is indefinite they approximate :math:`|B|`. The preconditioner is
+    the inverse of
 
     .. math::
       (R + c\, \bar r\, I) \otimes (L + c\, \bar l\, I), \qquad
       c^2 = \Bigl(\frac{\text{damping}}{1 + t / \text{damping\_halving}}\Bigr)^2
         + \frac{\lambda}{\bar r \bar l}
 
-    at step :math:`t`, with :math:`\bar l` and :math:`\bar r` the mean eigenvalues: both
-    sides are damped, by the same multiple of their own size (Martens and Grosse 2015,
-    section 6.3). That costs half as much as to damp the product, by
-    :math:`\bar l \bar r c^2` in its eigenbasis, and is better: a direction that one
-    side alone takes for flat is where a Kronecker product errs most. Part of it is the
-    preconditioner's own: sharing only :math:`\lambda` with the operator lets dead
-    inputs stall it. That part falls, as the early steps of autoencoders need more of it
-    than the long runs of physics-informed networks bear. For mini-batches
-    :func:`stochastic_hessian_free` keeps it at 0.5. Vectors are one-column matrices,
-    which have one side: :math:`c` is not squared there. Kernels of more than two axes
-    are folded to (all but the last, last), a side longer than ``max_size`` gets a
-    diagonal factor.
+    at step :math:`t`, with :math:`\bar l` and :math:`\bar r` the mean eigenvalues. Both
+    factors are damped by the same multiple of their mean eigenvalue (Martens and Grosse
+    2015, section 6.3). An application costs half as much as one that damps the
+    Kronecker product by :math:`\bar l \bar r c^2` in its eigenbasis, and the result is
+    better: a Kronecker product is least accurate in directions in which only one factor
+    has a small eigenvalue. The first term of :math:`c^2` is the preconditioner's own
+    damping. With :math:`\lambda` alone, inputs that are always zero prevent progress.
+    The own damping decreases with :math:`t`: the early steps of autoencoders need a
+    large one, the long runs of physics-informed networks a small one. For mini-batches
+    :func:`stochastic_hessian_free` keeps it at 0.5. A vector is a matrix of one column
+    and has one factor; there :math:`c` is the sum of both terms without the squares.
+    Kernels of more than two axes are reshaped to (product of all axes but the last,
+    last axis). A side longer than ``max_size`` gets a diagonal factor.
 
-    Many products on few examples tell more than few on many, so they are made on a
-    ``fraction`` of the batch. Where the data cannot be split there are fewer of them,
-    for the same price.
+    At the same cost many products on few examples give a better estimate than few
+    products on many examples. So the products are computed on a ``fraction`` of the
+    batch. If they have to be computed on a larger share, for example because the data
+    cannot be split, there are fewer of them, and the cost is the same.
 
-    Cost: ``probes * fraction`` products with the whole batch a step (``first_probes *
-    fraction`` at the first), each with :math:`2 m n (m + n)` operations a leaf for its
-    factors; every ``refresh`` steps eigendecompositions and inverses of about
-    :math:`12 (m^3 + n^3)`; each application :math:`2 m n (m + n)`. Memory:
-    :math:`2 (m^2 + n^2)` numbers a leaf. Under `jax.vmap` (an ensemble) they are
-    decomposed at every step.
+    Cost: ``probes * fraction`` products with the whole batch per step (``first_probes *
+    fraction`` at the first step), each with :math:`2 m n (m + n)` operations per leaf
+    for its factors; every ``refresh`` steps eigendecompositions and inverses of about
+    :math:`12 (m^3 + n^3)` operations; :math:`2 m n (m + n)` operations for each
+    application. Memory: :math:`2 (m^2 + n^2)` numbers per leaf. Under `jax.vmap` (an
+    ensemble) the factors are decomposed at every step.
 
     Attributes:
-      decay: of the running means, in [0, 1).
-      refresh: steps from one eigendecomposition to the next, or an optax schedule of
-        them: eigenvectors go out of date sooner in the first steps, where the curvature
-        may grow by orders of magnitude. At step :math:`t` of the schedule :math:`s` it
-        is time where :math:`\lfloor s(t) \rfloor` divides :math:`t`.
-      probes: products at each step.
-      first_probes: products at the first step.
-      fraction: share of the examples in these products, in (0, 1]; not fewer than 32
+      decay: factor on the running means at each step, in [0, 1).
+      refresh: number of steps from one eigendecomposition to the next, at least 1, or
+        an optax schedule: in the first steps the curvature may grow by orders of
+        magnitude, so the eigenvectors have to be updated more often. With a schedule
+        :math:`s` the factors are decomposed at the steps :math:`t` that
+        :math:`\lfloor s(t) \rfloor` divides.
+      probes: number of products at each step, at least 1.
+      first_probes: number of products at the first step, at least 1.
+      fraction: share of the examples in these products, in (0, 1], but at least 32
         examples.
       damping: own damping at the first step, in units of the mean eigenvalue of each
-        side.
-      damping_halving: steps until half of it is left, or None to keep it.
-      max_size: longest side with a full factor.
-      with_sqrt: whether to keep the square roots of the inverses in their place, for
-        :func:`compose` with this as the inner one; then an application costs twice as
+        factor, at least 0.
+      damping_halving: number of steps after which half of the own damping is left,
+        above 0; None keeps it constant.
+      max_size: largest side that gets a full factor, at least 1.
+      with_sqrt: whether to store the square roots of the inverses instead of the
+        inverses, for ``inner`` of :func:`compose`. Then an application costs twice as
         much.
 
     Raises:
-      TypeError: if a setting is not a number, or a count not an integer.
+      TypeError: if a setting is not a number, or if a count is not an integer.
       ValueError: if a setting is out of range or NaN.
 
     References:
       Martens and Grosse, Optimizing neural networks with Kronecker-factored approximate
-      curvature, 2015, section 6.3 (the damping of both sides).
+      curvature, 2015, section 6.3 (damping of both factors).
 
     Examples:
       >>> import optax
       >>> import ncg_optax as ncg
       >>> tx = ncg.newton_cg(preconditioner=ncg.kronecker(refresh=10))
-      >>> often_at_first = ncg.kronecker(refresh=optax.linear_schedule(1, 10, 20))
+      >>> more_often_at_first = ncg.kronecker(refresh=optax.linear_schedule(1, 10, 20))
     """
 
     decay: float = 0.95
@@ -148,11 +153,11 @@ class kronecker(Preconditioner):
 
     @property
     def has_sqrt(self) -> bool:
-        """Whether roots are kept in the place of the inverses."""
+        """Whether the square roots of the inverses are stored."""
         return self.with_sqrt
 
     def init(self, params: PyTree) -> KroneckerState:
-        """Identities, before the first estimate."""
+        """The state before the first estimate; the inverses are identities."""
         leaves, treedef = jax.tree.flatten(params)
         return KroneckerState(
             steps=jnp.zeros((), jnp.int32),
@@ -160,7 +165,7 @@ class kronecker(Preconditioner):
         )
 
     def update(self, state, product, grads, damping, key, count):
-        """The running means with new products, and the inverses if these are due."""
+        """Adds new products to the running means; computes the inverses if due."""
         old = of_leaves(state.factors)
         fresh = state.steps == 0
         grams, number = self._estimate(old, product, grads, key, fresh)
@@ -181,26 +186,26 @@ class kronecker(Preconditioner):
             lambda: inverted(factors, damping, own, power),
             lambda: factors,
         )
-        # Without any estimate the next step tries again.
+        # If the first estimate is not finite the next step makes another one.
         steps = state.steps + (usable | ~fresh).astype(jnp.int32)
         trees = of_trees(factors, jax.tree.structure(grads))
         return KroneckerState(steps, trees), number
 
     def apply(self, state: KroneckerState, r: PyTree, damping: jax.Array) -> PyTree:
-        """The inverse factors from both sides."""
+        """``r`` times the inverse factors, from both sides."""
         if self.with_sqrt:
             r = _times(state, r)
         return _times(state, r)
 
     def sqrt(self, state: KroneckerState, r: PyTree, damping: jax.Array) -> PyTree:
-        """The roots of the inverse factors from both sides."""
+        """``r`` times the square roots of the inverse factors, from both sides."""
         if not self.with_sqrt:
-            # Raises: the error of the protocol's own method.
+            # The method of the protocol raises.
             return super().sqrt(state, r, damping)  # pyright: ignore[reportAbstractUsage]
         return _times(state, r)
 
     def _first_factor(self, leaf: Any) -> Factor:
-        """That of a leaf, which may be a `jax.ShapeDtypeStruct`."""
+        """The factors of a leaf, which may be a `jax.ShapeDtypeStruct`."""
         wide = jnp.result_type(jnp.float32, leaf.dtype)
         n = 1 if len(leaf.shape) < 2 else leaf.shape[-1]
         m = leaf.size if len(leaf.shape) < 2 else math.prod(leaf.shape[:-1])
@@ -221,11 +226,12 @@ class kronecker(Preconditioner):
         fresh: jax.Array,
     ) -> tuple[list[Sides], jax.Array]:
         """The sums of ``Y Y^H`` and ``Y^H Y`` over products, and how many there are."""
-        saved = self.fraction / share_of(product)  # 1 where data can be split
+        # On a larger share of the examples, fewer products cost the same.
+        fewer = self.fraction / share_of(product)
         number = jnp.where(
             fresh,
-            max(1, round(self.first_probes * saved)),
-            max(1, round(self.probes * saved)),
+            max(1, round(self.first_probes * fewer)),
+            max(1, round(self.probes * fewer)),
         )
 
         def probe(i, total):
@@ -237,16 +243,18 @@ class kronecker(Preconditioner):
         return jax.lax.fori_loop(0, number, probe, zeros), number
 
     def _is_due(self, steps: jax.Array) -> jax.Array:
+        """Whether the factors are decomposed at this step."""
         every = self.refresh(steps) if callable(self.refresh) else self.refresh
         return steps % jnp.maximum(jnp.asarray(every).astype(jnp.int32), 1) == 0
 
     def _own_damping(self, steps: jax.Array) -> jax.Array | float:
+        """The own damping at this step, in units of the mean eigenvalue."""
         halving = self.damping_halving
         return self.damping / (1 + (0.0 if halving is None else steps / halving))
 
 
 def _times(state: KroneckerState, r: PyTree) -> PyTree:
-    """Both (roots of) inverse factors of each leaf times the leaf."""
+    """Each leaf of ``r`` times its two inverse factors, or their roots."""
     leaves, treedef = jax.tree.flatten(r)
     return treedef.unflatten(
         times(f, as_matrix(x)).reshape(x.shape).astype(x.dtype)

@@ -12,16 +12,17 @@ PyTree = Any
 
 
 class Factor(NamedTuple):
-    """The Kronecker factors of one leaf, seen as a matrix of shape (m, n).
+    """The Kronecker factors of one leaf, which is a matrix of shape (m, n).
 
-    In a state its fields are trees of these, see :class:`KroneckerState`.
+    In :class:`KroneckerState` each field is a tree of the arrays of all leaves.
 
     Attributes:
       left: running mean of ``Y Y^H``, shape (m, m), or its diagonal, shape (m,).
       right: running mean of ``Y^H Y``, shape (n, n), or its diagonal, shape (n,).
-      left_inverse: of the damped ``L``, shaped like ``left``; its square root if that
-        was asked for.
-      right_inverse: of the damped ``R``, shaped like ``right``, likewise.
+      left_inverse: inverse of the damped ``L`` or, with ``with_sqrt``, its square root;
+        shaped like ``left``.
+      right_inverse: inverse of the damped ``R`` or, with ``with_sqrt``, its square
+        root; shaped like ``right``.
     """
 
     left: jax.Array
@@ -31,13 +32,13 @@ class Factor(NamedTuple):
 
 
 def of_trees(factors: list[Factor], treedef: Any) -> Factor:
-    """The factors of all leaves as one factor of trees."""
+    """The factors of all leaves as one :class:`Factor` of trees."""
     fields = ([getattr(f, name) for f in factors] for name in Factor._fields)
     return Factor(*map(treedef.unflatten, fields))
 
 
 def of_leaves(factors: Factor) -> list[Factor]:
-    """The other way: a factor for each leaf."""
+    """The inverse of :func:`of_trees`: a :class:`Factor` for each leaf."""
     return list(map(Factor, *map(jax.tree.leaves, factors)))
 
 
@@ -49,7 +50,7 @@ class Sides(NamedTuple):
 
 
 def as_matrix(x: jax.Array) -> jax.Array:
-    """Folds a leaf: vectors to one column, kernels to (spatial and inputs, outputs)."""
+    """A leaf as a matrix: a vector has one column, a kernel those of its last axis."""
     if x.ndim < 2:
         return x.reshape(-1, 1)
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
@@ -68,15 +69,17 @@ def grams_like(factor: Factor, y: jax.Array) -> Sides:
     )
 
 
-# One matrix at a time, under vmap as well. On a CPU with jax 0.10, several batched
-# decompositions at once wait for each other's threads for ever, if these are few: an
-# ensemble of four networks did on two cores.
+# One matrix at a time, also under vmap. On a CPU with jax 0.10 several batched
+# decompositions that run at the same time can block each other for ever if there are
+# few threads. This happened with an ensemble of four networks on two cores.
 _eigh = jax.custom_batching.sequential_vmap(lambda gram: tuple(jnp.linalg.eigh(gram)))
 
 
 class _Eigen(NamedTuple):
+    """Eigenvalues and eigenvectors of a factor."""
+
     values: jax.Array  # not negative, shape (k,)
-    basis: jax.Array  # shape (k, k); of a diagonal (k,), where it is not looked at
+    basis: jax.Array  # shape (k, k); for a diagonal factor (k,), and only for its dtype
 
 
 def _eigen(gram: jax.Array) -> _Eigen:
@@ -88,30 +91,35 @@ def _eigen(gram: jax.Array) -> _Eigen:
 
 
 def _function_of(eigen: _Eigen, values: jax.Array) -> jax.Array:
-    """The matrix, or diagonal, with these eigenvectors and other eigenvalues."""
+    """The matrix, or the diagonal, with these eigenvectors and other eigenvalues."""
     if eigen.basis.ndim == 1:
         return values.astype(eigen.basis.dtype)
     return (eigen.basis * values) @ jnp.conj(eigen.basis.T)
 
 
-def _damped(values: Sides, lam: jax.Array, own: jax.Array | float | float) -> Sides:
-    """Eigenvalues of both sides, each damped by ``c`` times its mean.
+def _damped(values: Sides, lam: jax.Array, own: jax.Array | float) -> Sides:
+    """Eigenvalues of both factors, each damped by ``c`` times its mean.
 
-    The equation is that of :func:`kronecker`. What all have in common, the product of
-    the means, is kept on the left.
+    :func:`kronecker` has the equation. The right eigenvalues are divided by their mean,
+    and the left ones multiplied by it.
+
+    Args:
+      values: eigenvalues of both factors.
+      lam: lambda, shape=().
+      own: own damping of the preconditioner, in units of the mean, shape=().
     """
     means = Sides(*map(jnp.mean, values))
     mean = means.left * means.right
-    alive = mean > 0
-    # A dead leaf is divided by lambda, or by 1 if that is zero too.
-    unit = jnp.where(alive, mean, jnp.where(lam > 0, lam, 1))
-    shared, own = jnp.where(alive, lam / unit, 1), jnp.where(alive, own, 0)
+    curved = mean > 0
+    # A leaf without curvature is divided by lambda, or by 1 if lambda is zero.
+    unit = jnp.where(curved, mean, jnp.where(lam > 0, lam, 1))
+    relative, own = jnp.where(curved, lam / unit, 1), jnp.where(curved, own, 0)
     left, right = (
-        jnp.where(alive, x / jnp.where(alive, m, 1), 0)
+        jnp.where(curved, x / jnp.where(curved, m, 1), 0)
         for x, m in zip(values, means, strict=True)
     )
     one_sided = 1 in (left.size, right.size)
-    c = shared + own if one_sided else jnp.sqrt(shared + jnp.square(own))
+    c = relative + own if one_sided else jnp.sqrt(relative + jnp.square(own))
     c = jnp.where(c > 0, c, 1)
     if right.size == 1:
         return Sides(unit * (left + c), jnp.ones_like(right))
@@ -123,7 +131,7 @@ def _damped(values: Sides, lam: jax.Array, own: jax.Array | float | float) -> Si
 def _inverses(
     factor: Factor, lam: jax.Array, own: jax.Array | float, power: float
 ) -> Sides:
-    """The inverses of both damped sides, or their ``power``.
+    """The inverses of both damped factors, to the power ``power``.
 
     With ``B = R (x) L`` and random ``V``, ``Y = L V R`` has ``E[Y Y^H] = tr(R^2) L^2``
     and ``E[Y^H Y] = tr(L^2) R^2``, both of trace ``tr(L^2) tr(R^2)``.
@@ -141,10 +149,10 @@ def _inverses(
 def inverted(
     factors: list[Factor], lam: jax.Array, own: jax.Array | float, power: float
 ) -> list[Factor]:
-    """The factors with their inverses, or their ``power``, brought up to date.
+    """The factors with new inverses, to the power ``power``.
 
-    Those of one type, by shape, dtype and sharding, go through one program: a deep
-    network has hundreds of leaves, of a few shapes, and each would be compiled.
+    Factors with the same shapes, dtypes and sharding are stacked, so that they are
+    compiled once. A deep network has hundreds of leaves but only a few shapes.
     """
     kinds = pytree.indices_by(lambda f: tuple(map(jax.typeof, f)), factors)
     inverted = list(factors)
@@ -158,7 +166,7 @@ def inverted(
 
 
 def times(factor: Factor, x: jax.Array) -> jax.Array:
-    """Left inverse, ``x`` and right inverse multiplied, shape (m, n)."""
+    """The product of left inverse, ``x`` and right inverse, shape (m, n)."""
     left, right = factor.left_inverse, factor.right_inverse
     x = left @ x if left.ndim == 2 else left[:, None] * x
     return x @ right if right.ndim == 2 else x * right

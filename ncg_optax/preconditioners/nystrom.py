@@ -1,4 +1,4 @@
-"""The dominant eigenvectors of the curvature, from a randomised sketch."""
+"""Eigenvectors of the largest eigenvalues of the curvature, by random products."""
 
 import dataclasses
 import math
@@ -12,17 +12,17 @@ from ncg_optax.preconditioners.base import Preconditioner
 from ncg_optax.solvers.base import Operator
 
 PyTree = Any
-Sketch = PyTree  # vectors with a leading axis: leaves of shape (rank, *leaf.shape)
+Sketch = PyTree  # ``rank`` vectors: a tree with leaves of shape (rank, *leaf.shape)
 
 
 class NystromState(NamedTuple):
     """State of :func:`nystrom`.
 
     Attributes:
-      steps: updates since the first finite sketch, int32, shape=().
-      vectors: eigenvectors, a tree shaped like the parameters with a leading axis of
-        length ``rank``; those that are not used are zero.
-      values: their eigenvalues, ascending, shape (rank,); 0 for those not used.
+      steps: number of updates from the first finite sketch on, int32, shape=().
+      vectors: eigenvectors, a tree shaped like the parameters with an additional first
+        axis of length ``rank``; unused ones are zero.
+      values: eigenvalues in ascending order, shape (rank,); 0 for unused ones.
     """
 
     steps: jax.Array
@@ -44,7 +44,7 @@ def _contract(a: Sketch, b: PyTree) -> jax.Array:
 
 
 def _combine(weights: jax.Array, a: Sketch) -> PyTree:
-    """``sum_i w_i a_i``, or those of each row of a matrix of weights."""
+    """``sum_i w_i a_i``; for a matrix of weights, one such sum for each row."""
     return jax.tree.map(
         lambda x: jnp.tensordot(weights, x, 1, precision="highest").astype(x.dtype), a
     )
@@ -58,8 +58,7 @@ def _inverse_root(x: jax.Array) -> jax.Array:
 def _eigenpairs(omega: Sketch, y: Sketch) -> tuple[Sketch, jax.Array]:
     """Eigenvectors and eigenvalues of the Nystrom approximation from ``y = B omega``.
 
-    Only matrices of shape (rank, rank) are factorised, and the parameters are never
-    strung together.
+    Only matrices of shape (rank, rank) are factorised, and no leaves are concatenated.
     """
     # In an orthonormal basis of the span of omega, W = omega^T B omega = Q w Q^T.
     root = jnp.linalg.cholesky(_contract(omega, omega))
@@ -72,15 +71,17 @@ def _eigenpairs(omega: Sketch, y: Sketch) -> tuple[Sketch, jax.Array]:
     # Y W^-1 Y^T = F F^T, whose eigenvectors are F times those of F^T F.
     f = _combine((whiten.T @ q * _inverse_root(w)).T, y)
     values, p = jnp.linalg.eigh(_contract(f, f))
-    # F^T F knows its eigenvalues up to rounding of the largest.
+    # The eigenvalues of F^T F have rounding errors relative to the largest one.
     values = jnp.where(values > 10 * eps * values[-1], values, 0)
     return _combine((p * _inverse_root(values)).T, f), values
 
 
 def _check_rank(rank: int, params: PyTree) -> None:
+    """Raises if there are fewer parameters than ``rank``."""
     leaves = jax.tree.leaves(params)
     size = sum(math.prod(x.shape) * (2 if jnp.iscomplexobj(x) else 1) for x in leaves)
-    if leaves and rank > size:  # optax.tree.map_params passes a tree without leaves
+    # optax.tree.map_params passes a tree without leaves.
+    if leaves and rank > size:
         raise ValueError(
             f"nystrom: rank must be at most the number of trained parameters, {size} "
             f"(a complex one counts twice), got {rank}."
@@ -89,47 +90,49 @@ def _check_rank(rank: int, params: PyTree) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class nystrom(Preconditioner):
-    r"""Randomised Nystrom preconditioner: the top of the spectrum, taken out.
+    r"""Randomised Nystrom preconditioner: it inverts the largest eigenvalues.
 
-    For curvatures with a few large eigenvalues and a long tail, such as those of
-    physics-informed networks and regression. From products with ``rank`` Gaussian
-    vectors, :math:`Y = B\,\Omega`,
+    It is for curvatures with a few large and many small eigenvalues, such as those of
+    physics-informed networks and regression. Products with ``rank`` Gaussian vectors,
+    :math:`Y = B\,\Omega`, the *sketch*, give the approximation
 
     .. math::
       B \approx Y (\Omega^T Y + \nu)^{-1} Y^T = U \Lambda U^T
 
-    (Frangella, Tropp and Udell 2023, algorithm 2.1, with their shift :math:`\nu`, of
-    the size of rounding, in the core only), and the preconditioner is
+    (Frangella, Tropp and Udell 2023, algorithm 2.1; their shift :math:`\nu`, of the
+    size of rounding, is used in the core :math:`\Omega^T Y` only), and the
+    preconditioner is
 
     .. math::
       M = U (\Lambda + \lambda)^{-1} U^T
           + \frac{1}{\ell + \lambda} (I - U U^T)
 
-    (their equation 5.3, up to a factor) with :math:`\ell` the smallest eigenvalue kept:
-    what the sketch does not see is taken for as large as the least it sees. Hence it
-    cannot blow up dead directions, and needs no damping besides :math:`\lambda`.
+    (their equation 5.3, up to a factor). :math:`\ell` is the smallest eigenvalue kept,
+    and directions outside the sketch are treated as if it were their eigenvalue. So
+    directions without curvature are not amplified, and no damping besides
+    :math:`\lambda` is needed.
 
-    If ``B`` is indefinite the core :math:`\Omega^T Y`, in an orthonormal basis, has a
-    lowest eigenvalue :math:`w < 0`, and :math:`\nu = 2 |w|`: the core becomes positive
-    definite, with no eigenvalue below :math:`|w|` to divide by. (A shift by :math:`|w|`
-    alone would lose the most negative direction.) The result is positive definite
-    whatever ``B`` is; an eigenvalue far below zero counts with about its size, as
-    :math:`|B|` has it.
+    If ``B`` is indefinite the core, in an orthonormal basis, has a smallest eigenvalue
+    :math:`w < 0`, and :math:`\nu = 2 |w|`. So all eigenvalues of the shifted core are
+    at least :math:`|w|`. (A shift by :math:`|w|` alone would lose the most negative
+    direction.) The result is positive definite for every ``B``. An eigenvalue far below
+    zero is replaced by approximately its absolute value, as in :math:`|B|`.
 
-    Cost: ``rank`` products every ``refresh`` steps, with some :math:`10\,
-    \text{rank}^2` operations a parameter; each application takes :math:`4\,
-    \text{rank}` a parameter. Under `jax.vmap` (an ensemble) a sketch is made at every
-    step. Memory: ``rank`` vectors, and five to
-    seven times that while they are rebuilt (measured on a CPU).
+    Cost: ``rank`` products every ``refresh`` steps, with about :math:`10\,
+    \text{rank}^2` operations per parameter; :math:`4\, \text{rank}` operations per
+    parameter for each application. Under `jax.vmap` (an ensemble) a sketch is made at
+    every step. Memory: ``rank`` vectors the size of the parameters, and five to seven
+    times that while a sketch is made (measured on a CPU).
 
     Attributes:
-      rank: number of eigenvectors, at most the number of trained parameters.
-      refresh: steps from one sketch to the next.
+      rank: number of eigenvectors, at least 1 and at most the number of trained
+        parameters.
+      refresh: number of steps from one sketch to the next, at least 1.
 
     Raises:
       TypeError: if a setting is not an integer.
-      ValueError: if it is less than 1. In ``init``: if there are fewer parameters
-        than ``rank``.
+      ValueError: if a setting is less than 1. In ``init``: if there are fewer
+        parameters than ``rank``.
 
     Examples:
       >>> import ncg_optax as ncg
@@ -146,7 +149,7 @@ class nystrom(Preconditioner):
         validate.integer("nystrom: refresh", self.refresh, low=1)
 
     def init(self, params: PyTree) -> NystromState:
-        """No sketch so far."""
+        """The state before the first sketch."""
         _check_rank(self.rank, params)
         return NystromState(
             steps=jnp.zeros((), jnp.int32),
@@ -158,7 +161,7 @@ class nystrom(Preconditioner):
         )
 
     def update(self, state, product, grads, damping, key, count):
-        """A new sketch, if one is due."""
+        """Makes a new sketch every ``refresh`` steps."""
         due = state.steps % self.refresh == 0
         new_state = jax.lax.cond(
             due,
@@ -174,12 +177,12 @@ class nystrom(Preconditioner):
         omega = jax.vmap(lambda k: pytree.random_normal(k, grads))(keys)
         y = jax.lax.map(product, omega)
         usable = pytree.all_finite(y)
-        # Decompositions of NaN are slow on some backends, and of no use.
+        # Decompositions of NaN are slow on some backends, so zeros are decomposed.
         y = pytree.where(usable, y, pytree.zeros_like(y))
         new = pytree.cast_like(_eigenpairs(omega, y), (state.vectors, state.values))
         usable &= pytree.all_finite(new)
         vectors, values = pytree.where(usable, new, (state.vectors, state.values))
-        # Without a sketch the next step tries again.
+        # If the first sketch is not finite the next step makes another one.
         return NystromState(
             state.steps + (usable | (state.steps > 0)).astype(jnp.int32),
             vectors,

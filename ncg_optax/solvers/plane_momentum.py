@@ -233,9 +233,9 @@ class quadratic_momentum(KrylovSolver):
         validate.component(who, self.solver, KrylovSolver, "cg(), minres()")
         if self.solver.needs_outcome:
             raise ValueError(
-                f"{who} must be a solver without needs_outcome, made by cg(), minres(); "
-                f"got {self.solver!r} with needs_outcome=True: the combined step would "
-                "leave its trust region."
+                f"{who} must be a solver without needs_outcome, made by cg(), "
+                f"minres(); got {self.solver!r} with needs_outcome=True: the combined "
+                "step would leave its trust region."
             )
 
     @property
