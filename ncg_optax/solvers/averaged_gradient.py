@@ -1,4 +1,4 @@
-"""The direction of mini-batches: one preconditioned step for the averaged gradient."""
+"""A solver for mini-batches: one preconditioned step for the averaged gradient."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -15,10 +15,10 @@ PyTree = Any
 
 
 class _Length(NamedTuple):
-    """How far to go along ``z``; shapes=()."""
+    """The length of the step along ``z``; shapes=()."""
 
-    alpha: jax.Array
-    status: jax.Array
+    alpha: jax.Array  # in units of ``z``
+    status: jax.Array  # a :class:`Status` code, int32
 
 
 def _step_length(
@@ -26,8 +26,14 @@ def _step_length(
 ) -> _Length:
     """The minimiser ``slope / bend`` of the model along ``z``, at most ``longest``.
 
-    Negative curvature counts by its size, as in conjugate gradients; where there is
-    none (below ``noise``) the step is the longest.
+    If the curvature is negative its absolute value is used, as in conjugate gradients.
+    If the curvature is zero the step is ``longest``.
+
+    Args:
+      slope: ``m.z`` with ``m`` the averaged negative gradient, shape=().
+      bend: ``z.Az``, shape=().
+      noise: a bound on the rounding error of ``bend``, shape=().
+      longest: largest step, in units of ``z``.
     """
     known = jnp.abs(bend) > noise
     alpha = jnp.where(known, slope / jnp.where(known, jnp.abs(bend), 1), longest)
@@ -44,36 +50,39 @@ def _step_length(
 
 @dataclasses.dataclass(frozen=True)
 class averaged_gradient(KrylovSolver):
-    r"""One preconditioned step for a running mean of the gradients: for mini-batches.
+    r"""One preconditioned step for a running mean of the gradients, for mini-batches.
 
-    What a mini-batch says about a direction is mostly noise, which a solve amplifies
-    where the curvature is small. So this averages the gradients of many batches first,
-    as Adam does, :math:`\bar g`, and goes along :math:`z = -M \bar g`, as far as the
-    curvature of the present batch allows:
+    The gradient of a mini-batch is mostly noise in many directions, and a solve
+    amplifies this noise where the curvature is small. So this solver first averages the
+    gradients of many batches to :math:`\bar g`, as Adam does. It takes a step along
+    :math:`z = -M \bar g`, and the curvature of the present batch defines its length:
 
     .. math::
       d = \alpha z, \qquad
       \alpha = \min\Bigl(\text{longest},
         \frac{-\bar g^T z}{z^T (B + \lambda I)\, z}\Bigr)
 
-    That is the first iteration of conjugate gradients on :math:`\bar g` in the place of
-    :math:`g`, with two differences. The step is never more than ``longest`` times the
-    preconditioner's own: if a sample of the curvature happens not to see a direction,
-    as happens once a classifier is sure of nearly all examples, the minimiser of its
-    model is far out. And it is taken even where it leads uphill on the present batch,
-    as an average over batches may. A line search on that batch would reject it: it
-    takes :func:`safeguard` or ``linesearch=None``, and a learning rate.
+    This is the first iteration of conjugate gradients with :math:`\bar g` instead of
+    :math:`g`, with two differences. First, :math:`\alpha` is at most ``longest``: the
+    curvature along :math:`z` may be almost zero on the sample of one step, for example
+    if a classifier already predicts nearly all examples correctly, and then the
+    minimiser is far away. Second, the step is also taken if it increases the loss of
+    the present batch, because it is a step for the average over batches. A line search
+    that requires a decrease on the batch would reject it, so use :func:`safeguard` or
+    ``linesearch=None``, with a learning rate.
 
     Cost: one product and one application of the preconditioner. Memory: one vector the
-    size of the parameters. A gradient that is not finite is left out of the mean, and
-    there is no step.
+    size of the parameters. A gradient that is not finite is not added to the mean, and
+    no step is taken.
 
     Attributes:
-      decay: of the running mean, in [0, 1): 0.9 averages over some ten batches.
-        The mean is corrected for its start at zero (Kingma and Ba 2015, section 3).
-      longest: largest :math:`\alpha`. In units of the preconditioner's step, which
-        makes sense if it stands for the inverse of :math:`B`, as :func:`kronecker`
-        does, but depends on the scale of the loss without any: `math.inf` there.
+      decay: decay of the running mean per step, in [0, 1); 0.9 averages over about ten
+        batches. The mean is corrected for its start at zero (Kingma and Ba 2015,
+        section 3).
+      longest: largest :math:`\alpha`, above 0. 1 is the step of the preconditioner.
+        This is a sensible limit if the preconditioner approximates the inverse of
+        :math:`B`, as :func:`kronecker` does. Without a preconditioner the limit would
+        depend on the scale of the loss: use `math.inf`.
 
     Raises:
       TypeError: if a setting is not a number.
@@ -82,10 +91,10 @@ class averaged_gradient(KrylovSolver):
     References:
       Kingma and Ba, Adam: a method for stochastic optimization, 2015; Martens and
       Grosse, Optimizing neural networks with Kronecker-factored approximate curvature,
-      2015, section 6.4 (the length of a step from the exact product).
+      2015, section 6.4 (step length from an exact product).
 
     Examples:
-      The noise of single batches, here of as many signs, averages out:
+      The noise of the batches, here with alternating signs, averages out:
 
       >>> import jax, jax.numpy as jnp, optax
       >>> import ncg_optax as ncg
@@ -110,7 +119,7 @@ class averaged_gradient(KrylovSolver):
     decay: float = 0.9
     longest: float = 1.0
 
-    # Uphill on one batch is no reason to leave the average.
+    # A direction for the average over batches may increase the loss of one batch.
     may_ascend = True
 
     def __post_init__(self):
@@ -119,13 +128,13 @@ class averaged_gradient(KrylovSolver):
         validate.number(who + "longest", self.longest, low=0.0, low_open=True)
 
     def init(self, params: PyTree) -> optax.OptState:
-        """A mean of no gradients."""
+        """The state before the first gradient."""
         return optax.ema(self.decay).init(pytree.widened_zeros_like(params))
 
     def solve(
         self, model: Model, state: optax.EmaState
     ) -> tuple[SolverResult, optax.EmaState]:
-        """The minimiser of the model along the preconditioned mean."""
+        """A step to the minimum of the model along the preconditioned mean."""
         rhs = model.rhs
         averaged, new_state = optax.ema(self.decay).update(rhs, state)
         finite = pytree.all_finite(rhs)

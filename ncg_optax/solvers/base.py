@@ -1,4 +1,4 @@
-"""What a solver of the damped Newton system is, and what goes in and out."""
+"""The protocol of solvers of the damped Newton system, their input and output."""
 
 import math
 from collections.abc import Callable
@@ -21,18 +21,20 @@ class Model(NamedTuple):
     .. math::
       q(d) = g^T d + \tfrac12 d^T (B + \lambda I)\, d
 
-    A solver takes from it what it needs.
+    A solver reads the fields that it needs.
 
     Attributes:
       gradient: ``g``, the mean over all devices, shaped like the trained parameters,
         float32 or wider.
       damping: lambda, shape=().
-      product: ``v -> B v`` for trees ``v`` like the gradient.
-      precondition: ``r -> M r`` with ``M`` near ``(B + lambda I)^-1``; None for none.
+      product: ``v -> B v`` for trees ``v`` with the shapes and dtypes of ``gradient``.
+      precondition: ``r -> M r`` with ``M`` near ``(B + lambda I)^-1``; None without a
+        preconditioner.
       params: the trained parameters, in their own dtypes.
-      loss: of the whole batch there, shape=(), float32 or wider; NaN if not known.
-      objective: the loss as a function of the trained parameters, on the examples that
-        ``product`` is computed on; see :class:`CompositeLoss` for its fields.
+      loss: loss of the whole batch at ``params``, shape=(), float32 or wider; NaN if it
+        is not known.
+      objective: the loss as a function of the trained parameters, on the examples of
+        the curvature's sample; see :class:`CompositeLoss` for its fields.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -65,25 +67,25 @@ class Model(NamedTuple):
 
 
 class SolverResult(NamedTuple):
-    """The outcome of one linear solve ``A x = b`` with ``A = B + damping I``.
+    """The result of one linear solve ``A x = b`` with ``A = B + damping I``.
 
     All scalars have shape=(); reals are float32 or wider.
 
     Attributes:
       solution: the direction ``x``, shaped like the parameters.
-      iterations: iterations done, int32.
-      products: products with ``B`` spent, int32; one more with a warm start.
-      residual: ``|b - A x|``, by recurrence.
-      model_decrease: ``b.x - x.Ax / 2``, by how much the damped quadratic model falls
-        from 0 to ``x`` (not from the warm start).
-      length: of ``x`` minus the start; that of conjugate gradients with a
-        preconditioner is in the norm of ``M^-1``.
+      iterations: number of iterations, int32.
+      products: number of products with ``B``, int32. In conjugate gradients one for
+        each iteration, and one more for a warm start.
+      residual: ``|b - A x|``; iterative solvers compute it by recurrence.
+      model_decrease: ``b.x - x.Ax / 2``, the decrease of the damped quadratic model
+        from 0 (not from the warm start) to ``x``.
+      length: ``|x - x0|`` with ``x0`` the start. With a preconditioner conjugate
+        gradients and :func:`averaged_gradient` use the norm of ``M^-1``.
       last_direction: the last search direction ``p``, shaped like the parameters.
-      curvature: ``p.Bp / p.p`` along it.
+      curvature: ``p.Bp / p.p``.
       status: a :class:`Status` code, int32.
-      damping: the lambda that the solver chose by itself, or None if it took the one
-        it was given.
-      evaluations: of the loss that the solver made, int32.
+      damping: the lambda that the solver chose; None if it used the given one.
+      evaluations: number of evaluations of the loss, int32.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -113,18 +115,18 @@ class SolverResult(NamedTuple):
 class Solver(Part, Protocol):
     """A solver of ``(B + lambda I) d = -g``.
 
-    Subclass this protocol for a solver of one's own. Only ``solve`` has no default.
+    To add a solver, subclass this protocol. Only ``solve`` has no default.
 
     Attributes:
-      needs_outcome: whether ``update`` needs the loss at the end of the step. If nobody
-        needs it, it is not evaluated.
-      may_ascend: whether its directions may lead uphill on the loss of the step and are
-        taken all the same. Then it takes a line search that tolerates a rise.
-      descent_threshold: without ``may_ascend`` the direction is replaced by ``-g``
-        unless ``g.d < -t``.
+      needs_outcome: whether ``update`` needs the loss at the end of the step. That loss
+        is evaluated if the damping rule, the solver or the line search needs it.
+      may_ascend: whether a direction ``d`` is also used if ``g.d`` is not negative, so
+        that the loss may rise along it. The line search must have ``tolerates_rise``.
+      descent_threshold: a number ``t``, at least 0. Without ``may_ascend`` the
+        direction is replaced by ``-g`` unless ``g.d < -t``.
 
     Examples:
-      Conjugate gradients of three iterations, without state or tolerance:
+      Three iterations of conjugate gradients, without state or tolerance:
 
       >>> import ncg_optax as ncg
       >>> from ncg_optax.solvers import conjugate_gradient
@@ -142,27 +144,30 @@ class Solver(Part, Protocol):
     descent_threshold: float = 0.0
 
     def init(self, params: PyTree) -> Any:
-        """The first state; ``params`` may be `jax.ShapeDtypeStruct` leaves."""
+        """The state before the first step.
+
+        The leaves of ``params`` may be `jax.ShapeDtypeStruct`.
+        """
         del params
         return ()
 
     def solve(self, model: Model, state: Any) -> tuple[SolverResult, Any]:
-        """The direction, and the state with what ``update`` has to know of it."""
+        """The direction, and the state that ``update`` gets after the step is tried."""
         ...
 
     def update(self, state: Any, outcome: Outcome) -> Any:
-        """The next state, after the step was tried."""
+        """The state for the next step, after this one was tried."""
         del outcome
         return state
 
 
 class KrylovSolver(Solver):
-    """A solver that uses products with ``B`` and ``M`` alone.
+    """A solver that uses only products with ``B`` and ``M``.
 
-    It takes from the model the gradient, the damping, the product and the
-    preconditioner, so another solver may change one of these and call it:
-    :func:`quasi_newton` changes the preconditioner, for instance. Unlike
-    :class:`Solver` this is no protocol: a class says that it is one by subclassing it.
+    Such a solver reads the fields gradient, damping, product and precondition of the
+    model. So another solver may change these fields and call it, as
+    :func:`quasi_newton` does with the preconditioner. This is not a protocol: a solver
+    of this kind has to be a subclass.
 
     Examples:
       >>> import ncg_optax as ncg
@@ -174,10 +179,10 @@ class KrylovSolver(Solver):
 
 
 class DirectSolver(Solver):
-    """A solver that works on the ``objective`` of the model instead of the product.
+    """A solver that uses the ``objective`` of the model instead of the product.
 
-    The examples of an objective are fixed, so the sample of the curvature does not grow
-    (see :func:`sampling`).
+    The examples of an objective are fixed, so with such a solver the curvature never
+    changes from its sample to the whole batch (``grow_below`` of :func:`sampling`).
 
     Examples:
       >>> import ncg_optax as ncg

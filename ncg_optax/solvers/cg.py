@@ -1,4 +1,4 @@
-"""Truncated conjugate gradients, the solver of line-search Newton-CG."""
+"""Truncated conjugate gradients for Newton-CG with a line search."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -27,9 +27,10 @@ class CGState(NamedTuple):
     """State of :func:`cg`.
 
     Attributes:
-      previous: the last solution, for the warm start; None without one.
-      forcing: a :class:`Forcing`, or None with a fixed tolerance.
-      count: solves done, int32, shape=(); None with a fixed ``maxiter``.
+      previous: the last solution, shaped like the parameters; None without a warm
+        start.
+      forcing: state of the Eisenstat-Walker rule; None with a fixed tolerance.
+      count: number of solves done, int32, shape=(); None with a fixed ``maxiter``.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -40,51 +41,54 @@ class CGState(NamedTuple):
 
     previous: PyTree | None
     forcing: Forcing | None
-    # A field called as a method of tuples, which nobody needs of a state.
+    # Tuples have a method of this name; the field hides it.
     count: jax.Array | None  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 @dataclasses.dataclass(frozen=True)
 class cg(KrylovSolver):
-    r"""Truncated conjugate gradients: the solver of line-search Newton-CG.
+    r"""Truncated conjugate gradients, the solver of Newton-CG with a line search.
 
-    Minimises the damped model
+    The solver minimises the damped model
 
     .. math::
       q(d) = g^T d + \tfrac12 d^T (B + \lambda I)\, d
 
-    (Nocedal and Wright 2006, algorithm 7.1; Martens 2010) until the residual is below
-    ``max(rtol |g|, atol)`` or one of the other tests ends it. Memory: 4 vectors the
-    size of the parameters, one more with a warm start.
+    (Nocedal and Wright 2006, algorithm 7.1; Martens 2010) until the residual is at most
+    ``max(rtol |g|, atol)`` or another of the tests below ends the solve. Memory: 4
+    vectors the size of the parameters, and one more with a warm start.
 
     Attributes:
-      maxiter: largest number of iterations, that is of products (one more with a warm
-        start). Many short solves beat few long ones on networks, but less so the
-        longer one trains: an optax schedule of the number of solves done, rounded down
-        and 1 at least, lets it grow. A schedule cannot be had with ``progress_tol``.
-      rtol: relative tolerance on the residual. With ``forcing`` the largest one.
-      atol: absolute tolerance on the residual, in units of the gradient. Any value
-        but 0 makes the method depend on the scale of the loss.
-      progress_tol: stop once an iteration improves the model by less than this share
-        of it (Martens' test; 5e-4 in the literature), or None.
-      warm_start: factor in [0, 1] on the last solution to start from. About 0.95 acts
-        as momentum on networks (Martens 2010); 0 starts from zero. A rejected step
-        resets it.
-      forcing: ``"eisenstat_walker"`` lowers the relative tolerance as the gradient
-        falls, :math:`\eta_k = 0.9\,(|g_k| / |g_{k-1}|)^{1.618}`, for superlinear
-        convergence without over-solving (Eisenstat and Walker 1996, choice 2); None
-        keeps ``rtol``.
-      negative_curvature: ``"truncate"`` ends the solve where ``p.Ap <= 0`` with a
-        last step along that ``p``; ``"ignore"`` goes on dividing by it, as the poster's
-        method does. Not recommended.
-      descent_threshold: the solution is replaced by ``-g`` unless ``g.d < -t``. 0 is
-        the descent test; the poster's method uses its damping here.
+      maxiter: largest number of iterations, at least 1. Each costs a product; a warm
+        start costs one more. It may be an optax schedule of the number of solves done:
+        on networks, many short solves are better than few long ones early in a run, and
+        less so late in it. Its values are rounded down; values below 1 count as 1. A
+        schedule requires ``progress_tol=None``.
+      rtol: relative tolerance on the residual, at least 0. With ``forcing`` it is the
+        largest one.
+      atol: absolute tolerance on the residual, in units of the gradient, at least 0.
+        Any value but 0 makes the method depend on the scale of the loss.
+      progress_tol: the solve ends if the model improves by less than this share of its
+        value per iteration (Martens' test; 5e-4 in the literature). None for no such
+        test.
+      warm_start: the solve starts from the last solution times this factor in [0, 1].
+        About 0.95 acts as a momentum on networks (Martens 2010); 0 starts from zero.
+        After a rejected step the solve starts from zero.
+      forcing: ``"eisenstat_walker"`` lowers the relative tolerance while the gradient
+        decreases, :math:`\eta_k = 0.9\,(|g_k| / |g_{k-1}|)^{1.618}`, for superlinear
+        convergence without unnecessary iterations (Eisenstat and Walker 1996, choice
+        2); None uses ``rtol``.
+      negative_curvature: ``"truncate"`` ends the solve at a direction ``p`` with
+        ``p.Ap <= 0``, with a last step along ``p``. ``"ignore"`` continues and divides
+        by ``p.Ap``, as the poster's method does. Not recommended.
+      descent_threshold: a number ``t``, at least 0: the solution is replaced by ``-g``
+        unless ``g.d < -t``. 0 tests for descent; the poster's method uses its damping.
 
     Raises:
-      TypeError: if a setting is not a number, or ``maxiter`` neither an integer nor a
-        schedule.
-      ValueError: if a setting is out of range or NaN, an option unknown, or
-        ``progress_tol`` given with a schedule.
+      TypeError: if a setting is not a number, or if ``maxiter`` is neither an integer
+        nor a schedule.
+      ValueError: if a setting is out of range or NaN, if an option is unknown, or if
+        ``progress_tol`` is given together with a schedule.
 
     Examples:
       >>> import optax
@@ -109,9 +113,9 @@ class cg(KrylovSolver):
             )
         elif self.progress_tol is not None:
             raise ValueError(
-                "cg: progress_tol must be None where maxiter is a schedule, got "
-                f"{self.progress_tol!r}: the test compares with earlier iterations, "
-                "whose number has to be known beforehand. Pass an integer maxiter."
+                "cg: progress_tol must be None if maxiter is a schedule, got "
+                f"{self.progress_tol!r}. The test stores the values of all iterations, "
+                "so their number has to be an integer: pass an integer maxiter."
             )
         check_tolerance("cg", self.rtol, self.forcing)
         validate.number("cg: atol", self.atol, low=0.0)
@@ -124,7 +128,7 @@ class cg(KrylovSolver):
         validate.number("cg: descent_threshold", self.descent_threshold, low=0.0)
 
     def init(self, params: PyTree) -> CGState:
-        """No solve so far."""
+        """The state before the first solve."""
         return CGState(
             previous=pytree.widened_zeros_like(params) if self.warm_start else None,
             forcing=first_forcing(self.forcing, pytree.scalar_dtype(params)),
@@ -137,7 +141,7 @@ class cg(KrylovSolver):
         eta, forcing = relative_tolerance(self.rtol, state.forcing, norm)
         maxiter, count = self.maxiter, None
         if callable(maxiter):
-            assert state.count is not None  # `init` has set it
+            assert state.count is not None  # `init` sets it
             maxiter = jnp.asarray(maxiter(state.count)).astype(jnp.int32)
             maxiter = jnp.maximum(maxiter, 1)
             count = jnp.asarray(optax.safe_increment(state.count))
@@ -159,7 +163,7 @@ class cg(KrylovSolver):
         return result, CGState(previous, forcing, count)
 
     def update(self, state: CGState, outcome: Outcome) -> CGState:
-        """Forgets the solution of a rejected step."""
+        """Resets the warm start to zero after a rejected step."""
         if not self.warm_start:
             return state
         zeros = pytree.zeros_like(state.previous)

@@ -1,8 +1,9 @@
 """Preconditioned conjugate gradients on the damped Newton system.
 
-One loop serves the line-search method (:func:`ncg_optax.cg`), the trust-region method
-(:func:`ncg_optax.steihaug`) and the check for saddles. There is no absolute epsilon in
-it: multiplying the system by 1e-8 or 1e8 changes nothing but rounding.
+The solver with a line search (:func:`ncg_optax.cg`), the trust-region solver
+(:func:`ncg_optax.steihaug`) and the search for saddle points use the same loop. It has
+no absolute tolerance of its own: if the system is multiplied by 1e-8 or 1e8, only
+rounding changes.
 """
 
 from typing import Any, NamedTuple
@@ -18,9 +19,9 @@ PyTree = Any
 
 
 class _System(NamedTuple):
-    """What stays the same over the iterations.
+    """The linear system and the settings, which are the same in all iterations.
 
-    Lengths and right-hand side are in units of the largest entry of ``b``, so that
+    Lengths and the right-hand side are divided by the largest entry of ``b``, so that
     squares of small numbers do not underflow.
     """
 
@@ -36,7 +37,7 @@ class _System(NamedTuple):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of the scalars."""
+        """Dtype of the scalars."""
         return self.damping.dtype
 
     def damped(self, v: PyTree) -> tuple[PyTree, PyTree]:
@@ -47,7 +48,7 @@ class _System(NamedTuple):
     def preconditioned(
         self, r: PyTree, k: int | jax.Array
     ) -> tuple[PyTree, jax.Array, jax.Array]:
-        """``z = M r``, ``r.z`` and ``r.r``; ``z = r`` where no iteration follows."""
+        """``z = M r``, ``r.z`` and ``r.r``; after the last iteration ``z = r``."""
         rr = pytree.vdot(r, r)
         if self.precondition is None:
             return r, rr, rr
@@ -57,7 +58,7 @@ class _System(NamedTuple):
         return z, pytree.vdot(r, z), rr
 
     def residual_status(self, rz: jax.Array, rr: jax.Array) -> jax.Array:
-        """What the residual says about going on."""
+        """The status by the residual alone; RUNNING if the loop may continue."""
         return first_match(
             (~jnp.isfinite(rz + rr), Status.SOLVER_NON_FINITE),
             ((rr > self.tolerance2) & (rz <= 0), Status.INDEFINITE_PRECONDITIONER),
@@ -67,10 +68,11 @@ class _System(NamedTuple):
 
 
 class _Loop(NamedTuple):
-    """What conjugate gradients carry from one iteration to the next.
+    """The values that one iteration passes to the next.
 
     The names are those of Nocedal and Wright (2006), algorithm 5.3, with ``z = M r``.
-    Lengths for the trust region are in the norm of ``M^-1`` and follow by recurrence.
+    The lengths for the trust region are in the norm of ``M^-1`` and are computed by
+    recurrence.
     """
 
     x: PyTree
@@ -79,13 +81,13 @@ class _Loop(NamedTuple):
     rz: jax.Array  # r.z
     rr: jax.Array  # r.r
     xx: jax.Array  # |x|^2 in the norm of M^-1
-    xp: jax.Array  # x.p in its inner product
+    xp: jax.Array  # x.p in the inner product of M^-1
     pp: jax.Array  # |p|^2 in the norm of M^-1
     decrease: jax.Array  # b.x - x.Ax / 2
-    history: jax.Array | None  # the decrease by iteration, shape=(maxiter + 1,)
+    history: jax.Array | None  # ``decrease`` per iteration, shape=(maxiter + 1,)
     curvature: jax.Array  # p.Bp / p.p
-    k: jax.Array
-    status: jax.Array
+    k: jax.Array  # number of iterations, int32
+    status: jax.Array  # int32
 
 
 class _Curvature(NamedTuple):
@@ -93,10 +95,10 @@ class _Curvature(NamedTuple):
 
     pap: jax.Array  # p.Ap
     length2: jax.Array  # p.p
-    noise: jax.Array  # of p.Ap through rounding
+    noise: jax.Array  # a bound on the rounding error of p.Ap
     zero: jax.Array  # whether B p = 0, bool
-    finite: jax.Array
-    positive: jax.Array  # beyond rounding, bool
+    finite: jax.Array  # bool
+    positive: jax.Array  # p.Ap > noise; p.Ap != 0 if its sign is ignored
 
 
 def conjugate_gradient(
@@ -123,24 +125,24 @@ def conjugate_gradient(
 
     with :math:`\phi` the model value and :math:`\varepsilon` = ``progress_tol``; the
     boundary of the trust region; a direction ``p`` of non-positive curvature. In the
-    last case a last step is made along ``p``, :math:`|r^T z / p^T A p|` long: it leads
-    downhill on the model, and to a descent direction. With a ``radius`` that step goes
-    on to the boundary instead (Steihaug 1983).
+    last case the solve ends with a step along ``p`` of length
+    :math:`|r^T z / p^T A p|`. This step reduces the model, and the result is a descent
+    direction. With a ``radius`` the step ends at the boundary instead (Steihaug 1983).
 
     Args:
       matvec: ``v -> B v``, symmetric.
       rhs: ``b``, a tree of float32 or wider leaves.
-      damping: added to the diagonal of ``B``.
-      maxiter: largest number of iterations; it may be traced if there is no
-        ``progress_tol``.
-      tolerance: absolute, on the residual norm.
-      x0: where to start, or None for zero (which saves a product).
+      damping: lambda, added to the diagonal of ``B``, shape=().
+      maxiter: largest number of iterations; it may be traced if ``progress_tol`` is
+        None.
+      tolerance: absolute tolerance on the norm of the residual, shape=().
+      x0: the start, shaped like ``rhs``. None starts from zero, which saves a product.
       precondition: ``r -> M r`` with ``M ~ A^-1`` symmetric positive definite.
       progress_tol: Martens' epsilon, or None for no such test.
-      radius: of the trust region, in the norm of ``M^-1``; None for none. Then ``x0``
-        must be None.
-      ignore_negative_curvature: divide by ``p.Ap`` whatever its sign, as textbook CG
-        does; it then stops only where ``p.Ap`` is exactly zero.
+      radius: radius of the trust region, in the norm of ``M^-1``, shape=(); None for no
+        trust region. With a radius ``x0`` must be None.
+      ignore_negative_curvature: divide by ``p.Ap`` also if it is negative, as textbook
+        CG does. Then the solve stops only if ``p.Ap`` is exactly zero.
 
     Returns:
       A :class:`SolverResult`.
@@ -178,7 +180,7 @@ def conjugate_gradient(
         lambda loop: _iterate(system, loop),
         _first(system, None if x0 is None else pytree.scale(x0, 1 / unit)),
     )
-    nothing = (end.k == 0) & (pytree.vdot(system.rhs, system.rhs) == 0)
+    zero_rhs = (end.k == 0) & (pytree.vdot(system.rhs, system.rhs) == 0)
     return SolverResult(
         solution=pytree.scale(end.x, unit),
         iterations=end.k,
@@ -189,7 +191,7 @@ def conjugate_gradient(
         last_direction=end.p,
         curvature=end.curvature,
         status=first_match(
-            (nothing, Status.ZERO_RIGHT_HAND_SIDE),
+            (zero_rhs, Status.ZERO_RIGHT_HAND_SIDE),
             (end.status == Status.RUNNING, Status.MAX_ITERATIONS),
             otherwise=end.status,
         ),
@@ -197,7 +199,7 @@ def conjugate_gradient(
 
 
 def _first(system: _System, x0: PyTree | None) -> _Loop:
-    """Before the first iteration."""
+    """The values before the first iteration."""
     zero = jnp.zeros((), system.dtype)
     if x0 is None:
         x, r, decrease = pytree.zeros_like(system.rhs), system.rhs, zero
@@ -226,10 +228,10 @@ def _first(system: _System, x0: PyTree | None) -> _Loop:
 
 
 def _iterate(system: _System, loop: _Loop) -> _Loop:
-    """One iteration, for one product."""
+    """One iteration, which makes one product."""
     bp, ap = system.damped(loop.p)
     along = _curvature_along(system, loop.p, bp, ap)
-    alpha, leaving = _step_length(system, loop, along)
+    alpha, at_boundary = _step_length(system, loop, along)
 
     r = pytree.where(along.finite, pytree.add_scaled(loop.r, -alpha, ap), loop.r)
     gain = jnp.where(along.finite, alpha * (loop.rz - 0.5 * alpha * along.pap), 0)
@@ -242,21 +244,21 @@ def _iterate(system: _System, loop: _Loop) -> _Loop:
     if system.progress_tol is not None and loop.history is not None:
         history = loop.history.at[k].set(decrease)
         stalled = _progress_stalled(history, decrease, k, system.progress_tol)
-    of_residual = system.residual_status(rz, rr)
+    residual_status = system.residual_status(rz, rr)
     status = first_match(
         (~along.finite, Status.SOLVER_NON_FINITE),
         ((loop.k == 0) & along.zero, Status.ZERO_CURVATURE),
         (~along.positive, Status.NEGATIVE_CURVATURE),
-        (leaving, Status.TRUST_REGION_BOUNDARY),
-        ((of_residual == Status.RUNNING) & stalled, Status.PROGRESS_STALLED),
-        otherwise=of_residual,
+        (at_boundary, Status.TRUST_REGION_BOUNDARY),
+        ((residual_status == Status.RUNNING) & stalled, Status.PROGRESS_STALLED),
+        otherwise=residual_status,
     )
-    goes_on = (status == Status.RUNNING) & (k < system.maxiter)
+    continues = (status == Status.RUNNING) & (k < system.maxiter)
     length2 = along.length2
     return _Loop(
         x=pytree.add_scaled(loop.x, alpha, loop.p),
         r=r,
-        p=pytree.where(goes_on, pytree.add_scaled(z, beta, loop.p), loop.p),
+        p=pytree.where(continues, pytree.add_scaled(z, beta, loop.p), loop.p),
         rz=rz,
         rr=rr,
         xx=loop.xx + alpha * (2 * loop.xp + alpha * loop.pp),
@@ -271,7 +273,7 @@ def _iterate(system: _System, loop: _Loop) -> _Loop:
 
 
 def _curvature_along(system: _System, p: PyTree, bp: PyTree, ap: PyTree) -> _Curvature:
-    """The curvature along ``p``, and whether it is more than rounding."""
+    """The curvature along ``p``, with a bound on its rounding error."""
     pap, length2 = pytree.vdot(p, ap), pytree.vdot(p, p)
     bp_norm = pytree.norm(bp)
     noise = jnp.finfo(system.dtype).eps * jnp.sqrt(length2) * bp_norm
@@ -288,22 +290,22 @@ def _curvature_along(system: _System, p: PyTree, bp: PyTree, ap: PyTree) -> _Cur
 def _step_length(
     system: _System, loop: _Loop, along: _Curvature
 ) -> tuple[jax.Array, jax.Array]:
-    """How far to go along ``p``, and whether that is to the trust region's boundary.
+    """The step length along ``p``, and whether the step ends at the boundary.
 
-    Negative curvature counts by its size. Where the curvature vanishes there is no
-    length; only the first direction, ``M b``, is followed then, by a step of 1.
+    If the curvature is negative its absolute value is used. If the curvature is zero
+    the model defines no length: it is 1 for the first direction, ``M b``, else 0.
     """
     known = along.positive | (jnp.abs(along.pap) > along.noise)
-    bend = jnp.where(along.positive, along.pap, jnp.abs(along.pap))
+    pap = jnp.where(along.positive, along.pap, jnp.abs(along.pap))
     alpha = jnp.where(
-        known, loop.rz / jnp.where(known, bend, 1), jnp.where(loop.k == 0, 1, 0)
+        known, loop.rz / jnp.where(known, pap, 1), jnp.where(loop.k == 0, 1, 0)
     )
-    leaving = jnp.zeros((), bool)
+    at_boundary = jnp.zeros((), bool)
     if system.radius is not None:
         boundary = _distance_to_boundary(loop, system.radius)
-        leaving = jnp.logical_not(along.positive) | (alpha >= boundary)
-        alpha = jnp.where(leaving, boundary, alpha)
-    return jnp.where(along.finite, alpha, 0), leaving
+        at_boundary = jnp.logical_not(along.positive) | (alpha >= boundary)
+        alpha = jnp.where(at_boundary, boundary, alpha)
+    return jnp.where(along.finite, alpha, 0), at_boundary
 
 
 def _progress_stalled(history, decrease, k, progress_tol):
@@ -316,7 +318,7 @@ def _progress_stalled(history, decrease, k, progress_tol):
 
 def _distance_to_boundary(loop: _Loop, radius: jax.Array) -> jax.Array:
     """The positive ``t`` with ``|x + t p| = radius`` in the norm of ``M^-1``."""
-    room = jnp.maximum(jnp.square(radius) - loop.xx, 0)
-    root = jnp.sqrt(jnp.square(loop.xp) + loop.pp * room)
-    # The form without cancellation, as xp >= 0 along conjugate gradients.
-    return room / jnp.maximum(loop.xp + root, jnp.finfo(root.dtype).tiny)
+    rest = jnp.maximum(jnp.square(radius) - loop.xx, 0)
+    root = jnp.sqrt(jnp.square(loop.xp) + loop.pp * rest)
+    # This form has no cancellation, because xp >= 0 in conjugate gradients.
+    return rest / jnp.maximum(loop.xp + root, jnp.finfo(root.dtype).tiny)

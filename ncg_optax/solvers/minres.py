@@ -14,17 +14,17 @@ PyTree = Any
 
 
 class _Loop(NamedTuple):
-    """What MINRES carries along: Lanczos vectors, rotations and the iterate.
+    """The values that one iteration passes to the next.
 
-    The names are those of Paige and Saunders (1975) as in their published code:
-    ``y = M u_k``, ``beta`` the norm of the new Lanczos vector, ``(cs, sn)`` the last
-    rotation, ``phibar = |r|``.
+    The names are those of the published code of Paige and Saunders (1975): ``y = M u``,
+    ``beta`` is the norm of the new Lanczos vector, ``(cs, sn)`` the last rotation, and
+    ``phibar = |r|``.
     """
 
     x: PyTree
     r: PyTree  # b - A x
-    u: PyTree  # unnormalised Lanczos vector k
-    u_old: PyTree  # and k - 1
+    u: PyTree  # Lanczos vector k, not normalised
+    u_old: PyTree  # Lanczos vector k - 1, not normalised
     y: PyTree  # M u
     w: PyTree
     w_old: PyTree
@@ -36,26 +36,26 @@ class _Loop(NamedTuple):
     epsilon: jax.Array
     phibar: jax.Array
     curvature: jax.Array
-    noise: jax.Array  # rounding of the curvature
-    k: jax.Array
-    status: jax.Array
+    noise: jax.Array  # a bound on the rounding error of ``curvature``
+    k: jax.Array  # number of iterations, int32
+    status: jax.Array  # int32
 
 
 class _Lanczos(NamedTuple):
-    """What one Lanczos step finds; scalars of shape=()."""
+    """The result of one Lanczos step; scalars of shape=()."""
 
-    v: PyTree  # unit vector k, times M
-    u: PyTree  # unnormalised vector k + 1
+    v: PyTree  # M times Lanczos vector k, normalised
+    u: PyTree  # Lanczos vector k + 1, not normalised
     y: PyTree  # M u
     alpha: jax.Array
     beta: jax.Array
     bv_norm: jax.Array  # |B v|
-    finite: jax.Array
-    definite: jax.Array  # whether M is positive definite, as far as seen
+    finite: jax.Array  # bool
+    definite: jax.Array  # False if u.Mu < 0, so that M is not positive definite
 
 
 class _Rotation(NamedTuple):
-    """The next Givens rotation and what it makes of the tridiagonal matrix."""
+    """The next Givens rotation, and the column of the matrix that it transforms."""
 
     cs: jax.Array
     sn: jax.Array
@@ -64,8 +64,8 @@ class _Rotation(NamedTuple):
     phi: jax.Array
     phibar: jax.Array
     curvature: jax.Array  # r.Ar / r.r, in the inner product of M
-    positive: jax.Array  # whether it is, beyond rounding
-    noise: jax.Array
+    positive: jax.Array  # whether ``curvature`` is above ``noise``, bool
+    noise: jax.Array  # a bound on the rounding error of ``curvature``
 
 
 def minimum_residual(
@@ -79,23 +79,24 @@ def minimum_residual(
 ) -> SolverResult:
     r"""Minimises :math:`|b - A x|`, ``A = B + damping I``, over growing Krylov spaces.
 
-    ``A`` may be indefinite or singular, and the residual never grows. The residual
-    ``r`` of each iterate is watched for non-positive curvature, ``r.Ar <= 0``, which
-    MINRES gives for free (Liu and Roosta 2022). Until it occurs every iterate is a
-    descent direction; where it occurs the solve ends with the iterate so far, or, in
-    the first iteration, with a step along ``M b``.
+    ``A`` may be indefinite or singular, and the residual never grows. Each iteration
+    tests the residual ``r`` for non-positive curvature, ``r.Ar <= 0``; MINRES computes
+    this number anyway (Liu and Roosta 2022). All iterates before it occurs are descent
+    directions. If it occurs the solve ends with the last iterate, or, in the first
+    iteration, with a step along ``M b``.
 
     Args:
       matvec: ``v -> B v``, symmetric.
       rhs: ``b``, a tree of float32 or wider leaves.
-      damping: added to the diagonal of ``B``.
+      damping: lambda, added to the diagonal of ``B``, shape=().
       maxiter: largest number of iterations.
-      tolerance: absolute, on the residual norm (that of ``M`` if preconditioned).
+      tolerance: absolute tolerance on the norm of the residual, shape=(). With a
+        preconditioner this is the norm of ``M``.
       precondition: ``r -> M r``, symmetric positive definite, ``M ~ |A|^-1``.
 
     Returns:
-      A :class:`SolverResult`; its last direction is ``M r``, its curvature that of
-      ``A`` along it.
+      A :class:`SolverResult`. Its ``last_direction`` is ``M r``, and its ``curvature``
+      is ``p.Ap / p.r`` with ``p = M r``, for the last ``r`` that was tested.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -121,7 +122,7 @@ def minimum_residual(
     end = jax.lax.while_loop(keep_going, iterate, _first(rhs, apply_m(rhs)))
     decrease = 0.5 * (pytree.vdot(end.x, rhs) + pytree.vdot(end.x, end.r))
     solution, decrease = _or_first_direction(end, rhs, apply_m, decrease)
-    nothing = (end.k == 0) & (pytree.vdot(rhs, rhs) == 0)
+    zero_rhs = (end.k == 0) & (pytree.vdot(rhs, rhs) == 0)
     return SolverResult(
         solution=solution,
         iterations=end.k,
@@ -132,7 +133,7 @@ def minimum_residual(
         last_direction=apply_m(end.r),
         curvature=end.curvature,
         status=first_match(
-            (nothing, Status.ZERO_RIGHT_HAND_SIDE),
+            (zero_rhs, Status.ZERO_RIGHT_HAND_SIDE),
             (end.status == Status.RUNNING, Status.MAX_ITERATIONS),
             otherwise=end.status,
         ),
@@ -140,13 +141,13 @@ def minimum_residual(
 
 
 def _m_norm(u: PyTree, y: PyTree) -> jax.Array:
-    """``|u|`` in the norm of ``M``, with ``y = M u``; negative if ``u.Mu`` is."""
+    """``|u|`` in the norm of ``M``, with ``y = M u``; negative if ``u.Mu < 0``."""
     square = pytree.vdot(u, y)
     return jnp.sign(square) * jnp.sqrt(jnp.abs(square))
 
 
 def _first(rhs: PyTree, y: PyTree) -> _Loop:
-    """Before the first iteration; ``y = M b``."""
+    """The values before the first iteration; ``y = M b``."""
     dtype = pytree.scalar_dtype(rhs)
     zero, zeros = jnp.zeros((), dtype), pytree.zeros_like(rhs)
     beta = _m_norm(rhs, y)
@@ -179,7 +180,7 @@ def _first(rhs: PyTree, y: PyTree) -> _Loop:
 def _lanczos(
     loop: _Loop, matvec: Operator, damping: jax.Array, apply_m: Operator
 ) -> _Lanczos:
-    """One step of the preconditioned Lanczos process, for one product."""
+    """One step of the preconditioned Lanczos process, which makes one product."""
     v = pytree.scale(loop.y, 1 / loop.beta)
     bv = matvec(v)
     av = pytree.add_scaled(bv, damping, v)
@@ -203,7 +204,7 @@ def _lanczos(
 
 
 def _rotate(loop: _Loop, lanczos: _Lanczos) -> _Rotation:
-    """The rotation that eliminates ``beta``."""
+    """The Givens rotation that eliminates ``beta``."""
     alpha, beta = lanczos.alpha, lanczos.beta
     gbar = loop.sn * loop.dbar - loop.cs * alpha
     gamma = jnp.hypot(gbar, beta)
@@ -227,25 +228,25 @@ def _rotate(loop: _Loop, lanczos: _Lanczos) -> _Rotation:
 def _iterate(
     loop: _Loop, lanczos: _Lanczos, rotation: _Rotation, tolerance: jax.Array
 ) -> _Loop:
-    """The next iterate, if the curvature allows one, and whether to go on."""
+    """The next iterate; the last one if the curvature is not positive."""
     cs, sn, u, beta = rotation.cs, rotation.sn, lanczos.u, lanczos.beta
     w = pytree.add_scaled(lanczos.v, -loop.epsilon, loop.w_old)
     w = pytree.add_scaled(w, -rotation.delta, loop.w)
     w = pytree.scale(w, 1 / rotation.gamma)
 
-    moves = rotation.positive & lanczos.finite
-    step = jnp.where(moves, rotation.phi, 0)
+    usable = rotation.positive & lanczos.finite
+    step = jnp.where(usable, rotation.phi, 0)
     x = pytree.where(lanczos.finite, pytree.add_scaled(loop.x, step, w), loop.x)
     # r_k = sn^2 r_{k-1} - phibar_k cs u_{k+1} / beta_{k+1}
     r = pytree.scale(loop.r, sn * sn)
     r = pytree.add_scaled(r, -rotation.phibar * cs / jnp.where(beta > 0, beta, 1), u)
-    phibar = jnp.where(moves, rotation.phibar, loop.phibar)
+    phibar = jnp.where(usable, rotation.phibar, loop.phibar)
 
     eps = jnp.finfo(beta.dtype).eps
     exhausted = beta <= eps * jnp.abs(lanczos.alpha)
     return _Loop(
         x=x,
-        r=pytree.where(moves, r, loop.r),
+        r=pytree.where(usable, r, loop.r),
         u=u,
         u_old=loop.u,
         y=lanczos.y,
@@ -275,38 +276,43 @@ def _iterate(
 def _or_first_direction(
     end: _Loop, rhs: PyTree, apply_m: Operator, decrease: jax.Array
 ) -> tuple[PyTree, jax.Array]:
-    """A step along ``M b`` if the first iteration met non-positive curvature."""
-    stopped = (end.status == Status.NEGATIVE_CURVATURE) | (
+    """The solution and the decrease of the model.
+
+    The solution is a step along ``M b`` if the first iteration found non-positive
+    curvature, and else the last iterate.
+    """
+    not_positive = (end.status == Status.NEGATIVE_CURVATURE) | (
         end.status == Status.ZERO_CURVATURE
     )
-    stuck = (end.k == 1) & stopped
+    at_first = (end.k == 1) & not_positive
     curved = jnp.abs(end.curvature) > end.noise
     length = jnp.where(curved, 1 / jnp.where(curved, jnp.abs(end.curvature), 1), 1)
     direction = pytree.scale(apply_m(rhs), length)
     slope = pytree.vdot(direction, rhs)
     gain = slope * (1 - 0.5 * length * end.curvature)
     return (
-        pytree.where(stuck, direction, end.x),
-        jnp.where(stuck, gain, decrease),
+        pytree.where(at_first, direction, end.x),
+        jnp.where(at_first, gain, decrease),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class minres(KrylovSolver):
-    r"""MINRES: the solver of Newton-MR, for the indefinite exact Hessian.
+    r"""MINRES, the solver of Newton-MR, for an exact Hessian that may be indefinite.
 
-    Minimises :math:`|(B + \lambda I) d + g|`. Safer to stop early than conjugate
-    gradients, as its residual never grows, and at home with singular and indefinite
-    Hessians; the solve ends where the residual has non-positive curvature (Roosta et
-    al. 2022; Liu and Roosta 2022). Memory: 7 vectors the size of the parameters.
+    The solver minimises :math:`|(B + \lambda I) d + g|`. The residual never grows, so
+    an early stop does less harm than in conjugate gradients. The Hessian may be
+    singular or indefinite: the solve ends if the residual has non-positive curvature
+    (Roosta et al. 2022; Liu and Roosta 2022). Memory: 7 vectors the size of the
+    parameters.
 
     Attributes:
-      maxiter: largest number of iterations, that is of products.
-      rtol: relative tolerance on the residual.
-      atol: absolute tolerance on it, in units of the gradient.
+      maxiter: largest number of iterations, at least 1; each costs one product.
+      rtol: relative tolerance on the residual, at least 0.
+      atol: absolute tolerance on the residual, in units of the gradient, at least 0.
 
     Raises:
-      TypeError: if a setting is not a number, or ``maxiter`` not an integer.
+      TypeError: if a setting is not a number, or if ``maxiter`` is not an integer.
       ValueError: if a setting is out of range or NaN.
 
     Examples:
@@ -324,7 +330,7 @@ class minres(KrylovSolver):
         validate.number("minres: atol", self.atol, low=0.0)
 
     def solve(self, model: Model, state: Any) -> tuple[SolverResult, Any]:
-        """The iterate of least residual."""
+        """The iterate with the smallest residual."""
         norm = pytree.norm(model.gradient)
         if model.precondition is not None:
             square = pytree.vdot(model.gradient, model.precondition(model.gradient))

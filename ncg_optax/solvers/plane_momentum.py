@@ -18,9 +18,9 @@ class QuadraticMomentumState(NamedTuple):
     """State of :func:`quadratic_momentum`.
 
     Attributes:
-      solver: state of the solver inside.
-      step: the last step taken, shaped like the parameters; zero before the first and
-        after a rejected one.
+      solver: state of the inner solver.
+      step: the last step taken, shaped like the parameters; zero before the first step
+        and after a rejected step.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -35,7 +35,9 @@ class QuadraticMomentumState(NamedTuple):
 
 
 class _Plane(NamedTuple):
-    """The damped quadratic model over the plane of ``d`` and ``v``; shapes=().
+    """The damped quadratic model on the plane of ``d`` and ``v``; shapes=().
+
+    ``b`` is the negative gradient.
 
     Attributes:
       bd: ``b.d``.
@@ -43,8 +45,8 @@ class _Plane(NamedTuple):
       dd: ``d.Ad``.
       dv: ``d.Av``.
       vv: ``v.Av``.
-      noise: of the cosine between ``d`` and ``v`` in the inner product of ``A``,
-        through rounding.
+      noise: a bound on the rounding error of the cosine between ``d`` and ``v`` in the
+        inner product of ``A``.
     """
 
     bd: jax.Array
@@ -56,43 +58,43 @@ class _Plane(NamedTuple):
 
 
 class _Minimum(NamedTuple):
-    """The minimiser ``alpha d + mu v`` over a plane; shapes=().
+    """The minimiser ``alpha d + mu v`` of the model on a plane; shapes=().
 
     Attributes:
-      alpha: the factor on the direction.
-      mu: the factor on the last step.
-      decrease: of the model, from 0.
-      trusted: whether the plane is convex and its two directions distinct, bool; the
-        others mean nothing where it is False.
+      alpha: factor on the direction.
+      mu: factor on the last step.
+      decrease: decrease of the model from 0 to the minimiser.
+      valid: whether the model is convex on the plane and its two directions are not
+        parallel, bool. If it is False do not use the other fields.
     """
 
     alpha: jax.Array
     mu: jax.Array
     decrease: jax.Array
-    trusted: jax.Array
+    valid: jax.Array
 
 
 def _restrict(
     model: Model, d: PyTree, decrease: jax.Array, v: PyTree
 ) -> tuple[_Plane, jax.Array]:
-    """The model over the plane, and how many products that took.
+    """The model on the plane, and the number of products it needed.
 
-    ``d.Ad`` follows from the decrease of the model at ``d``. The one product is not
-    made where the plane would be of no use: without ``v``, or without positive
-    curvature along ``d``.
+    ``d.Ad`` follows from the decrease of the model at ``d``. The product ``A v`` is
+    omitted if ``v`` is zero or if the curvature along ``d`` is not positive, because
+    then the step is ``d``.
     """
     rhs = model.rhs
     bd = pytree.vdot(rhs, d)
     dd = 2 * (bd - decrease)
-    wanted = (pytree.max_norm(v) > 0) & (dd > 0)
+    needed = (pytree.max_norm(v) > 0) & (dd > 0)
 
-    def along():
+    def products_with_av():
         av = model.damped_product(v)
         return pytree.vdot(d, av), pytree.vdot(v, av), pytree.norm(av)
 
     zero = jnp.zeros((), bd.dtype)
-    dv, vv, av_norm = jax.lax.cond(wanted, along, lambda: (zero, zero, zero))
-    # By how much the terms of each sum are larger than what is left of them.
+    dv, vv, av_norm = jax.lax.cond(needed, products_with_av, lambda: (zero, zero, zero))
+    # Cancellation: the terms of each sum relative to the sum.
     safe_dd, safe_vv = jnp.where(dd > 0, dd, 1), jnp.where(vv > 0, vv, 1)
     cancelled = (
         jnp.abs(bd) / safe_dd
@@ -101,38 +103,38 @@ def _restrict(
     )
     noise = 10 * jnp.finfo(bd.dtype).eps * cancelled
     plane = _Plane(bd=bd, bv=pytree.vdot(rhs, v), dd=dd, dv=dv, vv=vv, noise=noise)
-    return plane, wanted.astype(jnp.int32)
+    return plane, needed.astype(jnp.int32)
 
 
 def _minimise(plane: _Plane) -> _Minimum:
-    """The minimiser over the plane, from ratios in which the scale cancels.
+    """The minimiser on the plane, from ratios that do not depend on the scale.
 
-    With each row divided by its diagonal entry the determinant is ``1 - cosine^2``. An
-    error ``e`` in the cosine can feign a decrease of ``e^2 / determinant`` times that
-    along ``d``: with a determinant above ``sqrt(e)`` no more than ``e^1.5``.
-    Comparisons with NaN are False: what is not finite is not trusted.
+    Each row is divided by its diagonal entry, so the determinant is ``1 - cosine^2``.
+    An error ``e`` of the cosine changes the decrease by up to ``e^2 / determinant``
+    times the decrease along ``d``. If the determinant is above ``sqrt(e)`` this is at
+    most ``e^1.5``. Comparisons with NaN are False, so non-finite numbers are not valid.
     """
     convex = (plane.dd > 0) & (plane.vv > 0)
     dd, vv = jnp.where(convex, plane.dd, 1), jnp.where(convex, plane.vv, 1)
     upper, lower = plane.dv / dd, plane.dv / vv
     determinant = 1 - upper * lower
-    trusted = convex & (determinant > jnp.sqrt(plane.noise))
-    safe = jnp.where(trusted, determinant, 1)
+    valid = convex & (determinant > jnp.sqrt(plane.noise))
+    safe = jnp.where(valid, determinant, 1)
     d_alone, v_alone = plane.bd / dd, plane.bv / vv
     alpha = (d_alone - upper * v_alone) / safe
     mu = (v_alone - lower * d_alone) / safe
     return _Minimum(
         alpha=alpha,
         mu=mu,
-        # Along d alone, and along the part of v that is conjugate to it.
+        # Along d, and along the component of v that is conjugate to d.
         decrease=0.5 * (d_alone * plane.bd + safe * mu * mu * vv),
-        trusted=trusted & jnp.isfinite(alpha + mu),
+        valid=valid & jnp.isfinite(alpha + mu),
     )
 
 
 def _with_last_step(model: Model, result: SolverResult, step: PyTree) -> SolverResult:
-    """``result`` with the minimiser over the plane of its solution and ``step``."""
-    # The length of the step does not matter, and its square must not underflow.
+    """``result`` with the minimiser on the plane of its solution and ``step``."""
+    # Only the direction of the step matters, and its square must not underflow.
     peak = pytree.max_norm(step)
     v = pytree.scale(step, 1 / jnp.where(peak > 0, peak, 1))
     d, decrease = result.solution, result.model_decrease
@@ -140,18 +142,19 @@ def _with_last_step(model: Model, result: SolverResult, step: PyTree) -> SolverR
     best = _minimise(plane)
     combined = pytree.add_scaled(pytree.scale(d, best.alpha), best.mu, v)
     return result._replace(
-        solution=pytree.where(best.trusted, combined, d),
+        solution=pytree.where(best.valid, combined, d),
         products=result.products + products,
-        model_decrease=jnp.where(best.trusted, best.decrease, decrease),
+        model_decrease=jnp.where(best.valid, best.decrease, decrease),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class quadratic_momentum(KrylovSolver):
-    r"""Step size and momentum that minimise the quadratic model, as K-FAC has them.
+    r"""The step size and the momentum that minimise the quadratic model, as in K-FAC.
 
-    After ``solver`` has found a direction :math:`d`, the step is the best combination
-    :math:`\alpha d + \mu \delta` of it with the last step taken :math:`\delta`,
+    ``solver`` finds a direction :math:`d`. The step is the combination
+    :math:`\alpha d + \mu \delta` with the last step taken, :math:`\delta`, that
+    minimises the damped model,
 
     .. math::
       \begin{pmatrix} d^T A d & d^T A \delta \\ d^T A \delta & \delta^T A \delta
@@ -160,45 +163,45 @@ class quadratic_momentum(KrylovSolver):
       = - \begin{pmatrix} g^T d \\ g^T \delta \end{pmatrix},
       \qquad A = B + \lambda I
 
-    (Martens and Grosse 2015, section 7). It is an alternative to a line search: use it
-    with ``linesearch=None``, or let :func:`armijo` check the step. Directions from one
-    iteration with a preconditioner, ``cg(maxiter=1)`` and :func:`kronecker`, make it
-    K-FAC's update. On a quadratic these steps are those of preconditioned conjugate
-    gradients, spread over the updates. The better ``solver`` solves, the less there is
-    to gain, and an exact solution leaves :math:`\mu = 0`. A warm start of ``cg`` is
-    momentum already: have one or the other.
+    (Martens and Grosse 2015, section 7). This replaces a line search: use it with
+    ``linesearch=None``, or with :func:`armijo` as a check of the step. With
+    ``cg(maxiter=1)`` and the preconditioner :func:`kronecker` it is the update of
+    K-FAC. On a quadratic loss each update is then one iteration of preconditioned
+    conjugate gradients. The more accurate ``solver`` is, the smaller is the gain; after
+    an exact solve :math:`\mu = 0`. A warm start of ``cg`` is also a momentum: do not
+    use both.
 
-    For deterministic losses, or batches so large that they nearly are. On small ones it
-    is the wrong tool: :math:`\alpha` and :math:`\mu` fit the plane to the noise of this
-    mini-batch, and nothing averages over the batches, which is what a momentum is for.
-    kfac-jax does not recommend its adaptive learning rate and momentum for stochastic
-    optimisation either. There a fixed momentum (``cg(warm_start=0.9)``) and a learning
-    rate that decays are the safer choice: they do not listen to a single batch.
+    Use it for deterministic losses, or for batches so large that the loss is nearly
+    deterministic. On small batches :math:`\alpha` and :math:`\mu` fit the noise of one
+    batch, but a momentum should average over batches. kfac-jax does not recommend its
+    adaptive learning rate and momentum for stochastic optimisation either. For small
+    batches a fixed momentum (``cg(warm_start=0.9)``) and a decaying learning rate are
+    safer, because they do not depend on a single batch.
 
-    Where the plane is not convex or :math:`d` and :math:`\delta` are parallel, to
-    rounding, and where the product is not finite, the step is :math:`d`, as it is at
-    the first update and after a rejected one. So the model falls at least as far as
-    with :math:`d` alone. Only the direction of :math:`\delta` matters: a learning rate
-    after it does not disturb. A rejected step is forgotten.
+    The step is :math:`d` alone if the model is not convex on the plane, if :math:`d`
+    and :math:`\delta` are parallel up to rounding, if the product is not finite, at the
+    first update, and after a rejected step. So the model decreases at least as much as
+    with :math:`d`. Only the direction of :math:`\delta` is used, so a learning rate
+    after this transformation does no harm.
 
-    Cost: one product, :math:`B \delta`, which is not made without a :math:`\delta` or
-    without positive curvature along :math:`d` (under `jax.vmap` it is made all the
-    same, but not counted). :math:`d^T A d` follows from what the solver reports.
+    Cost: one product, :math:`B \delta`. It is omitted if there is no :math:`\delta` or
+    if the curvature along :math:`d` is not positive (`jax.vmap` computes it also then,
+    but it is not counted). :math:`d^T A d` follows from the result of ``solver``.
     Memory: one vector the size of the parameters.
 
-    Of the result the solution, its model decrease and the products are those of the
-    combination. The residual is still that of :math:`d`: the one of the combination
-    takes :math:`A d`, a second product.
+    In the result the fields ``solution``, ``model_decrease`` and ``products`` are those
+    of the combination. ``residual`` is that of :math:`d`: the residual of the
+    combination would need :math:`A d`, a second product.
 
     Attributes:
-      solver: what finds :math:`d`: :func:`cg`, :func:`minres` or one of your own.
+      solver: the solver that finds :math:`d`: :func:`cg`, :func:`minres` or another
+        :class:`KrylovSolver`.
 
     Raises:
-      TypeError: if ``solver`` is not a :class:`KrylovSolver`. :func:`residual_space` is
-        none and has a damping and a momentum of its own; :func:`quasi_newton` is none
-        and acts as a momentum already.
-      ValueError: if it learns from the outcome of its steps (``needs_outcome``), as
-        :func:`steihaug` does, whose trust region the combination would leave.
+      TypeError: if ``solver`` is not a :class:`KrylovSolver`, as :func:`residual_space`
+        and :func:`quasi_newton`; both have a momentum of their own.
+      ValueError: if ``solver`` has ``needs_outcome``, as :func:`steihaug`: the
+        combination would leave its trust region.
 
     Examples:
       Three gradients and five products minimise a quadratic of three variables:
@@ -230,23 +233,23 @@ class quadratic_momentum(KrylovSolver):
         validate.component(who, self.solver, KrylovSolver, "cg(), minres()")
         if self.solver.needs_outcome:
             raise ValueError(
-                f"{who} must be one that leaves the length of the step to others, made "
-                "by cg(), minres(); got one with needs_outcome=True, as steihaug() is, "
-                "whose trust region the step would leave."
+                f"{who} must be a solver without needs_outcome, made by cg(), minres(); "
+                f"got {self.solver!r} with needs_outcome=True: the combined step would "
+                "leave its trust region."
             )
 
     @property
     def may_ascend(self) -> bool:
-        """As that of the solver inside."""
+        """The value of the inner solver."""
         return self.solver.may_ascend
 
     @property
     def descent_threshold(self) -> float:
-        """As that of the solver inside."""
+        """The value of the inner solver."""
         return self.solver.descent_threshold
 
     def init(self, params: PyTree) -> QuadraticMomentumState:
-        """No step so far."""
+        """The state before the first step."""
         return QuadraticMomentumState(
             solver=self.solver.init(params), step=pytree.widened_zeros_like(params)
         )
@@ -254,22 +257,23 @@ class quadratic_momentum(KrylovSolver):
     def solve(
         self, model: Model, state: QuadraticMomentumState
     ) -> tuple[SolverResult, QuadraticMomentumState]:
-        """The best combination of the solver's direction and the last step."""
+        """The combination of the solver's direction and the last step."""
         found, inner = self.solver.solve(model, state.solver)
         if found.damping is not None:
             model = model._replace(damping=found.damping)
         result = _with_last_step(model, found, state.step)
-        # What the step will be: a direction that does not descend is replaced by -g.
+        # The step that will be taken: the optimizer replaces a direction that is not a
+        # descent direction by -g.
         rhs = model.rhs
         descends = pytree.vdot(rhs, result.solution) > self.descent_threshold
-        taken = jnp.logical_or(self.may_ascend, descends)
-        step = pytree.where(taken, result.solution, rhs)
+        kept = jnp.logical_or(self.may_ascend, descends)
+        step = pytree.where(kept, result.solution, rhs)
         return result, QuadraticMomentumState(inner, step)
 
     def update(
         self, state: QuadraticMomentumState, outcome: Outcome
     ) -> QuadraticMomentumState:
-        """Keeps the step as it was taken; forgets a rejected one."""
+        """Stores the step as it was taken; zero if it was rejected."""
         taken = pytree.scale(state.step, outcome.step_size)
         zeros = pytree.zeros_like(taken)
         return QuadraticMomentumState(

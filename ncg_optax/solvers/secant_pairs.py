@@ -1,4 +1,4 @@
-"""Quasi-Newton preconditioning: curvature from past gradients, without a product."""
+"""Quasi-Newton preconditioning: curvature from past gradients, without products."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -19,19 +19,19 @@ from ncg_optax.solvers.cg import cg
 
 PyTree = Any
 
-# How far the loss may be from what its gradients say, in units of the curvature's part.
+# Largest error of the trapezoidal rule, in units of the contribution of the curvature.
 TOLERANCE = 0.5
 
 
 class SecantPairs(NamedTuple):
-    """The curvature that was met along the last steps.
+    """The curvature along the last steps.
 
-    Oldest first; those that are not there yet are all zero.
+    The oldest pair is the first; missing pairs are zero.
 
     Attributes:
-      steps: the directions ``s`` of the steps, of unit length; leaves of shape
-        (memory_size, *leaf.shape).
-      changes: the change ``y`` of the gradient per unit of length, likewise.
+      steps: directions ``s`` of the steps, of unit length; a tree shaped like the
+        parameters, with leaves of shape (memory_size, *leaf.shape).
+      changes: changes ``y`` of the gradient per unit of length, in the same shapes.
       bends: ``s.y``, shape (memory_size,).
 
     Examples:
@@ -48,13 +48,13 @@ class SecantPairs(NamedTuple):
 
 
 class _Point(NamedTuple):
-    """Where a step begins.
+    """The start of a step.
 
     Attributes:
-      params: float32 or wider.
-      rhs: the negative gradient.
-      loss: shape=().
-      known: False before the first step, bool, shape=().
+      params: the parameters, float32 or wider.
+      rhs: the negative gradient, float32 or wider.
+      loss: the loss, shape=().
+      known: whether the loss is finite, bool, shape=(); False before the first step.
     """
 
     params: PyTree
@@ -67,9 +67,10 @@ class QuasiNewtonState(NamedTuple):
     """State of :func:`quasi_newton`.
 
     Attributes:
-      solver: state of the solver inside.
+      solver: state of the inner solver.
       pairs: a :class:`SecantPairs`.
-      last: where the last step began: its ``params``, ``rhs``, ``loss``.
+      last: the start of the last step: ``params``, ``rhs`` (the negative gradient),
+        ``loss``, and ``known`` (False before the first step).
 
     Examples:
       >>> import jax.numpy as jnp
@@ -85,8 +86,9 @@ class QuasiNewtonState(NamedTuple):
 
 
 def _no_pairs(params: PyTree, memory_size: int) -> SecantPairs:
+    """``memory_size`` missing pairs."""
     vectors = jax.tree.map(
-        lambda x: jnp.stack([x] * memory_size),  # sharded as the parameters are
+        lambda x: jnp.stack([x] * memory_size),  # keeps the sharding of the leaf
         pytree.widened_zeros_like(params),
     )
     bends = jnp.zeros((memory_size,), pytree.scalar_dtype(params))
@@ -94,7 +96,7 @@ def _no_pairs(params: PyTree, memory_size: int) -> SecantPairs:
 
 
 def _unit(x: PyTree) -> tuple[PyTree, jax.Array]:
-    """``x / |x|`` and ``|x|``; zeros stay zeros, and no square underflows."""
+    """``x / |x|`` and ``|x|``; zero for zero. No square underflows."""
     peak = pytree.max_norm(x)
     x = pytree.scale(x, 1 / jnp.where(peak > 0, peak, 1))
     norm = pytree.norm(x)
@@ -102,12 +104,13 @@ def _unit(x: PyTree) -> tuple[PyTree, jax.Array]:
 
 
 def _with_step(pairs: SecantPairs, old: _Point, new: _Point) -> SecantPairs:
-    """The pairs with that of the step from ``old`` to ``new``, if it is a good one.
+    """``pairs`` with the pair of the step from ``old`` to ``new``, if it is usable.
 
-    The curvature along it must be positive beyond rounding, and the loss one and the
-    same: the trapezoidal rule tells the change of a smooth loss from its two gradients,
-    and where that is as wrong as the half of the curvature's own part, the loss is
-    another one by now (of another batch) or too far from a parabola.
+    The curvature along the step must be positive beyond rounding, and both gradients
+    must belong to the same loss. The trapezoidal rule computes the change of a smooth
+    loss from the slopes at both ends. Its error is compared with the contribution of
+    the curvature to this change. If it is more than ``TOLERANCE`` times that, the loss
+    has changed (another batch) or is far from quadratic along the step.
     """
     s, length = _unit(pytree.add_scaled(new.params, -1.0, old.params))
     y = pytree.add_scaled(old.rhs, -1.0, new.rhs)
@@ -122,10 +125,10 @@ def _with_step(pairs: SecantPairs, old: _Point, new: _Point) -> SecantPairs:
 
     good = old.known & convex & same_loss & jnp.isfinite(bend)
 
-    def pushed(memory, x):
+    def appended(memory, x):
         return jnp.where(good, jnp.concatenate([memory[1:], x[None]]), memory)
 
-    return jax.tree.map(pushed, pairs, SecantPairs(s, y, bend))
+    return jax.tree.map(appended, pairs, SecantPairs(s, y, bend))
 
 
 def _improved(
@@ -133,14 +136,14 @@ def _improved(
 ) -> Operator:
     r"""``r -> H r`` with the limited-memory BFGS matrix that starts from ``M``.
 
-    :math:`H` is near :math:`(B + \lambda I)^{-1}` and meets the newest secant equation
-    :math:`H (y + \lambda s) = s` exactly. Two loops over the pairs apply it, with
-    :math:`\gamma M` between them (Nocedal and Wright 2006, algorithm 7.4), and
-    :math:`\gamma` gives this the size of the newest pair (equation 7.20 there, in the
-    norm of :math:`M`).
+    :math:`H` approximates :math:`(B + \lambda I)^{-1}` and satisfies the newest secant
+    equation :math:`H (y + \lambda s) = s` exactly. Two loops over the pairs apply it,
+    with :math:`\gamma M` between them (Nocedal and Wright 2006, algorithm 7.4). The
+    factor :math:`\gamma` scales :math:`M` to the newest pair (equation 7.20 there, in
+    the norm of :math:`M`).
     """
     changes = pytree.add_scaled(pairs.changes, damping, pairs.steps)
-    bends = pairs.bends + damping  # as the steps have unit length
+    bends = pairs.bends + damping  # because the steps have unit length
     used = pairs.bends > 0
     weights = jnp.where(used, 1 / jnp.where(used, bends, 1), 0)
 
@@ -170,44 +173,46 @@ def _improved(
 
 @dataclasses.dataclass(frozen=True)
 class quasi_newton(Solver):
-    r"""A solver whose preconditioner learns from the steps taken, at no product.
+    r"""Improves the preconditioner of a solver by past gradients, without products.
 
-    From a step :math:`s` and the change :math:`y` of the gradient along it,
-    :math:`B s \approx y` is known. The last ``memory_size`` of these secant pairs
-    improve the preconditioner :math:`M` by limited-memory BFGS updates, with
-    :math:`H_0 = \gamma M`, and ``solver`` works with
+    A step :math:`s` changes the gradient by :math:`y \approx B s`. The last
+    ``memory_size`` of these secant pairs update the preconditioner :math:`M` as in
+    limited-memory BFGS, from :math:`H_0 = \gamma M`, and ``solver`` uses :math:`H` as
+    its preconditioner:
 
     .. math::
       H_{k+1} = (I - \rho\, s y^T)\, H_k\, (I - \rho\, y s^T) + \rho\, s s^T,
       \qquad \rho = 1 / y^T s
 
     (Morales and Nocedal 2000, with pairs from the steps instead of from conjugate
-    gradients). What a short solve has found out about the curvature is not lost with
-    it: on a quadratic, single iterations with a memory are those of one long solve. So
-    ``cg(maxiter=1)`` is preconditioned L-BFGS with the step that is best for the model.
-    It is a momentum as well: have this, a warm start of :func:`cg` or
-    :func:`quadratic_momentum`, not two of them.
+    gradients). So a solve uses the curvature along earlier steps: on a quadratic loss,
+    single iterations with the pairs are the iterations of one long solve.
+    ``cg(maxiter=1)`` with pairs is preconditioned L-BFGS with the step length that
+    minimises the model. The pairs also act as a momentum: do not combine them with a
+    warm start of :func:`cg` or with :func:`quadratic_momentum`.
 
-    For deterministic losses, or batches so large that they nearly are. Pairs of two
-    different losses are found out and dropped: the trapezoidal rule tells from the two
-    gradients how the loss must have changed. So the smaller the mini-batches, the fewer
-    pairs are left, and without any ``solver`` works as it does alone. Pairs of negative
-    curvature are dropped as well, so that :math:`H` stays positive definite.
+    Use it for deterministic losses, or for batches so large that the loss is nearly
+    deterministic. A pair whose two gradients belong to different losses is not used:
+    the trapezoidal rule computes from the gradients how the loss should have changed,
+    and this is compared with the losses. So the smaller the batches, the fewer pairs
+    are usable. Without pairs the preconditioner is :math:`M`. Pairs of negative
+    curvature are not used either, so that :math:`H` stays positive definite.
 
-    A learning rate, other transforms in the chain or parameters that are set by hand
-    do no harm: a step is the difference of the parameters.
+    The step of a pair is the difference of the parameters. So it is correct also after
+    a learning rate or other transformations, or if the user changes the parameters.
 
-    Cost: no product, :math:`8\, \text{memory\_size}` operations a parameter in each
-    application, and one more application of ``M`` a step. Memory: :math:`2\,
+    Cost: no product; :math:`8\, \text{memory\_size}` operations per parameter in each
+    application, and one more application of :math:`M` per step. Memory: :math:`2\,
     \text{memory\_size} + 2` vectors the size of the parameters.
 
     Attributes:
-      solver: what solves: :func:`cg`, :func:`minres`, :func:`steihaug` or your own.
-      memory_size: number of pairs, as for `optax.lbfgs`.
+      solver: the inner solver: :func:`cg`, :func:`minres`, :func:`steihaug` or another
+        :class:`KrylovSolver`.
+      memory_size: number of pairs, at least 1, as for `optax.lbfgs`.
 
     Raises:
-      TypeError: if ``solver`` is not a :class:`KrylovSolver`, which works with a
-        preconditioner, or ``memory_size`` is no integer.
+      TypeError: if ``solver`` is not a :class:`KrylovSolver`, or if ``memory_size`` is
+        not an integer.
       ValueError: if ``memory_size`` is less than 1.
 
     References:
@@ -215,8 +220,7 @@ class quasi_newton(Solver):
       updating, 2000; Nocedal and Wright, Numerical Optimization, 2006, section 7.2.
 
     Examples:
-      Single iterations with a memory minimise a quadratic of three variables in four
-      steps:
+      Four steps of one iteration each minimise a quadratic of three variables:
 
       >>> import jax, jax.numpy as jnp, optax
       >>> import ncg_optax as ncg
@@ -245,34 +249,34 @@ class quasi_newton(Solver):
 
     @property
     def needs_outcome(self) -> bool:
-        """As that of the solver inside."""
+        """The value of the inner solver."""
         return self.solver.needs_outcome
 
     @property
     def may_ascend(self) -> bool:
-        """As that of the solver inside."""
+        """The value of the inner solver."""
         return self.solver.may_ascend
 
     @property
     def descent_threshold(self) -> float:
-        """As that of the solver inside."""
+        """The value of the inner solver."""
         return self.solver.descent_threshold
 
     def init(self, params: PyTree) -> QuasiNewtonState:
-        """No step so far."""
-        nowhere = _Point(
+        """The state before the first step."""
+        unknown = _Point(
             params=pytree.widened_zeros_like(params),
             rhs=pytree.widened_zeros_like(params),
             loss=jnp.zeros((), pytree.scalar_dtype(params)),
             known=jnp.zeros((), bool),
         )
         pairs = _no_pairs(params, self.memory_size)
-        return QuasiNewtonState(self.solver.init(params), pairs, last=nowhere)
+        return QuasiNewtonState(self.solver.init(params), pairs, last=unknown)
 
     def solve(
         self, model: Model, state: QuasiNewtonState
     ) -> tuple[SolverResult, QuasiNewtonState]:
-        """The solution of the solver inside, with the improved preconditioner."""
+        """The solution of the inner solver with the improved preconditioner."""
         params, loss = pytree.widen(model.params), jnp.asarray(model.loss)
         here = _Point(params, model.rhs, loss, known=jnp.isfinite(loss))
         pairs = _with_step(state.pairs, state.last, here)
@@ -284,5 +288,5 @@ class quasi_newton(Solver):
         return result, QuasiNewtonState(inner, pairs, last=here)
 
     def update(self, state: QuasiNewtonState, outcome: Outcome) -> QuasiNewtonState:
-        """Passes the outcome on to the solver inside."""
+        """Updates the state of the inner solver."""
         return state._replace(solver=self.solver.update(state.solver, outcome))

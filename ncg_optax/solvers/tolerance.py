@@ -1,4 +1,4 @@
-"""How accurately to solve: the relative tolerance of the linear solve, step by step."""
+"""The relative tolerance of the linear solve in each step."""
 
 from typing import Any, NamedTuple
 
@@ -14,8 +14,8 @@ class Forcing(NamedTuple):
     """State of the Eisenstat-Walker sequence; scalars of shape=().
 
     Attributes:
-      gradient_norm: at the last step; 0 before the first.
-      tolerance: the relative tolerance used there.
+      gradient_norm: norm of the gradient at the last step; 0 before the first step.
+      tolerance: relative tolerance of the last step; 0 before the first step.
     """
 
     gradient_norm: jax.Array
@@ -23,9 +23,9 @@ class Forcing(NamedTuple):
 
 
 def check_tolerance(who: str, rtol: float, forcing: str | None) -> None:
-    """Raises unless ``rtol`` is a number from 0 on and ``forcing`` a rule.
+    """Raises unless ``rtol`` is a number of at least 0 and ``forcing`` is a rule.
 
-    ``who`` is the solver whose settings these are, for the message.
+    ``who`` is the name of the solver in the message.
     """
     validate.number(f"{who}: rtol", rtol, low=0.0)
     validate.choice(f"{who}: forcing", forcing, RULES)
@@ -47,13 +47,13 @@ def relative_tolerance(
       \eta_k = \gamma \left(\frac{|g_k|}{|g_{k-1}|}\right)^\alpha,
       \qquad \gamma = 0.9, \quad \alpha = \tfrac{1 + \sqrt 5}{2}
 
-    and no less than :math:`\gamma \eta_{k-1}^\alpha` where that is above 0.1 (choice 2
-    of Eisenstat and Walker 1996, with its safeguard).
+    (choice 2 of Eisenstat and Walker 1996). By their safeguard :math:`\eta_k` is at
+    least :math:`\gamma \eta_{k-1}^\alpha` if this bound is above 0.1.
 
     Args:
-      rtol: the largest tolerance, and the fixed one without a state.
+      rtol: the largest tolerance; without a state, the tolerance.
       state: None with a fixed tolerance.
-      norm: that of the gradient, shape=().
+      norm: norm of the gradient, shape=().
     """
     if state is None:
         return rtol, None

@@ -24,9 +24,9 @@ class SteihaugState(NamedTuple):
     """State of :func:`steihaug`.
 
     Attributes:
-      radius: of the trust region, in units of the parameters, shape=().
-      length: of the last solution, in the same norm, shape=().
-      forcing: a :class:`Forcing`, or None with a fixed tolerance.
+      radius: radius of the trust region, in units of the parameters, shape=().
+      length: length of the last solution in the same norm, shape=().
+      forcing: state of the Eisenstat-Walker rule; None with a fixed tolerance.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -43,25 +43,27 @@ class SteihaugState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class steihaug(KrylovSolver):
-    r"""Trust-region conjugate gradients with the radius in the state.
+    r"""Conjugate gradients within a trust region, whose radius is in the state.
 
-    Minimises the model within :math:`|d| \le \Delta`: the solve ends on the boundary
-    where it would leave it, or along the first direction of negative curvature
-    (Steihaug 1983; Nocedal and Wright 2006, algorithms 7.2 and 4.1). The radius
-    becomes a quarter of the step's length if the reduction ratio is below 1/4, and is
-    doubled if it is above 3/4 and the step was on the boundary. Lengths are in the norm
-    of ``M^-1`` if there is a preconditioner ``M``. Use it with ``damping=0.0`` and
-    ``linesearch=None``: one globalisation is enough.
+    The solver minimises the model within :math:`|d| \le \Delta`. The solve ends at the
+    boundary if an iteration would leave the region, or follows the first direction of
+    negative curvature to the boundary (Steihaug 1983; Nocedal and Wright 2006,
+    algorithms 7.2 and 4.1). If the reduction ratio is below 1/4 the radius becomes a
+    quarter of the step's length. If the ratio is above 3/4 and the step ended at the
+    boundary, the radius is doubled. With a preconditioner ``M`` lengths are in the norm
+    of ``M^-1``. Use this solver with ``damping=0.0`` and ``linesearch=None``, because
+    the trust region replaces both.
 
     Attributes:
-      maxiter: largest number of iterations, that is of products.
-      rtol: relative tolerance on the residual; with ``forcing`` the largest one.
-      radius: the first radius, in units of the parameters.
-      max_radius: the largest one.
-      forcing: as for :func:`cg`.
+      maxiter: largest number of iterations, at least 1; each costs one product.
+      rtol: relative tolerance on the residual, at least 0. With ``forcing`` it is the
+        largest one.
+      radius: first radius, in units of the parameters, above 0.
+      max_radius: largest radius, in the same units, above 0.
+      forcing: rule for the relative tolerance, as for :func:`cg`.
 
     Raises:
-      TypeError: if a setting is not a number, or ``maxiter`` not an integer.
+      TypeError: if a setting is not a number, or if ``maxiter`` is not an integer.
       ValueError: if a setting is out of range or NaN.
 
     Examples:
@@ -84,7 +86,7 @@ class steihaug(KrylovSolver):
         validate.number("steihaug: max_radius", self.max_radius, low=0.0, low_open=True)
 
     def init(self, params: PyTree) -> SteihaugState:
-        """The first radius."""
+        """The state with the first radius."""
         dtype = pytree.scalar_dtype(params)
         return SteihaugState(
             radius=jnp.asarray(self.radius, dtype),
@@ -110,11 +112,11 @@ class steihaug(KrylovSolver):
         return result, state._replace(length=result.length, forcing=forcing)
 
     def update(self, state: SteihaugState, outcome: Outcome) -> SteihaugState:
-        """The next radius."""
+        """The state with the next radius."""
         good = outcome.ratio_at_least(0.75) & (state.length > 0.99 * state.radius)
         bad = jnp.logical_not(outcome.ratio_at_least(0.25))
         grown = jnp.minimum(2 * state.radius, self.max_radius)
         radius = jnp.where(good, grown, state.radius)
-        # A failed solve has no length: its radius shrinks from what it was.
+        # The length of a failed solve is 0. Then the radius itself is divided by 4.
         length = jnp.where(state.length > 0, state.length, state.radius)
         return state._replace(radius=jnp.where(bad, length / 4, radius))

@@ -1,11 +1,11 @@
 """Exact damped Gauss-Newton steps in the smaller of parameter and residual space.
 
-One solve, from top to bottom::
+The stages of one solve::
 
   params, loss -> weighted_jacobian -> loss Hessian, how to compute the rows
   rows, -g -> normal_equations -> a dense system in the smaller space
-  dampings -> solve_for_dampings -> a step for each
-  steps -> choose_step -> the largest step whose reduction ratio passes
+  dampings -> solve_for_dampings -> a step for each damping
+  steps -> choose_step -> the largest step whose reduction ratio is at least ``ratio``
 """
 
 import dataclasses
@@ -41,11 +41,12 @@ class ResidualSpaceState(NamedTuple):
     """State of :func:`residual_space`.
 
     Attributes:
-      damping: the last lambda of the ladder, 0 before the first; shape=().
-      direction: the last direction, for the momentum; None without.
-      jacobian_mode: how the rows of the Jacobian are computed, determined at the first
-        step: 0 not known yet, 1 example by example, 2 over the whole batch; int32,
-        shape=().
+      damping: lambda of the last step; 0 before the first step, and always with
+        ``ladder=None``; shape=().
+      direction: the last direction, shaped like the parameters; None without momentum.
+      jacobian_mode: how the rows of the Jacobian are computed, which is determined at
+        the first step: 0 not known yet, 1 example by example, 2 over the whole batch;
+        int32, shape=().
 
     Examples:
       >>> import jax.numpy as jnp
@@ -67,82 +68,88 @@ OPTIONS = ("auto", "per_example", "whole_batch")
 class residual_space(DirectSolver):
     r"""Direct solution of the damped Gauss-Newton system, by Cholesky factorisation.
 
-    With :math:`J` the Jacobian of the model's outputs, :math:`H_\ell = S^T S` the
-    Hessian of the loss in them and :math:`A = S J`, it solves
+    Let :math:`J` be the Jacobian of the model's outputs, :math:`H_\ell = S^T S` the
+    Hessian of the loss with respect to them, and :math:`A = S J`. The solver computes
 
     .. math::
       (A^T A + \lambda I)\, d = -g = -A^T q
       \qquad\Longleftrightarrow\qquad
       d = -A^T (A A^T + \lambda I)^{-1} q
 
-    on the left if there are fewer parameters than residuals (rows of ``A``: examples
-    times outputs), else on the right (Schraudolph 2002; Chen and Heyl 2024). Exact
-    steps do not mind the conditioning that conjugate gradients stall on: this is the
-    solver for regression and physics-informed networks with up to some thousand
-    residuals or parameters. A part of the gradient outside of the range of
-    :math:`S^T`, where the loss is not curved, is treated by Woodbury's identity.
+    by the left equation if there are fewer parameters than residuals (rows of ``A``:
+    examples times outputs), else by the right one (Schraudolph 2002; Chen and Heyl
+    2024). Conjugate gradients need many iterations if the system is ill conditioned; an
+    exact solve does not. So this solver is for regression and physics-informed networks
+    with up to some thousand residuals or parameters. The component of the gradient
+    outside the range of :math:`S^T`, where the loss has no curvature, is handled by
+    Woodbury's identity.
 
-    Instead of adapting one damping it prices a geometric ladder of them at every step,
-    around the last: the *largest step whose reduction ratio passes* is taken, that is
-    the smallest :math:`\lambda` with
+    The damping is chosen at every step from a *ladder*, a geometric sequence around the
+    last damping. The step is the *largest one whose reduction ratio is at least*
+    ``ratio``, so its :math:`\lambda` is the smallest with
 
     .. math::
       f(\theta) - f(\theta + d_\lambda) \ge
       -\text{ratio}\, (g^T d_\lambda + \tfrac12 d_\lambda^T B\, d_\lambda),
 
-    or else the best of them that descends (Webb, Jerad and Cartis 2026, who choose a
-    radius so). The best loss would be too greedy a choice. ``damping`` of the optimizer
-    then only says where the first ladder is centred, and its line search starts from
-    the step that passed. A ladder so low that rounding leaves no matrix definite is
-    raised; where no residual is curved the first one is centred on a step of length
-    one.
+    (Webb, Jerad and Cartis 2026 choose a radius in this way). If no ratio is large
+    enough the step is the one with the lowest loss, or with the largest :math:`\lambda`
+    if none reduces the loss. To take the lowest loss always would reduce the loss more
+    in one step, but less over many steps. The ``damping`` of the optimizer is then only
+    the centre of the first ladder, and its line search starts from the chosen step. If
+    rounding makes all matrices of a ladder indefinite, the ladder is moved to larger
+    dampings. If the loss has no curvature the centre of the first ladder is the damping
+    of a step of length one.
 
-    With ``momentum`` :math:`\mu > 0` the step is SPRING's (Goldshlager, Abrahamsen and
-    Lin 2024),
+    With ``momentum`` :math:`\mu > 0` the step is that of SPRING (Goldshlager,
+    Abrahamsen and Lin 2024),
 
     .. math::
       d_k = \mu\, d_{k-1} - A^T (A A^T + \lambda I)^{-1} (q + \mu A\, d_{k-1}).
 
-    Needs a :class:`CompositeLoss` as ``value_fn`` and ``curvature=gauss_newton()``. It
-    takes for granted, and cannot check, that in the *loss* no example's outputs are
-    coupled with those of another one (sums and means over examples are fine). Outputs
-    with a first axis of the same length belong to the same examples; a
-    physics-informed network returns a dictionary with a leaf for each kind of points.
-    Preconditioners are not used.
+    The solver needs a :class:`CompositeLoss` as ``value_fn`` and
+    ``curvature=gauss_newton()``. The *loss* must not couple the outputs of different
+    examples, except by sums and means over examples; this is not checked. Outputs with
+    a first axis of the same length belong to the same examples. A physics-informed
+    network returns a dictionary with a leaf for each kind of points. Preconditioners
+    are not used.
 
-    Cost: the rows of ``A`` are backward passes. If the data is bound to the loss or
-    given to ``update``, with the examples first, a row is a pass through its example:
-    as much as one gradient for each output of an example, all in all. If the model
-    mixes examples (batch statistics) or hides its data in a closure a row is a pass
-    through the *whole batch*, which is slow. Then with ``m`` the smaller and ``n`` the
-    larger number of residuals and parameters ``m^2 n`` operations for the matrix and
-    ``m^3 / 3`` for each factorisation. Memory: ``m^2`` and, in residual space, the
-    ``m n`` of ``A``. The products in :func:`get_info` are the outputs per example, or
-    the rows if each goes through the whole batch; evaluations are those of the ladder.
+    Cost: each row of ``A`` is a backward pass. If the data is bound to the loss or
+    given to ``update``, with the examples along the first axis, it is a pass through
+    one example; all rows together cost one gradient per output of an example. If the
+    model mixes examples (batch statistics) or hides its data in a closure, each row is
+    a pass through the *whole batch*, which is slow. With ``m`` the smaller and ``n``
+    the larger number of residuals and parameters, the matrix takes ``m^2 n`` operations
+    and each factorisation ``m^3 / 3``. Memory: ``m^2`` numbers and, in residual space,
+    the ``m n`` numbers of ``A``. :func:`get_info` counts as products the outputs per
+    example, or the rows if each is a pass through the whole batch; it counts as
+    evaluations also the losses of the ladder.
 
-    On several devices each computes the rows of its examples; they are gathered, or in
-    parameter space ``A^T A`` is summed.
+    Each of several devices computes the rows of its examples. The rows are gathered, or
+    in parameter space ``A^T A`` is summed.
 
     Attributes:
-      ladder: number of dampings to price at a step; None takes the optimizer's
-        ``damping`` as it is.
-      spread: the largest damping of a ladder over its middle one.
-      ratio: actual over predicted reduction that a step must reach.
+      ladder: number of dampings to try at each step, at least 2; None uses the
+        optimizer's ``damping``.
+      spread: largest damping of a ladder over its centre, above 1.
+      ratio: actual over predicted reduction that a step must reach, in [0, 1].
       momentum: :math:`\mu` in [0, 1). SPRING's is about 0.9, with fixed damping.
-      jacobian: ``"per_example"`` or ``"whole_batch"`` as above; ``"auto"`` compares the
-        two at the first step, at the cost of two gradients, and compiles both. (Under
-        `jax.vmap` it may run both: choose there.)
-      chunk: rows that are computed at once: less needs less memory.
-      max_size: largest ``m`` before an error rather than the memory stops it.
+      jacobian: whether a row is a pass through its example, ``"per_example"``, or
+        through the whole batch, ``"whole_batch"``. ``"auto"`` compares the two at the
+        first step, which costs two gradients, and compiles both. Under `jax.vmap`
+        ``"auto"`` may run both, so choose one.
+      chunk: number of rows that are computed at once, at least 1; fewer need less
+        memory.
+      max_size: largest ``m``, at least 1. A larger system raises an error.
 
     Raises:
-      TypeError: if a setting is not a number, or not an integer where it has to be. In
-        ``update``: if ``value_fn`` is no :class:`CompositeLoss`, or if an output is not
-        real.
-      ValueError: if a setting is out of range or NaN, or an option unknown. In
-        ``update``: if an output has no axis of examples, if there are more than
-        ``max_size`` residuals and parameters, or if ``jacobian="per_example"`` does
-        not fit the data.
+      TypeError: if a setting is not a number, or not an integer where one is needed. In
+        ``update``: if ``value_fn`` is not a :class:`CompositeLoss`, or if an output is
+        not real.
+      ValueError: if a setting is out of range or NaN, or if an option is unknown. In
+        ``update``: if an output has no axis of examples, if both the residuals and the
+        parameters are more than ``max_size``, or if ``jacobian="per_example"`` does not
+        fit the data.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
@@ -189,11 +196,11 @@ class residual_space(DirectSolver):
 
     @property
     def needs_outcome(self) -> bool:
-        """A ladder is checked by the loss at the end of the step."""
+        """True with a ladder, whose step is checked by the loss at its end."""
         return self.ladder is not None
 
     def init(self, params: PyTree) -> ResidualSpaceState:
-        """No step so far."""
+        """The state before the first step."""
         return ResidualSpaceState(
             damping=jnp.zeros((), pytree.scalar_dtype(params)),
             direction=pytree.widened_zeros_like(params) if self.momentum else None,
@@ -203,11 +210,12 @@ class residual_space(DirectSolver):
     def solve(
         self, model: Model, state: ResidualSpaceState
     ) -> tuple[SolverResult, ResidualSpaceState]:
-        """The exact step for the damping, or for the best one of the ladder."""
+        """The exact step for the given damping, or for one of the ladder."""
         with jax.default_matmul_precision("highest"):
             return self._solve(model, state)
 
     def _solve(self, model, state):
+        """:meth:`solve`, within the context of the matrix precision."""
         rhs, objective = model.rhs, model.objective
         b, previous = pytree.as_real(rhs), None
         if self.momentum:
@@ -238,21 +246,21 @@ class residual_space(DirectSolver):
         result = _result(system, step, rhs)._replace(products=jac.products)
         direction = None
         if self.momentum:
-            # A direction along which the loss rises, or none of whose dampings passed,
-            # is not kept: such a step is not taken.
+            # A direction is not stored if the loss rises along it, or if no damping
+            # reached the ratio: the optimizer does not take such a step.
             kept = passed & (step.slope > 0)
             direction = pytree.scale(result.solution, jnp.where(kept, 1, 0))
         new_state = ResidualSpaceState(state.damping, direction, jac.mode)
         if self.ladder is None:
             return result, new_state
-        # Without a gradient all steps pass, which says nothing about the damping.
-        nothing = result.status == Status.ZERO_RIGHT_HAND_SIDE
-        last = jnp.where(nothing, state.damping, step.damping)
+        # If the gradient is zero all steps reach the ratio. Then the damping is kept.
+        zero_rhs = result.status == Status.ZERO_RIGHT_HAND_SIDE
+        last = jnp.where(zero_rhs, state.damping, step.damping)
         result = result._replace(damping=step.damping, evaluations=self.ladder + 1)
         return result, new_state._replace(damping=last)
 
     def update(self, state: ResidualSpaceState, outcome: Outcome) -> ResidualSpaceState:
-        """Forgets the direction of a rejected step."""
+        """Resets the direction to zero after a rejected step."""
         if not self.momentum:
             return state
         zeros = pytree.zeros_like(state.direction)
@@ -261,10 +269,11 @@ class residual_space(DirectSolver):
 
 
 def _centre(gram: jax.Array, b: PyTree, last: jax.Array, given: jax.Array) -> jax.Array:
-    """Of the ladder: the last damping, kept within what rounding can tell apart.
+    """The centre of the ladder: the last damping.
 
-    The first one is ``given``, or else a small share of the mean eigenvalue, or else,
-    where nothing is curved, the one that makes a step of length one.
+    The first centre is ``given``. If that is 0 it is 1e-4 of the mean eigenvalue, and
+    if there is no curvature it is the damping of a step of length one. The centre is
+    limited to the range in which rounding does not hide the damping or the matrix.
     """
     top, eps = jnp.trace(gram), jnp.finfo(gram.dtype).eps
     top = jnp.where(jnp.isfinite(top), top, 0)
@@ -276,18 +285,18 @@ def _centre(gram: jax.Array, b: PyTree, last: jax.Array, given: jax.Array) -> ja
 
 
 def _step(system: System, b: PyTree, y: jax.Array, damping: jax.Array) -> Steps:
-    """The step that the solution ``y`` of the dense system stands for."""
+    """The step that belongs to the solution ``y`` of the dense system."""
     d = system.to_direction(y, damping)
     return Steps(d, damping, slope=pytree.vdot(b, d), bend=system.bend(d))
 
 
 def _result(system: System, step: Steps, rhs: PyTree) -> SolverResult:
-    """The solve as the transform wants it; no step if that is not finite."""
+    """The step as a :class:`SolverResult`; its solution is 0 if it is not finite."""
     b, dtype = pytree.as_real(rhs), pytree.scalar_dtype(rhs)
     finite = pytree.all_finite(step.direction) & jnp.isfinite(step.bend)
     d = pytree.where(finite, step.direction, pytree.zeros_like(step.direction))
     direction = pytree.cast_like(pytree.from_real(d, rhs), rhs)
-    nothing = pytree.vdot(rhs, rhs) == 0
+    zero_rhs = pytree.vdot(rhs, rhs) == 0
     residual = pytree.add_scaled(b, -1.0, system.product(d))
     residual = pytree.add_scaled(residual, -step.damping, d)
     length2 = pytree.vdot(d, d)
@@ -302,7 +311,7 @@ def _result(system: System, step: Steps, rhs: PyTree) -> SolverResult:
         last_direction=direction,
         curvature=step.bend / jnp.where(length2 > 0, length2, 1),
         status=first_match(
-            (nothing, Status.ZERO_RIGHT_HAND_SIDE),
+            (zero_rhs, Status.ZERO_RIGHT_HAND_SIDE),
             (finite, Status.RESIDUAL_CONVERGED),
             otherwise=Status.SOLVER_NON_FINITE,
         ),
