@@ -94,7 +94,7 @@ def _function_of(eigen: _Eigen, values: jax.Array) -> jax.Array:
     return (eigen.basis * values) @ jnp.conj(eigen.basis.T)
 
 
-def _damped(values: Sides, lam: jax.Array, own: jax.Array | float | float) -> Sides:
+def _damped(values: Sides, lam: jax.Array, own: jax.Array | float) -> Sides:
     """Eigenvalues of both sides, each damped by ``c`` times its mean.
 
     The equation is that of :func:`kronecker`. What all have in common, the product of
