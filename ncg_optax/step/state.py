@@ -1,5 +1,6 @@
 """The state of an optimizer between two steps."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -54,9 +55,15 @@ def first_state(settings: Settings, params: PyTree) -> ScaleByNewtonCGState:
     containers = (dict, list, tuple, type(None))
     placeholder = not isinstance(params, containers)
     validate.trainable_tree("params", trained, empty_ok=placeholder)
+    # No two leaves may share memory: a jitted step could not donate the state.
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), _first(settings, trained))
+
+
+def _first(settings: Settings, trained: PyTree) -> ScaleByNewtonCGState:
+    """The first state for the trained leaves."""
     dtype = pytree.scalar_dtype(trained)
     preconditioner = settings.preconditioner
-    state = ScaleByNewtonCGState(
+    return ScaleByNewtonCGState(
         count=jnp.zeros((), jnp.int32),
         damping=settings.damping.init(dtype),
         solver=settings.solver.init(trained),
@@ -64,12 +71,15 @@ def first_state(settings: Settings, params: PyTree) -> ScaleByNewtonCGState:
         sample=growth.first_state(settings.grow_below, dtype),
         info=first_info(dtype),
     )
-    # No two leaves may share memory: a jitted step could not donate the state.
-    return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
 
-def require_own(state: Any, settings: Settings, params: PyTree) -> None:
+def require_own(state: Any, settings: Settings, trained: PyTree) -> None:
     """Raises unless ``state`` was made by ``init`` with these settings.
+
+    Args:
+      state: what ``update`` was given.
+      settings: the parts.
+      trained: the trained parameters.
 
     Raises:
       TypeError: if it is the state of another optimizer.
@@ -87,7 +97,7 @@ def require_own(state: Any, settings: Settings, params: PyTree) -> None:
             "newton_cg: state must be the ScaleByNewtonCGState that init or the last "
             f"update returned, got {_kind(state)}{hint}."
         )
-    expected = jax.eval_shape(lambda: first_state(settings, params))
+    expected = jax.eval_shape(functools.partial(_first, settings), trained)
     for name in ("damping", "solver", "preconditioner", "sample"):
         ours, given = getattr(expected, name), getattr(state, name)
         if _shapes(ours) != _shapes(given):
