@@ -95,32 +95,57 @@ def require_own(state: Any, settings: Settings, trained: PyTree) -> None:
             hint = " (restored from a checkpoint without a target?)"
         raise TypeError(
             "newton_cg: state must be the ScaleByNewtonCGState that init or the last "
-            f"update returned, got {_kind(state)}{hint}."
+            f"update returned, got {validate.type_name(state)}{hint}."
         )
     expected = jax.eval_shape(functools.partial(_first, settings), trained)
-    for name in ("damping", "solver", "preconditioner", "sample"):
+    for name in ScaleByNewtonCGState._fields:
         ours, given = getattr(expected, name), getattr(state, name)
-        if _shapes(ours) != _shapes(given):
+        if _is_other(given, ours):
+            got, wanted = _describe_both(given, ours)
             raise ValueError(
                 f"newton_cg: state.{name} is not that of this optimizer and these "
-                f"parameters: got {_describe(given)}, expected {_describe(ours)}. Was "
-                "it made by another preset, with other settings, or for other "
-                "parameters?"
+                f"parameters: got {got}, expected {wanted}. Was it made by another "
+                "preset, with other settings, or for other parameters?"
             )
 
 
-def _kind(x: Any) -> str:
-    """The type, and those of the parts of a tuple."""
-    if type(x) is tuple:
-        return f"a tuple of {', '.join(type(part).__name__ for part in x) or 'nothing'}"
-    return type(x).__name__
+def require_same_structure(
+    settings: Settings, new: ScaleByNewtonCGState, old: ScaleByNewtonCGState
+) -> None:
+    """Raises if a part, perhaps one of the user's, has changed the form of its state.
+
+    Raises:
+      TypeError: if the new state has other leaves than the old one.
+    """
+    for name in ("damping", "solver", "preconditioner"):
+        state, before = getattr(new, name), getattr(old, name)
+        if _is_other(state, before):
+            got, wanted = _describe_both(state, before)
+            raise TypeError(
+                f"{getattr(settings, name)!r}: the state must keep the structure and "
+                f"the shapes that init gives it: got {got}, expected {wanted}."
+            )
 
 
-def _shapes(tree: PyTree) -> list[tuple[int, ...]]:
-    return [jnp.shape(x) for x in jax.tree.leaves(tree)]
+def _is_other(tree: PyTree, expected: PyTree) -> bool:
+    """Whether the structures or the shapes differ."""
+    same_structure = jax.tree.structure(tree) == jax.tree.structure(expected)
+    return not same_structure or _shapes(tree) != _shapes(expected)
 
 
-def _describe(tree: PyTree) -> str:
-    shapes = _shapes(tree)
-    shown = ", ".join(map(str, shapes[:4])) + (", ..." if len(shapes) > 4 else "")
-    return f"{_kind(tree)} with arrays of shapes [{shown}]"
+def _shapes(tree: PyTree) -> list[str]:
+    """Path and shape of each leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [f"{jax.tree_util.keystr(p)} {jnp.shape(x)}".strip() for p, x in leaves]
+
+
+def _describe_both(tree: PyTree, other: PyTree) -> tuple[str, str]:
+    """The types of two trees, and the leaves of each that the other does not have."""
+    return _describe(tree, other), _describe(other, tree)
+
+
+def _describe(tree: PyTree, other: PyTree) -> str:
+    elsewhere = set(_shapes(other))
+    own = [shape for shape in _shapes(tree) if shape not in elsewhere]
+    shown = ", ".join(own[:4]) + (", ..." if len(own) > 4 else "")
+    return validate.type_name(tree) + (f" with {shown}" if own else "")

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ncg_optax._utils import pytree, reductions
+from ncg_optax._utils import pytree, reductions, validate
 from ncg_optax._utils.status import Status, first_match
 from ncg_optax.curvature.sampling.microbatches import in_microbatches
 from ncg_optax.globalization.base import (
@@ -46,7 +46,10 @@ def try_step(
     The losses found there serve the line search, the damping and the solver alike.
     """
     line = _line(settings, point, built, direction)
-    search = settings.linesearch.search(line)
+    linesearch = settings.linesearch
+    search = validate.returned(
+        linesearch, "search", linesearch.search(line), "a SearchResult", SearchResult
+    )
     found = jnp.isfinite(search.loss)  # minus infinity is no success
     search = search._replace(
         accepted=search.accepted & found,
