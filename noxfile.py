@@ -51,9 +51,10 @@ def tests(session):
 
 @nox.session
 def slow(session):
-    """Runs the slow tests only."""
+    """Runs the slow tests only, compiled with all optimisations, as for users."""
     options = ("-m", "slow", "-n", "auto", "--dist", "loadfile")
-    run(session, "pytest", *options, *session.posargs)
+    as_for_users = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    run(session, "pytest", *options, *session.posargs, env=as_for_users)
 
 
 @nox.session

@@ -198,16 +198,18 @@ def _preset(name: str, base: Callable[P, R], summary: str) -> Callable[P, R]:
       summary: the docstring. A line ``---`` marks where the settings are inserted.
     """
     defaults = DEFAULTS[name]
+    signature = inspect.signature(base)
+    parameters = signature.parameters.values()
 
     @functools.wraps(base)
     def preset(*args, **kwargs):
-        settings = dict(defaults)
-        if args:  # The learning rate is the only positional argument.
-            del settings["learning_rate"]
-        return base(*args, **settings | kwargs)
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:  # Python's own would name the function `base`.
+            settings = ", ".join(defaults)
+            raise TypeError(f"{name}() {error}; it takes {settings}.") from None
+        return base(**defaults | given)  # pyright: ignore[reportCallIssue]
 
-    signature = inspect.signature(base)
-    parameters = signature.parameters.values()
     described = inspect.cleandoc(base.__doc__ or "")
     settings = described[described.index("Args:") : described.index("References:")]
     before, after = inspect.cleandoc(summary).split("---")

@@ -91,6 +91,11 @@ def switch_after(
     def update(updates, state, params=None, **extra):
         if params is None:
             raise ValueError("switch_after needs params: update(grads, state, params).")
+        if not isinstance(state, SwitchAfterState):
+            raise TypeError(
+                "switch_after: state must be the SwitchAfterState that init or the "
+                f"last update returned, got {validate.type_name(state)}."
+            )
 
         def run_first():
             new_updates, new_state = first.update(updates, state.first, params, **extra)

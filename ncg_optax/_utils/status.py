@@ -117,6 +117,7 @@ def explain(status: int | jax.Array) -> str:
       The sentence.
 
     Raises:
+      TypeError: if ``status`` is not an integer.
       ValueError: if ``status`` is not a code of :class:`Status`.
 
     Examples:
@@ -124,6 +125,11 @@ def explain(status: int | jax.Array) -> str:
       >>> ncg.explain(ncg.Status.SHORTENED)
       'The line search shortened the step.'
     """
+    if not isinstance(status, int) and not hasattr(status, "dtype"):
+        raise TypeError(
+            "status must be a code, an integer such as get_info(state).status, got "
+            f"{type(status).__name__}."
+        )
     try:
         return _SENTENCES[Status(int(status))]
     except ValueError:

@@ -5,6 +5,7 @@ The range of a tracer is not checked.
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -81,17 +82,66 @@ def component(name: str, x: Any, kind: type, examples: str) -> Any:
     """``x`` unchanged if it is a ``kind``; ``examples`` says how to make one."""
     if isinstance(x, kind) and not isinstance(x, type):
         return x
-    hint = ""
-    if callable(x):
-        hint = " (did you forget to call the factory?)"
+    hint = " (did you forget to call the factory?)" if callable(x) else ""
+    got = f"{x!r} of type {type(x).__name__}"
+    if isinstance(x, type):
+        got = f"the class {x.__name__}"
     raise TypeError(
-        f"{name} must be a {kind.__name__}, made by {examples}; got {x!r} of type "
-        f"{type(x).__name__}{hint}."
+        f"{name} must be a {kind.__name__}, made by {examples}; got {got}{hint}."
     )
+
+
+def type_name(x: Any) -> str:
+    """The name of the type of ``x``; for a tuple, also those of its elements."""
+    if type(x) is tuple:
+        return f"a tuple of {', '.join(type(part).__name__ for part in x) or 'nothing'}"
+    return type(x).__name__
+
+
+def returned(part: Any, method: str, value: Any, wanted: str, *kinds: type) -> Any:
+    """``value`` unchanged if it has the type that a method of a part must return.
+
+    Args:
+      part: a part of an optimizer; it may be a class of the user.
+      method: name of the method.
+      value: the value that the method returned.
+      wanted: description of a correct value, for the message.
+      *kinds: type of a correct value; several types for a tuple of values.
+
+    Raises:
+      TypeError: if ``value`` has another type.
+    """
+    values = value if len(kinds) > 1 else (value,)
+    is_tuple = isinstance(values, (tuple, list)) and len(values) == len(kinds)
+    if value is not None and is_tuple and all(map(isinstance, values, kinds)):
+        return value
+    hint = " (does the class define it?)" if value is None else ""
+    raise TypeError(
+        f"{part!r}: {method} must return {wanted}, got {type_name(value)}{hint}."
+    )
+
+
+def returned_tree(part: Any, method: str, tree: Any, like: Any) -> Any:
+    """``tree`` unchanged if it has the structure and the shapes of ``like``.
+
+    ``tree`` is a vector that ``method`` of ``part`` returned; ``like`` are the trained
+    parameters.
+    """
+    returned(part, method, tree, "a tree shaped like the parameters", object)
+    (ours, structure), (theirs, expected) = map(jax.tree.flatten, (tree, like))
+    same_shapes = list(map(jnp.shape, ours)) == list(map(jnp.shape, theirs))
+    if structure != expected or not same_shapes:
+        name = f"{part!r}: the result of {method}"
+        same_structure(name, tree, "the trained parameters", like)
+    return tree
 
 
 def _path(path: Any) -> str:
     return jax.tree_util.keystr(path) or " (the tree itself)"
+
+
+def _list(paths: Iterable[str]) -> str:
+    return ", ".join(path or "(the tree itself)" for path in paths)
 
 
 def trainable_tree(name: str, tree: Any, empty_ok: bool = False) -> None:
@@ -152,7 +202,7 @@ def same_structure(name: str, tree: Any, other_name: str, other: Any) -> None:
     if ours.keys() != theirs.keys():
         raise ValueError(
             f"{name} must have the structure of {other_name}, but it has the leaves "
-            f"{', '.join(ours)} and {other_name} has {', '.join(theirs)}."
+            f"{_list(ours)} and {other_name} has {_list(theirs)}."
         )
     for (path, shape), expected in zip(ours.items(), theirs.values(), strict=True):
         if shape != expected:

@@ -70,6 +70,7 @@ def leave_saddle(
     curvature = hessian()
     _, product = curvature.linearize(objective, params)
     dtype = pytree.scalar_dtype(params)
+    value = value.astype(dtype)
     negative = _find_negative_curvature(
         pytree.in_dtypes_of(params, product), params, count
     )

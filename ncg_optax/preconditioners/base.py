@@ -76,7 +76,7 @@ class Preconditioner(Part, Protocol):
 
     def sqrt(self, state: Any, r: PyTree, damping: jax.Array) -> PyTree:
         """``S r`` with ``S`` symmetric and ``S S = M``; :func:`compose` calls it."""
-        raise NotImplementedError(f"{self!r} has no square root (has_sqrt is False).")
+        raise NotImplementedError(f"{self!r} has no method sqrt, which compose needs.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
-from ncg_optax._utils import pytree
+from ncg_optax._utils import pytree, validate
 from ncg_optax._utils.parts import Part
 from ncg_optax.globalization.base import Outcome
 from ncg_optax.losses.objective import Objective
@@ -159,6 +159,26 @@ class Solver(Part, Protocol):
         """The state for the next step, after this one was tried."""
         del outcome
         return state
+
+
+def checked_solve(solver: Solver, model: Model, state: Any) -> tuple[SolverResult, Any]:
+    """``solver.solve(model, state)``; the result is checked.
+
+    The solver may be a class of the user.
+
+    Raises:
+      TypeError: if ``solve`` does not return a :class:`SolverResult` and a state.
+      ValueError: if the solution is not shaped like the gradient.
+    """
+    result, state = validate.returned(
+        solver,
+        "solve",
+        solver.solve(model, state),
+        "(SolverResult, state)",
+        *(SolverResult, object),
+    )
+    validate.returned_tree(solver, "solve", result.solution, model.gradient)
+    return result, state
 
 
 class KrylovSolver(Solver):

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 
 from ncg_optax._utils import pytree, validate
 from ncg_optax.globalization.base import Outcome
-from ncg_optax.solvers.base import KrylovSolver, Model, SolverResult
+from ncg_optax.solvers.base import (
+    KrylovSolver,
+    Model,
+    SolverResult,
+    checked_solve,
+)
 from ncg_optax.solvers.cg import cg
 
 PyTree = Any
@@ -258,7 +263,7 @@ class quadratic_momentum(KrylovSolver):
         self, model: Model, state: QuadraticMomentumState
     ) -> tuple[SolverResult, QuadraticMomentumState]:
         """The combination of the solver's direction and the last step."""
-        found, inner = self.solver.solve(model, state.solver)
+        found, inner = checked_solve(self.solver, model, state.solver)
         if found.damping is not None:
             model = model._replace(damping=found.damping)
         result = _with_last_step(model, found, state.step)

@@ -14,6 +14,7 @@ from ncg_optax.solvers.base import (
     Operator,
     Solver,
     SolverResult,
+    checked_solve,
 )
 from ncg_optax.solvers.cg import cg
 
@@ -282,9 +283,8 @@ class quasi_newton(Solver):
         pairs = _with_step(state.pairs, state.last, here)
         precondition = model.precondition or (lambda r: r)
         improved = _improved(pairs, model.damping, precondition)
-        result, inner = self.solver.solve(
-            model._replace(precondition=improved), state.solver
-        )
+        model = model._replace(precondition=improved)
+        result, inner = checked_solve(self.solver, model, state.solver)
         return result, QuasiNewtonState(inner, pairs, last=here)
 
     def update(self, state: QuasiNewtonState, outcome: Outcome) -> QuasiNewtonState:

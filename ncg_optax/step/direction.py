@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ncg_optax._utils import pytree
 from ncg_optax._utils.status import Status
 from ncg_optax.curvature.sampling import growth
-from ncg_optax.solvers.base import SolverResult
+from ncg_optax.solvers.base import SolverResult, checked_solve
 from ncg_optax.step.model import StepModel
 from ncg_optax.step.point import Point
 from ncg_optax.step.settings import Settings
@@ -52,7 +52,7 @@ def find_direction(
 ) -> Direction:
     """Solves the damped system; replaces the solution if it is no descent direction."""
     model, solver = built.model, settings.solver
-    result, solver_state = solver.solve(model, state.solver)
+    result, solver_state = checked_solve(solver, model, state.solver)
     damping = jnp.asarray(model.damping)
     if result.damping is not None:
         damping = result.damping.astype(point.dtype)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ncg_optax._utils import pytree, reductions
+from ncg_optax._utils import pytree, reductions, validate
 from ncg_optax.curvature.base import Operator, SampledProduct
 from ncg_optax.curvature.sampling import growth
 from ncg_optax.curvature.sampling.every_kth import (
@@ -102,8 +102,14 @@ def build_model(
     loss = _batch_loss(settings, point, curvature.sample_loss if whole else None)
     gradient, product = point.gradient, curvature.product
 
-    damping, damping_state, damping_products = settings.damping.value(
-        state.damping, state.count, lambda: _curvature_scale(product, gradient)
+    damping, damping_state, damping_products = validate.returned(
+        settings.damping,
+        "value",
+        settings.damping.value(
+            state.damping, state.count, lambda: _curvature_scale(product, gradient)
+        ),
+        "(damping, state, products)",
+        *(object,) * 3,
     )
     damping = jnp.asarray(damping, point.dtype)
 
@@ -155,7 +161,13 @@ def _linearize(
     sample = curvature_sample(
         point.objective, varying, curvature_batch, settings.sampling, state.count
     )
-    loss, of_sample = settings.curvature.linearize(sample.objective, varying)
+    loss, of_sample = validate.returned(
+        settings.curvature,
+        "linearize",
+        settings.curvature.linearize(sample.objective, varying),
+        "(loss, product)",
+        *(object,) * 2,
+    )
     sample_product = _reduced(point, loss, of_sample, sample.share)
     may_grow = curvature_batch is None and sample.share < 1
     if settings.grow_below is None or not may_grow:
@@ -217,12 +229,23 @@ def _precondition(
         product = _reduced(point, loss, of_smaller, smaller.share)
         passes = smaller.share
     key = jax.random.fold_in(jax.random.key(settings.seed), state.count)
-    new_state, products = preconditioner.update(
-        state.preconditioner, product, point.gradient, damping, key, state.count
+    new_state, products = validate.returned(
+        preconditioner,
+        "update",
+        preconditioner.update(
+            state.preconditioner, product, point.gradient, damping, key, state.count
+        ),
+        "(state, products)",
+        *(object,) * 2,
     )
+
+    def apply(r):
+        z = preconditioner.apply(new_state, r, damping)
+        return validate.returned_tree(preconditioner, "apply", z, point.params)
+
     return _Preconditioning(
         state=new_state,
-        apply=lambda r: preconditioner.apply(new_state, r, damping),
+        apply=apply,
         products=products,
         share=product.share,
         sample_passes=passes,

@@ -12,7 +12,7 @@ from ncg_optax.step.info import Cost, NewtonCGInfo
 from ncg_optax.step.model import StepModel
 from ncg_optax.step.point import Point
 from ncg_optax.step.settings import Settings
-from ncg_optax.step.state import ScaleByNewtonCGState
+from ncg_optax.step.state import ScaleByNewtonCGState, require_same_structure
 from ncg_optax.step.trial import Trial
 
 PyTree = Any
@@ -35,6 +35,7 @@ def next_state(
         sample=direction.sample,
         info=_measurements(settings, point, built, direction, trial),
     )
+    require_same_structure(settings, new_state, state)
     return pytree.cast_like(new_state, state)
 
 

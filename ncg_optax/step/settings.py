@@ -71,11 +71,15 @@ def complete(
         the line search does not have ``tolerates_rise``.
     """
     validate.component("curvature", curvature, Curvature, "hessian(), gauss_newton()")
+    validate.number("curvature: cost", getattr(curvature, "cost", None), low=0.0)
     validate.component("solver", solver, Solver, "cg(), steihaug(), minres()")
     validate.component("sampling", sampling, Sampling, "sampling()")
     if preconditioner is not None:
         made_by = "kronecker(), or None"
         validate.component("preconditioner", preconditioner, Preconditioner, made_by)
+        fraction = preconditioner.fraction
+        who = "preconditioner: fraction"
+        validate.number(who, fraction, low=0.0, high=1.0, low_open=True)
     damping = as_damping(damping)
     if linesearch is None:
         needs_loss = damping.needs_outcome or solver.needs_outcome

@@ -1,5 +1,6 @@
 """The state of the optimizer between two steps."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -54,9 +55,15 @@ def first_state(settings: Settings, params: PyTree) -> ScaleByNewtonCGState:
     containers = (dict, list, tuple, type(None))
     placeholder = not isinstance(params, containers)
     validate.trainable_tree("params", trained, empty_ok=placeholder)
+    # Each leaf needs its own memory, so that a jitted step can donate the state.
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), _first(settings, trained))
+
+
+def _first(settings: Settings, trained: PyTree) -> ScaleByNewtonCGState:
+    """The state before the first step, for the trained leaves."""
     dtype = pytree.scalar_dtype(trained)
     preconditioner = settings.preconditioner
-    state = ScaleByNewtonCGState(
+    return ScaleByNewtonCGState(
         count=jnp.zeros((), jnp.int32),
         damping=settings.damping.init(dtype),
         solver=settings.solver.init(trained),
@@ -64,12 +71,15 @@ def first_state(settings: Settings, params: PyTree) -> ScaleByNewtonCGState:
         sample=growth.first_state(settings.grow_below, dtype),
         info=first_info(dtype),
     )
-    # Each leaf needs its own memory, so that a jitted step can donate the state.
-    return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
 
-def require_own(state: Any, settings: Settings, params: PyTree) -> None:
+def require_own(state: Any, settings: Settings, trained: PyTree) -> None:
     """Raises unless ``state`` was made by ``init`` with these settings.
+
+    Args:
+      state: the state given to ``update``.
+      settings: the settings of the optimizer.
+      trained: the trained parameters.
 
     Raises:
       TypeError: if ``state`` is that of another optimizer.
@@ -85,33 +95,60 @@ def require_own(state: Any, settings: Settings, params: PyTree) -> None:
             hint = " (was it restored from a checkpoint without a target?)"
         raise TypeError(
             "newton_cg: state must be the ScaleByNewtonCGState that init or the last "
-            f"update returned, got {_kind(state)}{hint}."
+            f"update returned, got {validate.type_name(state)}{hint}."
         )
-    expected = jax.eval_shape(lambda: first_state(settings, params))
-    for name in ("damping", "solver", "preconditioner", "sample"):
+    expected = jax.eval_shape(functools.partial(_first, settings), trained)
+    for name in ScaleByNewtonCGState._fields:
         ours, given = getattr(expected, name), getattr(state, name)
-        if _shapes(ours) != _shapes(given):
+        if _is_other(given, ours):
+            got, wanted = _describe_both(given, ours)
             raise ValueError(
-                f"newton_cg: state.{name} must be {_describe(ours)}, got "
-                f"{_describe(given)}. Was it made by another preset, with other "
-                "settings, or for other parameters?"
+                f"newton_cg: state.{name} does not fit this optimizer and these "
+                f"parameters: got {got}, expected {wanted}. Was it made by another "
+                "preset, with other settings, or for other parameters?"
             )
 
 
-def _kind(x: Any) -> str:
-    """The name of the type of ``x``; for a tuple, also those of its elements."""
-    if type(x) is tuple:
-        return f"a tuple of {', '.join(type(part).__name__ for part in x) or 'nothing'}"
-    return type(x).__name__
+def require_same_structure(
+    settings: Settings, new: ScaleByNewtonCGState, old: ScaleByNewtonCGState
+) -> None:
+    """Raises if a part has changed the structure or the shapes of its state.
+
+    The part may be a class of the user.
+
+    Raises:
+      TypeError: if the new state has other leaves than the old one.
+    """
+    for name in ("damping", "solver", "preconditioner"):
+        state, before = getattr(new, name), getattr(old, name)
+        if _is_other(state, before):
+            got, wanted = _describe_both(state, before)
+            raise TypeError(
+                f"{getattr(settings, name)!r}: the state must keep the structure and "
+                f"the shapes that init gives it: got {got}, expected {wanted}."
+            )
 
 
-def _shapes(tree: PyTree) -> list[tuple[int, ...]]:
-    """The shapes of all leaves."""
-    return [jnp.shape(x) for x in jax.tree.leaves(tree)]
+def _is_other(tree: PyTree, expected: PyTree) -> bool:
+    """Whether the structures or the shapes differ."""
+    same_structure = jax.tree.structure(tree) == jax.tree.structure(expected)
+    return not same_structure or _shapes(tree) != _shapes(expected)
 
 
-def _describe(tree: PyTree) -> str:
-    """The type of a state and the shapes of its first leaves."""
-    shapes = _shapes(tree)
-    shown = ", ".join(map(str, shapes[:4])) + (", ..." if len(shapes) > 4 else "")
-    return f"{_kind(tree)} with arrays of shapes [{shown}]"
+def _shapes(tree: PyTree) -> list[str]:
+    """Path and shape of each leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [f"{jax.tree_util.keystr(p)} {jnp.shape(x)}".strip() for p, x in leaves]
+
+
+def _describe_both(tree: PyTree, other: PyTree) -> tuple[str, str]:
+    """The types of two trees, and the leaves of each that the other does not have."""
+    return _describe(tree, other), _describe(other, tree)
+
+
+def _describe(tree: PyTree, other: PyTree) -> str:
+    """The type of ``tree``, and up to four leaves that ``other`` does not have."""
+    elsewhere = set(_shapes(other))
+    own = [shape for shape in _shapes(tree) if shape not in elsewhere]
+    shown = ", ".join(own[:4]) + (", ..." if len(own) > 4 else "")
+    return validate.type_name(tree) + (f" with {shown}" if own else "")

@@ -104,7 +104,7 @@ def scale_by_newton_cg(
         updates, state, params=None, *, value_fn=None, curvature_batch=None, **extra
     ):
         point = read_point(settings, updates, params, value_fn, extra)
-        require_own(state, settings, params)
+        require_own(state, settings, point.params)
         built = build_model(settings, point, state, curvature_batch)
         direction = find_direction(settings, point, built, state)
         trial = try_step(settings, point, built, direction)

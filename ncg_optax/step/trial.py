@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ncg_optax._utils import pytree, reductions
+from ncg_optax._utils import pytree, reductions, validate
 from ncg_optax._utils.status import Status, first_match
 from ncg_optax.curvature.sampling.microbatches import in_microbatches
 from ncg_optax.globalization.base import (
@@ -46,7 +46,10 @@ def try_step(
     The damping rule and the solver use the losses that the line search evaluates.
     """
     line = _line(settings, point, built, direction)
-    search = settings.linesearch.search(line)
+    linesearch = settings.linesearch
+    search = validate.returned(
+        linesearch, "search", linesearch.search(line), "a SearchResult", SearchResult
+    )
     finite = jnp.isfinite(search.loss)  # a loss of minus infinity is rejected
     search = search._replace(
         accepted=search.accepted & finite,

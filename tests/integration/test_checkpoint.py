@@ -1,5 +1,7 @@
 """A run that is resumed from a checkpoint continues bit for bit."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +27,7 @@ TX = {
 }
 
 
+@functools.cache
 def make_step(tx):
     @jax.jit
     def step(carry):

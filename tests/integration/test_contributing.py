@@ -12,7 +12,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf8")
 FILE = re.compile(
-    r"`([\w/]+\.py)`[.:]\n\n```python\n(.*?)^```", re.DOTALL | re.MULTILINE
+    r"`([\w/]+[a-z]\.py)`[.:]\n\n```python\n(.*?)^```", re.DOTALL | re.MULTILINE
 )
 IMPORT = re.compile(r"from ncg_optax\.[\w.]+ import (?:diagonal|nielsen)\b")
 

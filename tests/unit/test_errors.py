@@ -70,8 +70,18 @@ def test_an_uncalled_factory_is_recognised(name):
         "linesearch": ncg.armijo,
         "preconditioner": ncg.identity,
     }
-    with pytest.raises(TypeError, match=f"{name}.*forget to call the factory"):
+    got = f"got the class {factories[name].__name__} .*forget to call the factory"
+    with pytest.raises(TypeError, match=f"{name} must be .*{got}"):
         ncg.newton_cg(**{name: factories[name]})
+
+
+@pytest.mark.parametrize("preset", [ncg.hessian_free, ncg.stochastic_hessian_free])
+def test_a_misspelt_setting_of_a_preset(preset):
+    sentence = rf"^{preset.__name__}\(\) got .*'precond'; it takes learning_rate,"
+    with pytest.raises(TypeError, match=sentence):
+        preset(precond=ncg.jacobi())
+    with pytest.raises(TypeError, match=rf"^{preset.__name__}\(\) too many positional"):
+        preset(1.0, ncg.cg())
 
 
 @pytest.mark.parametrize(
@@ -344,6 +354,13 @@ def test_get_info_of_two_states():
     state = ncg.newton_cg().init(W)
     with pytest.raises(ValueError, match="found 2. Pass the state of one"):
         ncg.get_info((state, state))
+
+
+@pytest.mark.parametrize("status", ["ACCEPTED", None, ncg.newton_cg().init(W)[0].info])
+def test_explain_no_code(status):
+    name = type(status).__name__
+    with pytest.raises(TypeError, match=f"status must be a code, .* got {name}"):
+        ncg.explain(status)
 
 
 def test_explain_an_unknown_code():

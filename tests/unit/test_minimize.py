@@ -302,6 +302,22 @@ def test_complex_parameters():
     np.testing.assert_allclose(z, target, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    ("f", "least"),
+    [
+        (lambda w: jnp.sum((w - 1) ** 2), 0.0),
+        (lambda w: w[0] ** 2 - w[1] ** 2 + w[1] ** 4, -0.25),
+    ],
+    ids=["minimum", "saddle"],
+)
+def test_a_loss_of_low_precision(f, least, dtype):
+    w, _, result = ncg.minimize(f, jnp.zeros(2, dtype), gtol=1e-2)
+    assert w.dtype == result.value.dtype == dtype
+    assert result.converged
+    np.testing.assert_allclose(float(result.value), least, atol=1e-2)
+
+
 def test_starts_can_be_mapped_over():
     starts = jnp.array([[-1.2, 1.0], [0.0, 0.0], [2.0, -1.0]])
     solve = lambda w: ncg.minimize(rosenbrock, w, gtol=1e-8, maxiter=100)  # noqa: E731

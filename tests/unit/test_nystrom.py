@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,33 +14,47 @@ N = 40
 DECAYING = np.geomspace(1.0, 1e-6, N)
 
 
-def updated(preconditioner, matvec, params, state=None, seed=0):
-    """State and products after one jitted update, at a damping of 0."""
-    update = jax.jit(
-        lambda state, key: preconditioner.update(
-            state, matvec, params, jnp.zeros(()), key, 0
-        )
-    )
-    state = preconditioner.init(params) if state is None else state
-    return update(state, jax.random.key(seed))
+def first_sketch(preconditioner, matvec, params):
+    """The state after one jitted update, at a damping of 0."""
+    return jax.jit(
+        lambda: preconditioner.update(
+            preconditioner.init(params),
+            matvec,
+            params,
+            jnp.zeros(()),
+            jax.random.key(0),
+            0,
+        )[0]
+    )()
+
+
+@partial(jax.jit, static_argnums=0)
+def _sketch(preconditioner, a):
+    product = lambda v: jnp.matmul(a, v, precision="highest")  # noqa: E731
+    return first_sketch(preconditioner, product, jnp.zeros(len(a), a.dtype))
 
 
 def sketched(a, rank, dtype=jnp.float64):
     """The state of a sketch of the dense matrix ``a``."""
-    a = jnp.asarray(a, dtype)
-    product = lambda v: jnp.matmul(a, v, precision="highest")  # noqa: E731
-    return updated(ncg.nystrom(rank), product, jnp.zeros(len(a), dtype))[0]
+    return _sketch(ncg.nystrom(rank), jnp.asarray(a, dtype))
 
 
-def dense(rank, state, damping, dtype=jnp.float64):
+@jax.jit
+def applied(state, r, damping):
+    """``M r``; the rank is that of the state."""
+    return ncg.nystrom().apply(state, r, damping)
+
+
+@jax.jit
+def _matrix(state, damping):
+    n = state.vectors.shape[1]
+    columns = jnp.eye(n, dtype=state.vectors.dtype)
+    return jax.vmap(lambda v: applied(state, v, damping))(columns).T
+
+
+def dense(state, damping, dtype=jnp.float64):
     """``M`` as a matrix in float64."""
-    apply = ncg.nystrom(rank).apply
-    damping = jnp.asarray(damping, dtype)
-    columns = as_matrix(
-        lambda p: lambda v: apply(state, v, damping),
-        jnp.zeros(state.vectors.shape[1], dtype),
-    )
-    return np.asarray(columns, np.float64)
+    return np.asarray(_matrix(state, jnp.asarray(damping, dtype)), np.float64)
 
 
 def approximation(state):
@@ -57,20 +73,20 @@ def test_a_matrix_of_low_rank_is_exact(rank):
 
 def test_a_sketch_of_everything_is_the_inverse():
     a = symmetric(np.geomspace(1.0, 1e-2, 8))
-    m = dense(8, sketched(a, 8), 0.1)
+    m = dense(sketched(a, 8), 0.1)
     np.testing.assert_allclose(m, np.linalg.inv(a + 0.1 * np.eye(8)), rtol=1e-8)
 
 
 def test_what_is_not_seen_counts_as_the_least_that_is_seen():
     spectrum = np.r_[[9.0, 4.0, 2.0], np.zeros(N - 3)]
-    m = dense(3, sketched(symmetric(spectrum), 3), 0.5)
+    m = dense(sketched(symmetric(spectrum), 3), 0.5)
     expected = symmetric(1 / (np.r_[[9.0, 4.0, 2.0], np.full(N - 3, 2.0)] + 0.5))
     np.testing.assert_allclose(m, expected, atol=1e-10)
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.3])
 def test_the_zero_operator_leaves_the_damping(damping):
-    m = dense(3, sketched(np.zeros((N, N)), 3), damping)
+    m = dense(sketched(np.zeros((N, N)), 3), damping)
     np.testing.assert_allclose(m, np.eye(N) / (damping or 1.0), rtol=1e-14)
 
 
@@ -83,30 +99,26 @@ def test_the_approximation_is_below_the_operator_and_near_it():
     assert lowest[-1] < 5 * (DECAYING[10] + DECAYING[10:].sum())
 
 
-def iterations(a, precondition=None):
-    result = jax.jit(
-        lambda b: ncg.solvers.conjugate_gradient(
-            lambda v: a @ v,
-            b,
-            1e-5,
-            maxiter=300,
-            tolerance=1e-8,
-            precondition=precondition,
-        )
-    )(vector(len(a)))
-    assert result.status == ncg.Status.RESIDUAL_CONVERGED
-    return int(result.iterations)
+@jax.jit
+def solve(a, state):
+    return ncg.solvers.conjugate_gradient(
+        lambda v: a @ v,
+        jnp.asarray(vector(len(a))),
+        1e-5,
+        maxiter=300,
+        tolerance=1e-8,
+        precondition=lambda r: applied(state, r, jnp.float64(1e-5)),
+    )
 
 
 def test_conjugate_gradients_take_fewer_iterations():
     a = symmetric(DECAYING)
-    counts = [iterations(a)]
-    for rank in (5, 10, 20):
-        state = sketched(a, rank)
-        apply = ncg.nystrom(rank).apply
-        counts.append(
-            iterations(a, lambda r, s=state, f=apply: f(s, r, jnp.float64(1e-5)))
-        )
+    nothing = sketched(np.zeros((N, N)), 20)  # M = I / damping
+    counts = []
+    for state in (nothing, *(sketched(a, rank) for rank in (5, 10, 20))):
+        result = solve(a, state)
+        assert result.status == ncg.Status.RESIDUAL_CONVERGED
+        counts.append(int(result.iterations))
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > 3 * counts[-1]
 
@@ -128,7 +140,7 @@ def test_an_indefinite_operator_is_safe(spectrum, seed):
     # A core shifted just to zero loses -3 in "one", and finds 3.5 in "half".
     assert 0.3 * largest < state.values[-1] < 3 * largest
     for damping in (0.0, 0.1):
-        m = dense(12, state, damping)
+        m = dense(state, damping)
         np.testing.assert_allclose(m, m.T, atol=1e-12 * np.abs(m).max())
         assert np.linalg.eigvalsh(m)[0] > 0.1 / (3 * largest + damping)
 
@@ -136,7 +148,7 @@ def test_an_indefinite_operator_is_safe(spectrum, seed):
 @pytest.mark.parametrize("damping", [0.0, 1e-4])
 def test_float32_keeps_the_preconditioner_definite(damping):
     a = symmetric(np.geomspace(1.0, 1e-12, N))
-    m = dense(30, sketched(a, 30, jnp.float32), damping, jnp.float32)
+    m = dense(sketched(a, 30, jnp.float32), damping, jnp.float32)
     lowest, *_, highest = np.linalg.eigvalsh((m + m.T) / 2)
     assert 0.5 < lowest < highest < 1e7
     inverse = np.linalg.eigvals(m @ (a + damping * np.eye(N))).real
@@ -147,7 +159,7 @@ def test_float32_keeps_the_preconditioner_definite(damping):
 def test_it_does_not_know_the_scale(scale):
     a = symmetric(INDEFINITE["decaying"])
     m, scaled = (
-        dense(12, sketched(c * a, 12, jnp.float32), c * 0.1, jnp.float32)
+        dense(sketched(c * a, 12, jnp.float32), c * 0.1, jnp.float32)
         for c in (1.0, scale)
     )
     np.testing.assert_allclose(scale * scaled, m, atol=1e-3 * np.abs(m).max())
@@ -158,7 +170,7 @@ def test_leaves_are_sketched_together():
     params = {"w": jnp.zeros((2, 3)), "b": jnp.zeros(()), "c": jnp.zeros(1)}
     flat, unravel = jax.flatten_util.ravel_pytree(params)
     product = lambda v: unravel(a @ jax.flatten_util.ravel_pytree(v)[0])  # noqa: E731
-    state, _ = updated(ncg.nystrom(3), product, params)
+    state = first_sketch(ncg.nystrom(3), product, params)
     assert {k: x.shape for k, x in state.vectors.items()} == {
         "w": (3, 2, 3),
         "b": (3,),
@@ -174,13 +186,13 @@ def test_a_hermitian_operator():
     half = rng.normal(size=(6, 2)) + 1j * rng.normal(size=(6, 2))
     a = jnp.asarray(half @ half.conj().T)
     # Over the reals an eigenvector u brings along i u.
-    state, _ = updated(ncg.nystrom(4), lambda v: a @ v, jnp.zeros(6, complex))
+    state = first_sketch(ncg.nystrom(4), lambda v: a @ v, jnp.zeros(6, complex))
     assert state.vectors.dtype == jnp.complex128
     assert state.values.dtype == jnp.float64
     r = jnp.asarray(rng.normal(size=6) + 1j * rng.normal(size=6))
     image = a @ r  # in the span of the eigenvectors
     np.testing.assert_allclose(
-        ncg.nystrom(4).apply(state, a @ image + 0.2 * image, 0.2), image, rtol=1e-9
+        applied(state, a @ image + 0.2 * image, 0.2), image, rtol=1e-9
     )
 
 
@@ -192,39 +204,49 @@ def test_products_are_counted_when_spent():
         jax.debug.callback(lambda _: calls.append(1), v[0])
         return 2.0 * v
 
-    state, counted = None, []
+    @jax.jit
+    def update(state, key):
+        return preconditioner.update(state, product, params, jnp.zeros(()), key, 0)
+
+    state, counted = preconditioner.init(params), []
     for seed in range(5):
-        state, products = updated(preconditioner, product, params, state, seed)
+        state, products = update(state, jax.random.key(seed))
         jax.effects_barrier()
         counted.append((int(products), len(calls)))
     assert counted == [(3, 3), (0, 3), (3, 6), (0, 6), (3, 9)]
 
 
+@partial(jax.jit, static_argnums=0)
+def of_multiple(preconditioner, factor, state, seed=0):
+    """State and products after an update with ``factor`` times the identity."""
+    params, key = jnp.zeros(6), jax.random.key(seed)
+    product = lambda v: factor * v  # noqa: E731
+    return preconditioner.update(state, product, params, jnp.zeros(()), key, 0)
+
+
 def test_a_new_sketch_follows_the_operator():
-    preconditioner, params = ncg.nystrom(6, refresh=1), jnp.zeros(6)
-    state, _ = updated(preconditioner, lambda v: 2.0 * v, params)
-    state, _ = updated(preconditioner, lambda v: 5.0 * v, params, state, seed=1)
-    np.testing.assert_allclose(state.values, np.full(6, 5.0), rtol=1e-8)
+    preconditioner = ncg.nystrom(3, refresh=1)
+    state, _ = of_multiple(preconditioner, 2.0, preconditioner.init(jnp.zeros(6)))
+    state, _ = of_multiple(preconditioner, 5.0, state, seed=1)
+    np.testing.assert_allclose(state.values, np.full(3, 5.0), rtol=1e-8)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_products_that_are_not_finite_keep_the_sketch(bad):
-    preconditioner, params = ncg.nystrom(3, refresh=1), jnp.zeros(6)
-    good = lambda v: 2.0 * v  # noqa: E731
-    broken = lambda v: bad * v  # noqa: E731
-    state, _ = updated(preconditioner, good, params)
-    kept, products = updated(preconditioner, broken, params, state)
+    preconditioner = ncg.nystrom(3, refresh=1)
+    state, _ = of_multiple(preconditioner, 2.0, preconditioner.init(jnp.zeros(6)))
+    kept, products = of_multiple(preconditioner, bad, state)
     assert (int(kept.steps), int(products)) == (2, 3)
     np.testing.assert_array_equal(kept.values, state.values)
     np.testing.assert_array_equal(kept.vectors, state.vectors)
 
 
 def test_a_first_sketch_that_failed_is_tried_again():
-    preconditioner, params = ncg.nystrom(3, refresh=10), jnp.zeros(6)
-    state, _ = updated(preconditioner, lambda v: np.nan * v, params)
+    preconditioner = ncg.nystrom(3, refresh=10)
+    state, _ = of_multiple(preconditioner, np.nan, preconditioner.init(jnp.zeros(6)))
     r = vector(6)
-    np.testing.assert_allclose(preconditioner.apply(state, r, 0.5), r / 0.5)
-    state, products = updated(preconditioner, lambda v: 2.0 * v, params, state)
+    np.testing.assert_allclose(applied(state, r, 0.5), r / 0.5)
+    state, products = of_multiple(preconditioner, 2.0, state)
     assert (int(state.steps), int(products)) == (1, 3)
     np.testing.assert_allclose(state.values, np.full(3, 2.0))
 
