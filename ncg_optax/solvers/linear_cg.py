@@ -202,7 +202,11 @@ def _first(system: _System, x0: PyTree | None) -> _Loop:
     if x0 is None:
         x, r, decrease = pytree.zeros_like(system.rhs), system.rhs, zero
     else:
-        x, r = x0, pytree.add_scaled(system.rhs, -1.0, system.damped(x0)[1])
+        r = pytree.add_scaled(system.rhs, -1.0, system.damped(x0)[1])
+        # Without a finite product it starts from zero.
+        usable = pytree.all_finite(r)
+        x = pytree.where(usable, x0, pytree.zeros_like(x0))
+        r = pytree.where(usable, r, system.rhs)
         decrease = 0.5 * (pytree.vdot(x, system.rhs) + pytree.vdot(x, r))
     history = None
     if system.progress_tol is not None:
@@ -232,7 +236,7 @@ def _iterate(system: _System, loop: _Loop) -> _Loop:
     alpha, leaving = _step_length(system, loop, along)
 
     r = pytree.where(along.finite, pytree.add_scaled(loop.r, -alpha, ap), loop.r)
-    gain = jnp.where(along.finite, alpha * (loop.rz - 0.5 * alpha * along.pap), 0)
+    gain = alpha * (loop.rz - 0.5 * alpha * along.pap)
     decrease = loop.decrease + gain
     k = loop.k + 1
     z, rz, rr = system.preconditioned(r, k)
@@ -274,14 +278,18 @@ def _curvature_along(system: _System, p: PyTree, bp: PyTree, ap: PyTree) -> _Cur
     """The curvature along ``p``, and whether it is more than rounding."""
     pap, length2 = pytree.vdot(p, ap), pytree.vdot(p, p)
     bp_norm = pytree.norm(bp)
+    finite = jnp.isfinite(pap + bp_norm)
+    # Without a finite product the curvature is unknown. B = 0 stands for it.
+    pap = jnp.where(finite, pap, system.damping * length2)
     noise = jnp.finfo(system.dtype).eps * jnp.sqrt(length2) * bp_norm
+    positive = pap != 0 if system.ignore_negative_curvature else pap > noise
     return _Curvature(
         pap=pap,
         length2=length2,
         noise=noise,
         zero=bp_norm == 0,
-        finite=jnp.isfinite(pap + bp_norm),
-        positive=pap != 0 if system.ignore_negative_curvature else pap > noise,
+        finite=finite,
+        positive=positive & finite,
     )
 
 
@@ -290,20 +298,27 @@ def _step_length(
 ) -> tuple[jax.Array, jax.Array]:
     """How far to go along ``p``, and whether that is to the trust region's boundary.
 
-    Negative curvature counts by its size. Where the curvature vanishes there is no
-    length; only the first direction, ``M b``, is followed then, by a step of 1.
+    Negative curvature counts by its size. Where the curvature is zero or not finite
+    there is no length. Only the first direction, ``M b``, is followed then, by a step
+    of at most 1 or to the boundary.
     """
-    known = along.positive | (jnp.abs(along.pap) > along.noise)
+    known = along.finite & (along.positive | (jnp.abs(along.pap) > along.noise))
     bend = jnp.where(along.positive, along.pap, jnp.abs(along.pap))
+    # Damping shortens a step whose curvature is not known.
+    is_damped = jnp.logical_not(along.finite) & (along.pap > 0)
+    damped = loop.rz / jnp.where(is_damped, along.pap, 1)
+    first = jnp.where(is_damped, jnp.minimum(damped, 1), 1)
     alpha = jnp.where(
-        known, loop.rz / jnp.where(known, bend, 1), jnp.where(loop.k == 0, 1, 0)
+        known,
+        loop.rz / jnp.where(known, bend, 1),
+        jnp.where(loop.k == 0, first, 0),
     )
     leaving = jnp.zeros((), bool)
     if system.radius is not None:
         boundary = _distance_to_boundary(loop, system.radius)
         leaving = jnp.logical_not(along.positive) | (alpha >= boundary)
         alpha = jnp.where(leaving, boundary, alpha)
-    return jnp.where(along.finite, alpha, 0), leaving
+    return jnp.where(along.finite | (loop.k == 0), alpha, 0), leaving
 
 
 def _progress_stalled(history, decrease, k, progress_tol):

@@ -23,11 +23,11 @@ class Forcing(NamedTuple):
 
 
 def check_tolerance(who: str, rtol: float, forcing: str | None) -> None:
-    """Raises unless ``rtol`` is a number from 0 on and ``forcing`` a rule.
+    """Raises unless ``rtol`` is a number in [0, 1] and ``forcing`` a rule.
 
     ``who`` is the solver whose settings these are, for the message.
     """
-    validate.number(f"{who}: rtol", rtol, low=0.0)
+    validate.number(f"{who}: rtol", rtol, low=0.0, high=1.0)
     validate.choice(f"{who}: forcing", forcing, RULES)
 
 

@@ -75,6 +75,8 @@ def complete(
     if preconditioner is not None:
         made_by = "kronecker(), or None"
         validate.component("preconditioner", preconditioner, Preconditioner, made_by)
+    if not hasattr(seed, "dtype"):  # under optax.inject_hyperparams it is an array
+        validate.integer("seed", seed, low=-(2**31))
     damping = as_damping(damping)
     if linesearch is None:
         steered = damping.needs_outcome or solver.needs_outcome
