@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import optax
 
 from ncg_optax._utils import validate
@@ -146,7 +147,10 @@ def _scale(
     if learning_rate is None:
         return optax.scale(-1.0)
     if not callable(learning_rate):
-        validate.number("learning_rate", learning_rate, low=0.0)
+        validate.number("learning_rate", learning_rate, low=0.0, high_open=True)
+        if isinstance(learning_rate, np.generic):
+            # Unlike a Python number it would widen the updates of narrow parameters.
+            learning_rate = float(learning_rate)
     return optax.scale_by_learning_rate(learning_rate)
 
 
@@ -209,7 +213,7 @@ def _preset(name: str, base: Callable[P, R], summary: str) -> Callable[P, R]:
         except TypeError as error:  # Python's own would name the function `base`.
             settings = ", ".join(defaults)
             raise TypeError(f"{name}() {error}; it takes {settings}.") from None
-        return base(**defaults | given)
+        return base(**defaults | given)  # pyright: ignore[reportCallIssue]
 
     described = inspect.cleandoc(base.__doc__ or "")
     settings = described[described.index("Args:") : described.index("References:")]
