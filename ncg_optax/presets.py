@@ -1,6 +1,6 @@
 """Ready-made optimizers: one signature, and a table of defaults for each.
 
-``DEFAULTS`` holds the tables, by the name of the preset and of the setting.
+``DEFAULTS`` contains the tables: ``DEFAULTS[preset][setting]``.
 """
 
 import functools
@@ -54,51 +54,51 @@ def newton_cg(
     .. math::
       (B + \lambda I)\, d = -g
 
-    approximately, by a few iterations of conjugate gradients that need ``B`` only
-    through products ``B v``, checks the direction, and takes the step
+    approximately by a few iterations of conjugate gradients, which need only products
+    ``B v``. Then it checks the direction and takes the step
     :math:`\theta \leftarrow \theta + \eta\, s\, d` with :math:`\eta` the learning rate
-    and :math:`s` from the line search. It needs no tuning on deterministic (full
-    batch) problems: leave the learning rate at 1. The products cost about 1.5
-    gradients each. Jit the whole step: eager calls compile the solver's loop again
-    each time.
+    and :math:`s` the step size of the line search. Deterministic (full batch) problems
+    need no tuning: leave the learning rate at 1. A product costs about 1.5 gradients.
+    Jit the whole step: without jit each call compiles the solver's loop again.
 
     Args:
       learning_rate: :math:`\eta`, a number, an optax schedule, or None for 1. It
-        scales the accepted step; line search and damping look at the full one.
+        scales the accepted step; line search and damping ignore it.
       curvature: ``B``: :func:`hessian`, :func:`gauss_newton`,
         :func:`empirical_fisher`.
-      damping: :math:`\lambda`: :func:`levenberg_marquardt`, a number or an optax
-        schedule of the step count, in units of the curvature.
+      damping: :math:`\lambda`, in units of the curvature: :func:`levenberg_marquardt`,
+        a number, or an optax schedule of the number of steps done.
       solver: :func:`cg`, :func:`steihaug`, :func:`minres`, :func:`residual_space`,
         :func:`averaged_gradient`, or :func:`quadratic_momentum` or
         :func:`quasi_newton` around one of the others.
-      preconditioner: ``M`` near the inverse of ``B``, see :class:`Preconditioner`.
+      preconditioner: ``M`` near the inverse of ``B + lambda I``; None for no
+        preconditioner. See :class:`Preconditioner`.
       linesearch: :func:`armijo`, :func:`safeguard` for mini-batches, or None for the
-        full step. With fixed damping the loss at the full step is then not evaluated;
-        with another damping rule it is, and the step is rejected if the loss rises. An
-        optax line search may be chained behind :func:`scale_by_newton_cg` instead, with
-        a fixed damping.
+        full step. With None and fixed damping the loss at the full step is not
+        evaluated; with another damping rule it is, and the step is rejected if the loss
+        rises. An optax line search may be chained after :func:`scale_by_newton_cg`
+        instead, with a fixed damping.
       mask: a pytree of bools (or a prefix, or a function of the parameters that
-        returns one): train the leaves that are True. Products are computed for these
-        only; the others get zero updates.
-      sampling: which examples the curvature sees, and how many go through memory at a
-        time: see :func:`sampling`.
+        returns one): leaves with True are trained. Products are computed for these
+        only; the others get zero updates. None trains all leaves.
+      sampling: which examples the curvature is computed on, and how many are processed
+        at a time: see :func:`sampling`.
       axis_name: mapped axis name(s) of pmap, shard_map or vmap over which the batch
-        is spread. Gradients, losses and products are averaged over them. Under
+        is split. Gradients, losses and products are averaged over them. Under
         ``shard_map`` take the gradient with :func:`value_and_grad`.
-      seed: of the randomised parts (preconditioners).
+      seed: seed of the random numbers of the preconditioner.
 
     Returns:
       A `optax.GradientTransformationExtraArgs`. Its ``update(grads, state, params,
-      value_fn=..., **extra)`` takes the loss as a function of the parameters; extra
-      arguments that ``value_fn`` names are passed to it, ``value`` and ``grad`` are
-      accepted as for optax's line searches, unknown ones are ignored. The updates are
-      zero if a step is rejected. :func:`get_info` reads what happened.
+      value_fn=..., **extra)`` takes the loss as a function of the parameters. Extra
+      arguments are passed to ``value_fn`` if it has parameters of these names; others
+      are ignored. ``value`` and ``grad`` are accepted, as by optax's line searches. The
+      updates are zero if a step is rejected. :func:`get_info` returns the measurements.
 
     Raises:
-      TypeError: if a setting is not what its name says. In ``update``: if
-        ``value_fn`` is no function, returns no real scalar or lacks an argument, or
-        if a trained leaf is not floating-point or complex.
+      TypeError: if a setting has the wrong type. In ``update``: if ``value_fn`` is not
+        a function, does not return a real scalar or lacks an argument, or if a trained
+        leaf is not floating-point or complex.
       ValueError: if a number is out of range. In ``update``: if ``params`` or
         ``value_fn`` is missing or gradients and parameters differ in structure.
 
@@ -192,13 +192,12 @@ DEFAULTS = {
 
 
 def _preset(name: str, base: Callable[P, R], summary: str) -> Callable[P, R]:
-    """``base`` with the defaults of the table, and a docstring made of two.
+    """``base`` with the defaults of a table, and with a docstring of its own.
 
     Args:
-      name: of the preset.
-      base: :func:`newton_cg`, whose settings are explained in its docstring.
-      summary: what the preset is for; its sections after the settings follow a line
-        ``---``.
+      name: name of the preset, and of its table in ``DEFAULTS``.
+      base: :func:`newton_cg`; its docstring explains the settings.
+      summary: the docstring. A line ``---`` marks where the settings are inserted.
     """
     defaults = DEFAULTS[name]
     signature = inspect.signature(base)
@@ -251,9 +250,9 @@ hessian_free = _preset(
 
     Damping starts at 1e-4 of the curvature's own scale and never rises above that
     (``maximum=1.0``). Damping of this size hardly changes so few iterations, and the
-    reduction ratio is noisy where the curvature is computed on a sample. A rule that
-    raises the damping after each bad ratio would stall. The line search shortens the
-    steps that are too long.
+    reduction ratio is noisy if the curvature is computed on a sample. Without the bound
+    the damping would rise after bad ratios until the steps are too short. The line
+    search shortens the steps that are too long.
 
     The preset is for losses that are the same at every step: the full batch, or a batch
     so large that its loss hardly changes. For mini-batches there is

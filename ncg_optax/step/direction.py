@@ -21,18 +21,19 @@ class Direction(NamedTuple):
     """The direction ``d``, and the quadratic model along it.
 
     Attributes:
-      d: shaped like the trained parameters; zero if it is not finite.
-      slope: ``g.d``, shape=().
-      bend: ``d.Bd``, shape=().
+      d: the direction, shaped like the trained parameters; zero if it is not finite.
+      slope: ``g.d``, the derivative of the loss along ``d``, shape=().
+      bend: ``d.Bd``, the second derivative of the undamped model along ``d``, shape=();
+        0 if ``fell_back``.
       fell_back: whether ``d`` is the negative gradient because the solver's direction
-        did not descend, bool.
+        is not a descent direction, bool.
       usable: whether a step along ``d`` may be tried, bool.
-      damping: lambda as the solver used it.
-      result: what the solver reports.
-      solver: its state.
+      damping: lambda that the solver used, shape=().
+      result: result of the solver.
+      solver: state of the solver.
       sample: state of the curvature's sample.
-      agreement_products: products with the whole batch to measure how well the sample
-        stands for it, int32.
+      agreement_products: number of products with the whole batch that compared the
+        sample with it, int32.
     """
 
     d: PyTree
@@ -50,7 +51,7 @@ class Direction(NamedTuple):
 def find_direction(
     settings: Settings, point: Point, built: StepModel, state: Any
 ) -> Direction:
-    """Solves the damped system and checks that the solution descends."""
+    """Solves the damped system; replaces the solution if it is no descent direction."""
     model, solver = built.model, settings.solver
     result, solver_state = checked_solve(solver, model, state.solver)
     damping = jnp.asarray(model.damping)
@@ -78,7 +79,8 @@ def find_direction(
     unchecked = isinstance(settings.linesearch, full_step)
     finite &= jnp.logical_not(failed & (unchecked | (slope == 0)))
     d = pytree.where(finite, d, pytree.zeros_like(d))
-    fits = pytree.all_finite(pytree.cast_like(d, point.params))  # in float16
+    # A finite direction may overflow in the dtype of the parameters, such as float16.
+    representable = pytree.all_finite(pytree.cast_like(d, point.params))
     sample_state, agreement_products = _compare_with_batch(
         settings, built, state, d, bend
     )
@@ -87,7 +89,7 @@ def find_direction(
         slope=slope,
         bend=bend,
         fell_back=fell_back,
-        usable=finite & fits & jnp.logical_not(built.is_summed),
+        usable=finite & representable & jnp.logical_not(built.is_summed),
         damping=damping,
         result=result,
         solver=solver_state,
@@ -99,7 +101,10 @@ def find_direction(
 def _compare_with_batch(
     settings: Settings, built: StepModel, state: Any, d: PyTree, bend: jax.Array
 ) -> tuple[Any, jax.Array | int]:
-    """Whether the sample's curvature is that of the batch along ``d``; its products."""
+    """Compares the curvatures of sample and batch along ``d``.
+
+    Returns the state of the sample and the number of products.
+    """
     if built.batch_product is None or settings.grow_below is None:
         return state.sample, 0
     return growth.measure_agreement(

@@ -1,4 +1,4 @@
-"""What one update measured, and how to find it in a state."""
+"""The measurements of one update, and how to find them in a state."""
 
 from typing import Any, NamedTuple
 
@@ -9,37 +9,38 @@ PyTree = Any
 
 
 class NewtonCGInfo(NamedTuple):
-    """What one update measured; arrays of shape=().
+    """The measurements of one update; arrays of shape=().
 
     Reals have the dtype of the state's scalars (float32 or wider). Quantities that
     need the loss at the end of the step are 0 if ``evaluations`` is 0.
 
     Attributes:
-      status: a :class:`Status` code of the step, int32; :func:`explain` it.
+      status: a :class:`Status` code of the step, int32; see :func:`explain`.
       solver_status: a :class:`Status` code of the linear solve, int32.
-      loss: at the parameters given to ``update``.
-      next_loss: at the parameters after the step, for a learning rate of 1.
+      loss: loss of the batch at the parameters given to ``update``.
+      next_loss: loss of the batch after the step, for a learning rate of 1; an estimate
+        if the line search evaluates the curvature's sample.
       gradient_norm: ``|g|``, the Euclidean norm over the trained leaves.
-      damping: lambda of this step.
-      cg_iterations: of the linear solver, int32.
-      products: all curvature products of the step, int32.
-      evaluations: of the loss along the direction, int32.
-      batch_products: the products in units of products with the whole batch: those on
-        a share of the examples count as this share.
-      batch_evaluations: forward passes in units of the whole batch: the evaluations,
-        and what it took to linearise the samples.
-      gradient_equivalents: what the step cost in gradients, its own gradient
-        included: ``1 + batch_products * curvature.cost + batch_evaluations / 3``.
-      residual: ``|B d + lambda d + g| / |g|`` as the solver left it.
-      predicted_reduction: ``-(g.d + d.Bd / 2)`` for the step as taken.
-      actual_reduction: ``loss - next_loss``.
+      damping: lambda of this step, in units of the curvature.
+      cg_iterations: number of iterations of the linear solver, int32.
+      products: number of all curvature products of the step, int32.
+      evaluations: number of evaluations of the loss by line search and solver, int32.
+      batch_products: cost of the products, in products with the whole batch: a product
+        on a share of the examples counts as this share.
+      batch_evaluations: number of forward passes, in passes of the whole batch: the
+        evaluations, and the linearisations on a share of the examples.
+      gradient_equivalents: cost of the step in gradients, with its own gradient:
+        ``1 + batch_products * curvature.cost + batch_evaluations / 3``.
+      residual: ``|B d + lambda d + g| / |g|`` at the end of the linear solve.
+      predicted_reduction: ``-(g.d + d.Bd / 2)``, with ``d`` the step that is taken.
+      actual_reduction: ``loss - next_loss``; 0 for a rejected step.
       reduction_ratio: actual over predicted reduction.
-      step_size: the line search's factor on the direction; 0 if rejected, above 1 on
-        negative curvature.
-      curvature: ``d.Bd / d.d`` along the direction; negative if the solver found
-        negative curvature.
-      curvature_share: of the examples in the curvature of this step, see
-        :func:`sampling`.
+      step_size: factor of the line search on the direction; 0 for a rejected step. It
+        is above 1 only along negative curvature.
+      curvature: ``d.Bd / d.d`` with ``d`` the direction. Negative means negative
+        curvature along it; 0 if the step follows the negative gradient instead.
+      curvature_share: share of the examples that the curvature of this step is computed
+        on, in (0, 1]; see :func:`sampling`.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -74,7 +75,7 @@ class NewtonCGInfo(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a step has cost; the fields are those of :class:`NewtonCGInfo`."""
+    """The cost of a step; :class:`NewtonCGInfo` explains the fields."""
 
     products: jax.Array
     evaluations: jax.Array
@@ -84,7 +85,7 @@ class Cost(NamedTuple):
 
 
 def first_info(dtype: Any) -> NewtonCGInfo:
-    """That of a state that has not been updated yet; reals have this dtype."""
+    """The measurements before the first update, all 0; reals have this dtype."""
     integers = {"status", "solver_status", "cg_iterations", "products", "evaluations"}
     return NewtonCGInfo(
         **{
@@ -95,7 +96,7 @@ def first_info(dtype: Any) -> NewtonCGInfo:
 
 
 def find_infos(state: PyTree) -> list[NewtonCGInfo]:
-    """All that a state contains."""
+    """All :class:`NewtonCGInfo` that a state contains."""
     leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, NewtonCGInfo))
     return [x for x in leaves if isinstance(x, NewtonCGInfo)]
 
@@ -104,14 +105,14 @@ def get_info(state: PyTree) -> NewtonCGInfo:
     """The measurements of the last update, from any state that contains them.
 
     Args:
-      state: the optimizer's state: of :func:`newton_cg`, of a chain or of any wrapper
-        around it.
+      state: the state of :func:`newton_cg`, of a chain, or of a wrapper around it.
 
     Returns:
       A :class:`NewtonCGInfo`.
 
     Raises:
-      ValueError: if the state holds none, or more than one.
+      ValueError: if the state contains no measurements, or those of several
+        optimizers.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -125,8 +126,8 @@ def get_info(state: PyTree) -> NewtonCGInfo:
         raise ValueError(
             f"get_info: expected one NewtonCGInfo in the state, found {len(found)}. "
             + (
-                "Was the state made by newton_cg, and restored with a target (without "
-                "one, orbax returns plain dictionaries)?"
+                "Was the state made by newton_cg, and restored with a target? "
+                "(Without a target orbax returns dictionaries.)"
                 if not found
                 else "Pass the state of one of the optimizers."
             )

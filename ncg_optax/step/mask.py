@@ -1,8 +1,8 @@
-"""Training a subset of the leaves: split a tree by a mask and put it together again.
+"""Training a subset of the leaves: splits a tree by a mask, and merges the parts.
 
 The trained part is the tree with ``None`` in place of every frozen leaf. ``None`` is
-an empty pytree, so everything downstream, the curvature products above all, only ever
-sees and computes the trained leaves.
+an empty pytree, so all later stages, and above all the curvature products, compute
+only the trained leaves.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,8 @@ def resolve(mask: PyTree | Callable[[PyTree], PyTree] | None, tree: PyTree) -> P
 
     Raises:
       TypeError: if a leaf of the mask is not a Python bool.
-      ValueError: if the mask does not fit the tree or trains nothing.
+      ValueError: if the mask has neither the structure of the tree nor that of a
+        prefix, or if it is False everywhere.
     """
     if mask is None or not jax.tree.leaves(tree):
         return jax.tree.map(lambda _: True, tree)
@@ -29,7 +30,7 @@ def resolve(mask: PyTree | Callable[[PyTree], PyTree] | None, tree: PyTree) -> P
         if not isinstance(leaf, (bool, np.bool_)):
             raise TypeError(
                 "mask must be a pytree of bools (or a function of the parameters that "
-                f"returns one), known while tracing; found {leaf!r} of type "
+                f"returns one) that are known while tracing, got {leaf!r} of type "
                 f"{type(leaf).__name__}."
             )
     try:
@@ -39,7 +40,7 @@ def resolve(mask: PyTree | Callable[[PyTree], PyTree] | None, tree: PyTree) -> P
             f"mask must have the structure of the parameters or a prefix of it: {error}"
         ) from None
     if jax.tree.leaves(tree) and not any(jax.tree.leaves(full)):
-        raise ValueError("mask is False everywhere: there is nothing to optimise.")
+        raise ValueError("mask must train at least one leaf; it is False everywhere.")
     return full
 
 
@@ -55,7 +56,7 @@ def merge(mask: PyTree, trained: PyTree, frozen: PyTree) -> PyTree:
 
 
 def frozen_updates(grads: PyTree, params: PyTree) -> PyTree:
-    """Zero updates for every leaf, integers where the gradient is a float0."""
+    """Zero updates for every leaf; with a float0 gradient in the parameter's dtype."""
     return jax.tree.map(
         lambda g, p: jnp.zeros_like(p if g.dtype == jax.dtypes.float0 else g),
         grads,

@@ -21,29 +21,31 @@ from ncg_optax.step.settings import Settings
 
 PyTree = Any
 
-# A preconditioner sees so many examples at least: it needs many products, and few
-# examples are enough for each.
-MIN_PROBED = 32
+# Smallest number of examples for the products of a preconditioner. It makes many
+# products, and few examples are enough for each.
+MIN_EXAMPLES = 32
 
 
 class StepModel(NamedTuple):
-    """The model, and what building it has found and cost.
+    """The quadratic model, the states of its parts, and its cost.
 
     Attributes:
-      model: what the solver is given.
-      loss: of the whole batch over all devices, shape=().
-      sample: the examples that the curvature is computed on before it grows.
-      sample_loss: of this sample on this device, shape=().
-      share: of the examples in the products of the solver.
-      batch_product: ``v -> B v`` on the whole batch, if the sample may grow.
-      is_summed: whether the given loss is the sum over devices, not the mean.
+      model: the model for the solver.
+      loss: loss of the whole batch over all devices, shape=().
+      sample: the curvature's sample: the whole batch without sampling.
+      sample_loss: loss of the sample on this device, shape=().
+      share: share of the examples in the products of the solver, in (0, 1].
+      batch_product: ``v -> B v`` on the whole batch; None if the curvature never
+        changes from the sample to it.
+      is_summed: whether the given loss is the sum over devices, not the mean, bool.
       damping: state of the damping rule.
-      damping_products: products that the rule took, on the solver's examples.
-      preconditioner: its state.
-      probes: products that the preconditioner took.
-      probed: the share of the examples in these products.
-      linearized: forward passes, in units of the whole batch, that were made to
-        linearise on a sample.
+      damping_products: number of products of the damping rule, on the solver's
+        examples.
+      preconditioner: state of the preconditioner.
+      preconditioner_products: number of products of the preconditioner.
+      preconditioner_share: share of the examples in these products, in (0, 1].
+      sample_passes: number of forward passes, in passes of the whole batch, for the
+        linearisations on a share of the examples.
     """
 
     model: Model
@@ -56,29 +58,29 @@ class StepModel(NamedTuple):
     damping: Any
     damping_products: jax.Array | int
     preconditioner: Any
-    probes: jax.Array | int
-    probed: float | jax.Array
-    linearized: float
+    preconditioner_products: jax.Array | int
+    preconditioner_share: float | jax.Array
+    sample_passes: float
 
 
 class _Curvature(NamedTuple):
-    """The curvature at the point; ``sampled`` is that of the sample alone."""
+    """The curvature at the point."""
 
     sample: Sample
-    sample_loss: jax.Array
-    sampled: SampledProduct
-    product: SampledProduct
-    batch_product: Operator | None
+    sample_loss: jax.Array  # on this device
+    sample_product: SampledProduct  # on the sample
+    product: SampledProduct  # for the solver: on the sample or on the whole batch
+    batch_product: Operator | None  # on the whole batch
 
 
 class _Preconditioning(NamedTuple):
-    """The preconditioner's state and ``r -> M r``, and what its update cost."""
+    """The preconditioner's state, ``r -> M r``, and the cost of its update."""
 
     state: Any
-    apply: Operator | None = None
+    apply: Operator | None = None  # None without a preconditioner
     products: jax.Array | int = 0
-    share: float | jax.Array = 1.0
-    linearized: float = 0.0
+    share: float | jax.Array = 1.0  # share of the examples in ``products``
+    sample_passes: float = 0.0  # as in :class:`StepModel`
 
 
 def build_model(
@@ -87,13 +89,13 @@ def build_model(
     state: Any,
     curvature_batch: Mapping[str, PyTree] | None,
 ) -> StepModel:
-    """Linearises the loss once, damps the model, and updates the preconditioner.
+    """Linearises the loss, damps the model, and updates the preconditioner.
 
     Args:
-      settings: the parts.
-      point: where the step begins.
+      settings: the parts of the optimizer.
+      point: the start of the step.
       state: a :class:`ScaleByNewtonCGState`.
-      curvature_batch: data for the curvature, by name; None for a part of the batch.
+      curvature_batch: data for the curvature, by name; None for a sample of the batch.
     """
     curvature = _linearize(settings, point, state, curvature_batch)
     sample, whole = curvature.sample, curvature.sample.objective is point.objective
@@ -132,16 +134,16 @@ def build_model(
         damping=damping_state,
         damping_products=damping_products,
         preconditioner=m.state,
-        probes=m.products,
-        probed=m.share,
-        linearized=(0.0 if whole else sample.share) + m.linearized,
+        preconditioner_products=m.products,
+        preconditioner_share=m.share,
+        sample_passes=(0.0 if whole else sample.share) + m.sample_passes,
     )
 
 
 def _reduced(
     point: Point, loss: jax.Array, product: Operator, share: float | jax.Array
 ) -> SampledProduct:
-    """A product of one device as that over all devices, in the gradient's dtypes."""
+    """The product over all devices, for widened vectors, from that of one device."""
     over_devices = reductions.reduced_operator(
         loss, product, point.axes, point.objective.product_dtype
     )
@@ -154,7 +156,7 @@ def _linearize(
     state: Any,
     curvature_batch: Mapping[str, PyTree] | None,
 ) -> _Curvature:
-    """One linearisation of the sample; two where the sample may grow."""
+    """Linearises the loss of the sample, and of the whole batch if that may be used."""
     varying = point.varying
     sample = curvature_sample(
         point.objective, varying, curvature_batch, settings.sampling, state.count
@@ -166,18 +168,18 @@ def _linearize(
         "(loss, product)",
         *(object,) * 2,
     )
-    sampled = _reduced(point, loss, of_sample, sample.share)
+    sample_product = _reduced(point, loss, of_sample, sample.share)
     may_grow = curvature_batch is None and sample.share < 1
     if settings.grow_below is None or not may_grow:
-        return _Curvature(sample, loss, sampled, sampled, None)
-    # What this does at the parameters the gradient has done: XLA does it once.
+        return _Curvature(sample, loss, sample_product, sample_product, None)
+    # XLA shares this linearisation with the user's gradient.
     batch_loss, of_batch = settings.curvature.linearize(point.objective, varying)
     used = growth.sample_or_batch_product(state.sample, of_sample, of_batch)
     share = jnp.where(state.sample.grown, 1, sample.share)
     return _Curvature(
         sample=sample,
         sample_loss=loss,
-        sampled=sampled,
+        sample_product=sample_product,
         product=_reduced(point, loss, used, share),
         batch_product=_reduced(point, batch_loss, of_batch, 1.0),
     )
@@ -186,7 +188,7 @@ def _linearize(
 def _batch_loss(settings: Settings, point: Point, local: jax.Array | None) -> jax.Array:
     """The loss of the whole batch over all devices, shape=().
 
-    ``local`` is that of this device, if it is known.
+    ``local`` is the loss of this device, or None if it is not known.
     """
     if point.loss is not None:
         return point.loss.astype(point.dtype)
@@ -197,7 +199,7 @@ def _batch_loss(settings: Settings, point: Point, local: jax.Array | None) -> ja
 
 
 def _curvature_scale(product: Operator, gradient: PyTree) -> jax.Array:
-    """``|B g| / |g|``, between the smallest and the largest eigenvalue in size."""
+    """``|B g| / |g|``, which lies between the extreme absolute eigenvalues of ``B``."""
     norm = pytree.norm(gradient)
     return pytree.norm(product(gradient)) / jnp.where(norm > 0, norm, 1)
 
@@ -209,22 +211,23 @@ def _precondition(
     curvature: _Curvature,
     damping: jax.Array,
 ) -> _Preconditioning:
-    """Updates the preconditioner, on the sample or on fewer examples if enough."""
+    """Updates the preconditioner, on the sample or on a smaller one if sufficient."""
     preconditioner = settings.preconditioner
     if preconditioner is None:
         return _Preconditioning(state=state.preconditioner)
-    product, linearized, varying = curvature.sampled, 0.0, point.varying
-    few = every_kth(
+    product, passes, varying = curvature.sample_product, 0.0, point.varying
+    smaller = every_kth(
         point.objective,
         varying,
         preconditioner.fraction,
-        MIN_PROBED,
+        MIN_EXAMPLES,
         state.count,
         settings.sampling.microbatch_size,
     )
-    if few.share < curvature.sample.share:
-        loss, of_few = settings.curvature.linearize(few.objective, varying)
-        product, linearized = _reduced(point, loss, of_few, few.share), few.share
+    if smaller.share < curvature.sample.share:
+        loss, of_smaller = settings.curvature.linearize(smaller.objective, varying)
+        product = _reduced(point, loss, of_smaller, smaller.share)
+        passes = smaller.share
     key = jax.random.fold_in(jax.random.key(settings.seed), state.count)
     new_state, products = validate.returned(
         preconditioner,
@@ -245,5 +248,5 @@ def _precondition(
         apply=apply,
         products=products,
         share=product.share,
-        linearized=linearized,
+        sample_passes=passes,
     )

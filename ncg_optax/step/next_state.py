@@ -1,4 +1,4 @@
-"""Stage 5: the updates, the next state, and what the step has cost."""
+"""Stage 5: the updates, the next state, and the cost of the step."""
 
 from typing import Any
 
@@ -26,10 +26,10 @@ def next_state(
     trial: Trial,
     state: ScaleByNewtonCGState,
 ) -> ScaleByNewtonCGState:
-    """Damping and solver learn the outcome of the step.
+    """The state after the step; damping rule and solver get the outcome of the step.
 
     If the loss or the gradient at the start is not finite, the batch says nothing about
-    damping, curvature or direction: the state stays as it was, but for count and info.
+    damping, curvature or direction: only ``count`` and ``info`` change.
     """
     new_state = ScaleByNewtonCGState(
         count=jnp.asarray(optax.safe_increment(state.count)),
@@ -53,7 +53,7 @@ def scaled_updates(
     direction: Direction,
     trial: Trial,
 ) -> PyTree:
-    """Minus the step, in the dtypes of the gradients; zero for frozen leaves."""
+    """The negative step, in the dtypes of the gradients; zero for frozen leaves."""
     step = pytree.scale(direction.d, -trial.outcome.step_size)
     gradients = masks.select(point.trained, updates)
     return masks.merge(
@@ -66,18 +66,23 @@ def scaled_updates(
 def _cost(
     settings: Settings, built: StepModel, direction: Direction, trial: Trial
 ) -> Cost:
-    """All products and evaluations of the step, added up."""
+    """The sum of all products and evaluations of the step."""
     result, search = direction.result, trial.search
     on_share = result.products + built.damping_products
     on_batch = direction.agreement_products
-    batch_products = built.share * on_share + built.probed * built.probes + on_batch
+    of_preconditioner = built.preconditioner_products
+    batch_products = (
+        built.share * on_share
+        + built.preconditioner_share * of_preconditioner
+        + on_batch
+    )
     batch_evaluations = (
         search.share * search.evaluations
         + built.sample.share * result.evaluations
-        + built.linearized
+        + built.sample_passes
     )
     return Cost(
-        products=on_share + built.probes + on_batch,
+        products=on_share + of_preconditioner + on_batch,
         evaluations=search.evaluations + result.evaluations,
         batch_products=batch_products,
         batch_evaluations=batch_evaluations,
@@ -94,7 +99,7 @@ def _measurements(
     direction: Direction,
     trial: Trial,
 ) -> NewtonCGInfo:
-    """What the step has measured."""
+    """The measurements of the step."""
     loss, search = built.loss, trial.search
     gradient_norm = pytree.norm(point.gradient)
     length2 = pytree.vdot(direction.d, direction.d)

@@ -1,4 +1,4 @@
-"""Stage 1: where the step begins."""
+"""Stage 1: the start of the step."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,18 +15,20 @@ PyTree = Any
 
 
 class Point(NamedTuple):
-    """The parameters that a step begins at, and what is known of the loss there.
+    """The parameters at the start of a step, and the loss there.
 
-    Trees of trained leaves have None in the place of the frozen ones.
+    Trees of trained leaves have None in place of the frozen leaves.
 
     Attributes:
       trained: which leaves are trained, a tree of bools like the parameters.
       params: the trained leaves, in their own dtypes.
-      gradient: the mean over all devices, of the trained leaves, float32 or wider.
+      gradient: gradient of the trained leaves, the mean over all devices, float32 or
+        wider.
       objective: the loss as a function of the trained leaves.
-      loss: of the whole batch over all devices, if whoever called ``update`` has
-        averaged it already; None if not.
-      given_loss: the ``value`` given to ``update``, to be checked; None without one.
+      loss: loss of the whole batch over all devices, shape=(); None unless the caller
+        of ``update`` has averaged it.
+      given_loss: the ``value`` given to ``update``, which is checked, shape=(); None
+        without it.
     """
 
     trained: PyTree
@@ -38,7 +40,7 @@ class Point(NamedTuple):
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """The mapped axes that the batch is spread over."""
+        """The mapped axes that the batch is split over."""
         return self.objective.axes
 
     @property
@@ -48,7 +50,7 @@ class Point(NamedTuple):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of the scalars: real, float32 or wider."""
+        """Dtype of the scalars: real, float32 or wider."""
         return pytree.scalar_dtype(self.params)
 
 
@@ -59,13 +61,13 @@ def read_point(
     value_fn: Any,
     extra: Mapping[str, Any],
 ) -> Point:
-    """Checks the arguments of ``update`` and reduces the gradient.
+    """Checks the arguments of ``update`` and averages the gradient over devices.
 
     Raises:
       ValueError: if ``params`` or ``value_fn`` is missing, or if gradients and
         parameters differ in structure.
-      TypeError: if a trained leaf is not floating-point, or if ``value_fn`` is no
-        function or lacks an argument.
+      TypeError: if a trained leaf is not floating-point or complex, or if ``value_fn``
+        is not a function or lacks an argument.
     """
     if params is None:
         raise ValueError(

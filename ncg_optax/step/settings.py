@@ -1,4 +1,4 @@
-"""The parts of a step, checked and completed."""
+"""The settings of a step, checked and with the defaults filled in."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,20 +22,21 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What :func:`scale_by_newton_cg` was given, as the stages of a step use it.
+    """The settings of :func:`scale_by_newton_cg` in the form that the stages use.
 
     Attributes:
-      curvature: computed on a microbatch at a time if that was asked for.
-      damping: a rule.
-      solver: of the damped system.
-      preconditioner: None for none.
-      linesearch: without one, what evaluates the loss at the end of the step if the
-        damping or the solver needs it.
-      mask: which leaves to train.
-      sampling: which examples the curvature sees.
-      grow_below: that of ``sampling``; None if the sample never grows.
+      curvature: the curvature; in microbatches with ``sampling.microbatch_size``.
+      damping: the damping rule.
+      solver: the solver of the damped system.
+      preconditioner: the preconditioner, or None.
+      linesearch: the line search. For ``linesearch=None`` it takes the full step, and
+        evaluates the loss there if the damping rule or the solver needs it.
+      mask: which leaves to train; None for all.
+      sampling: which examples the curvature is computed on.
+      grow_below: ``sampling.grow_below``; None if the curvature never changes from the
+        sample to the whole batch.
       axes: names of the mapped axes.
-      seed: of the randomised parts.
+      seed: seed of the random numbers of the preconditioner.
     """
 
     curvature: Curvature
@@ -62,12 +63,12 @@ def complete(
     axis_name: str | tuple[str, ...] | None,
     seed: int,
 ) -> Settings:
-    """The settings of a step, see :func:`newton_cg` for what they are.
+    """Checks the settings, which :func:`newton_cg` explains, and fills in defaults.
 
     Raises:
-      TypeError: if a part is not what its name says.
-      ValueError: if a number is out of range, or if the line search would reject the
-        directions of the solver.
+      TypeError: if a setting has the wrong type.
+      ValueError: if a number is out of range, or if the solver has ``may_ascend`` and
+        the line search does not have ``tolerates_rise``.
     """
     validate.component("curvature", curvature, Curvature, "hessian(), gauss_newton()")
     validate.number("curvature: cost", getattr(curvature, "cost", None), low=0.0)
@@ -83,15 +84,15 @@ def complete(
         validate.integer("seed", seed, low=-(2**31))
     damping = as_damping(damping)
     if linesearch is None:
-        steered = damping.needs_outcome or solver.needs_outcome
+        needs_loss = damping.needs_outcome or solver.needs_outcome
         trial = safeguard() if solver.may_ascend else single_trial()
-        linesearch = trial if steered else full_step()
+        linesearch = trial if needs_loss else full_step()
     validate.component("linesearch", linesearch, LineSearch, "armijo(), or None")
     if solver.may_ascend and not linesearch.tolerates_rise:
         raise ValueError(
             "linesearch must be one that tolerates a rise of the loss, such as "
-            "safeguard(), or None with a solver whose directions may lead uphill on a "
-            f"batch, as those of averaged_gradient() do; got {linesearch!r}."
+            "safeguard(), or None with a solver whose directions may increase the loss "
+            f"of a batch, such as averaged_gradient(); got {linesearch!r}."
         )
     return Settings(
         curvature=curvature_in_microbatches(curvature, sampling.microbatch_size),
@@ -101,7 +102,7 @@ def complete(
         linesearch=linesearch,
         mask=mask,
         sampling=sampling,
-        # The loss that a direct solver works on is that of one sample, for good.
+        # A direct solver uses the loss of the sample, whose examples are fixed.
         grow_below=None if isinstance(solver, DirectSolver) else sampling.grow_below,
         axes=reductions.as_axes(axis_name),
         seed=seed,

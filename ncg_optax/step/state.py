@@ -1,4 +1,4 @@
-"""The state of an optimizer between two steps."""
+"""The state of the optimizer between two steps."""
 
 import functools
 from typing import Any, NamedTuple
@@ -19,12 +19,12 @@ class ScaleByNewtonCGState(NamedTuple):
     """State of :func:`scale_by_newton_cg`.
 
     Attributes:
-      count: updates done, int32, shape=().
+      count: number of updates done, int32, shape=().
       damping: state of the damping rule.
       solver: state of the solver (warm start, trust radius).
       preconditioner: state of the preconditioner.
-      sample: a :class:`GrowthState` of the curvature's sample; () if it does not grow.
-      info: a :class:`NewtonCGInfo` of the last update.
+      sample: a :class:`GrowthState`; () without ``grow_below`` of :func:`sampling`.
+      info: the :class:`NewtonCGInfo` of the last update.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -34,7 +34,7 @@ class ScaleByNewtonCGState(NamedTuple):
       0 CGState(...)
     """
 
-    # A field called as a method of tuples, which nobody needs of a state.
+    # Tuples have a method of this name; the field hides it.
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     damping: Any
     solver: Any
@@ -47,8 +47,8 @@ def first_state(settings: Settings, params: PyTree) -> ScaleByNewtonCGState:
     """The state before the first step; ``params`` may be `jax.ShapeDtypeStruct`.
 
     Raises:
-      TypeError: if a trained leaf is not floating-point.
-      ValueError: if there is nothing to train.
+      TypeError: if a trained leaf is not floating-point or complex.
+      ValueError: if no leaf is trained.
     """
     trained = masks.select(masks.resolve(settings.mask, params), params)
     # optax.tree.map_params calls init with a placeholder that has no leaves.
@@ -82,8 +82,8 @@ def require_own(state: Any, settings: Settings, trained: PyTree) -> None:
       trained: the trained parameters.
 
     Raises:
-      TypeError: if it is the state of another optimizer.
-      ValueError: if it was made with other settings or for other parameters.
+      TypeError: if ``state`` is that of another optimizer.
+      ValueError: if ``state`` was made with other settings or for other parameters.
     """
     if not isinstance(state, ScaleByNewtonCGState):
         hint = ""
@@ -92,7 +92,7 @@ def require_own(state: Any, settings: Settings, trained: PyTree) -> None:
         ):
             hint = " (this is the state of a chain: scale_by_newton_cg is one part)"
         elif isinstance(state, dict):
-            hint = " (restored from a checkpoint without a target?)"
+            hint = " (was it restored from a checkpoint without a target?)"
         raise TypeError(
             "newton_cg: state must be the ScaleByNewtonCGState that init or the last "
             f"update returned, got {validate.type_name(state)}{hint}."
@@ -103,9 +103,8 @@ def require_own(state: Any, settings: Settings, trained: PyTree) -> None:
         if _is_other(given, ours):
             got, wanted = _describe_both(given, ours)
             raise ValueError(
-                f"newton_cg: state.{name} is not that of this optimizer and these "
-                f"parameters: got {got}, expected {wanted}. Was it made by another "
-                "preset, with other settings, or for other parameters?"
+                f"newton_cg: state.{name} must be {wanted}, got {got}. Was it made by "
+                "another preset, with other settings, or for other parameters?"
             )
 
 

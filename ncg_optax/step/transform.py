@@ -1,4 +1,4 @@
-"""The transformation: one update is five stages, each with a result of its own.
+"""The transformation. One update has five stages, each with its own result type.
 
 ::
 
@@ -8,7 +8,7 @@
   Direction                 -> try_step       -> Trial      losses along d, the status
   Trial                     -> next_state     -> updates, state, info
 
-Data flows from top to bottom only.
+A stage reads only the results of earlier stages.
 """
 
 from collections.abc import Callable
@@ -48,31 +48,32 @@ def scale_by_newton_cg(
     axis_name: str | tuple[str, ...] | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Replaces the gradient by :math:`(B + \lambda I)^{-1} g`, by truncated CG.
+    r"""Replaces the gradient by an approximation of :math:`(B + \lambda I)^{-1} g`.
 
-    The bare transformation: no sign and no learning rate, so that it is followed by
-    ``optax.scale_by_learning_rate(1.0)`` or an optax line search. :func:`newton_cg`
-    is this chain, and explains the settings.
+    This transformation does not change the sign and has no learning rate. So chain it
+    with ``optax.scale_by_learning_rate(1.0)`` or an optax line search.
+    :func:`newton_cg` is such a chain, and explains the settings.
 
     Args:
-      curvature: see :func:`newton_cg`, as for all the others.
+      curvature: a :class:`Curvature`.
       damping: a number, an optax schedule or a :class:`Damping`.
       solver: a :class:`Solver`.
       preconditioner: a :class:`Preconditioner` or None.
       linesearch: a :class:`LineSearch` or None.
-      mask: which leaves to train.
-      sampling: which examples the curvature sees, see :func:`sampling`.
-      axis_name: mapped axis name(s).
-      seed: of the randomised parts.
+      mask: which leaves to train; None for all.
+      sampling: which examples the curvature is computed on, see :func:`sampling`.
+      axis_name: mapped axis name(s), or None.
+      seed: seed of the random numbers of the preconditioner.
 
     Returns:
       A `optax.GradientTransformationExtraArgs` whose ``update`` needs ``params`` and
-      the extra argument ``value_fn``; further extra arguments that ``value_fn`` names
-      are passed on to it, unknown ones are ignored.
+      the extra argument ``value_fn``. Further extra arguments are passed to
+      ``value_fn`` if it has parameters of these names; others are ignored.
 
     Raises:
-      TypeError: if a component is not what its name says.
-      ValueError: if a number is out of range.
+      TypeError: if a setting has the wrong type.
+      ValueError: if a number is out of range, or if the solver has ``may_ascend`` and
+        the line search does not have ``tolerates_rise``.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax

@@ -1,4 +1,4 @@
-"""Stage 4: the losses along the direction, and the step that is taken."""
+"""Stage 4: the line search along the direction, and its outcome."""
 
 from typing import Any, NamedTuple
 
@@ -24,13 +24,13 @@ PyTree = Any
 
 
 class Trial(NamedTuple):
-    """What became of the direction.
+    """The result of the line search along the direction.
 
     Attributes:
-      search: what the line search found.
-      outcome: what damping, solver and info learn of it; no step if anything is not
-        finite.
-      status: a :class:`Status` code, int32.
+      search: result of the line search.
+      outcome: outcome of the step for the damping rule, the solver and the info; a
+        rejected step if a number is not finite.
+      status: a :class:`Status` code of the step, int32, shape=().
     """
 
     search: SearchResult
@@ -43,17 +43,17 @@ def try_step(
 ) -> Trial:
     """Searches along the direction.
 
-    The losses found there serve the line search, the damping and the solver alike.
+    The damping rule and the solver use the losses that the line search evaluates.
     """
     line = _line(settings, point, built, direction)
     linesearch = settings.linesearch
     search = validate.returned(
         linesearch, "search", linesearch.search(line), "a SearchResult", SearchResult
     )
-    found = jnp.isfinite(search.loss)  # minus infinity is no success
+    finite = jnp.isfinite(search.loss)  # a loss of minus infinity is rejected
     search = search._replace(
-        accepted=search.accepted & found,
-        loss=jnp.where(found, search.loss, line.loss),
+        accepted=search.accepted & finite,
+        loss=jnp.where(finite, search.loss, line.loss),
     )
     return Trial(
         search=search,
@@ -90,7 +90,7 @@ def _line(
 
 
 def _outcome(direction: Direction, search: SearchResult, loss: jax.Array) -> Outcome:
-    """What the line search found, or a rejected step if anything is not finite."""
+    """The outcome of the step; rejected if a number is not finite."""
     accepted = search.accepted & direction.usable & jnp.isfinite(loss)
     step = jnp.where(accepted, search.step_size, 0).astype(loss.dtype)
     return Outcome(
@@ -105,6 +105,7 @@ def _outcome(direction: Direction, search: SearchResult, loss: jax.Array) -> Out
 def _status(
     built: StepModel, direction: Direction, search: SearchResult, loss: jax.Array
 ) -> jax.Array:
+    """The status code of the step; the first condition that holds decides."""
     usable = direction.usable & jnp.isfinite(loss)
     return first_match(
         (built.is_summed, Status.SUMMED_LOSS),

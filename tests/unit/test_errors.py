@@ -347,8 +347,8 @@ def test_optax_masks_are_refused_with_advice(tx):
     ("mask", "error", "sentence"),
     [
         ({"a": True}, ValueError, "mask must have the structure of the parameters"),
-        ({"a": False, "b": False}, ValueError, "mask is False everywhere"),
-        (lambda p: False, ValueError, "mask is False everywhere"),
+        ({"a": False, "b": False}, ValueError, "it is False everywhere"),
+        (lambda p: False, ValueError, "it is False everywhere"),
         ({"a": 1, "b": 0}, TypeError, "mask must be a pytree of bools"),
         ("head", TypeError, "mask must be a pytree of bools"),
     ],

@@ -54,13 +54,13 @@ def test_none_leaves_survive():
 @pytest.mark.parametrize(
     ("mask", "error", "sentence"),
     [
-        ({"body": 1, "head": 0}, TypeError, "pytree of bools .* found 1 of type int"),
-        ({"body": "no", "head": True}, TypeError, "found 'no' of type str"),
+        ({"body": 1, "head": 0}, TypeError, "pytree of bools .* got 1 of type int"),
+        ({"body": "no", "head": True}, TypeError, "got 'no' of type str"),
         ({"body": jnp.array(True), "head": True}, TypeError, "known while tracing"),
         ({"head": True}, ValueError, "mask must have the structure of the parameters"),
         ({"body": True, "tail": True}, ValueError, "mask must have the structure"),
-        (False, ValueError, "mask is False everywhere"),
-        (lambda tree: False, ValueError, "mask is False everywhere"),
+        (False, ValueError, "it is False everywhere"),
+        (lambda tree: False, ValueError, "it is False everywhere"),
     ],
 )
 def test_wrong_masks_are_refused(mask, error, sentence):
