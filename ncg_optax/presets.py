@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import optax
 
 from ncg_optax._utils import validate
@@ -146,16 +147,17 @@ def _scale(
     if learning_rate is None:
         return optax.scale(-1.0)
     if not callable(learning_rate):
-        validate.number("learning_rate", learning_rate, low=0.0)
+        validate.number("learning_rate", learning_rate, low=0.0, high_open=True)
+        if isinstance(learning_rate, np.generic):
+            # Unlike a Python number it would widen the updates of narrow parameters.
+            learning_rate = float(learning_rate)
     return optax.scale_by_learning_rate(learning_rate)
 
 
-def _defaults(base: Callable[..., Any]) -> dict[str, Any]:
-    parameters = inspect.signature(base).parameters
-    return {name: parameter.default for name, parameter in parameters.items()}
-
-
-NEWTON_CG = _defaults(newton_cg)
+NEWTON_CG = {
+    name: parameter.default
+    for name, parameter in inspect.signature(newton_cg).parameters.items()
+}
 
 HESSIAN_FREE = NEWTON_CG | {
     "curvature": gauss_newton(),
@@ -210,21 +212,24 @@ def _preset(name: str, base: Callable[P, R], summary: str) -> Callable[P, R]:
             raise TypeError(f"{name}() {error}; it takes {settings}.") from None
         return base(**defaults | given)  # pyright: ignore[reportCallIssue]
 
-    described = inspect.cleandoc(base.__doc__ or "")
-    settings = described[described.index("Args:") : described.index("References:")]
-    before, after = inspect.cleandoc(summary).split("---")
-    changed = "\n".join(
-        f"  {key}={value!r}"
-        for key, value in defaults.items()
-        if NEWTON_CG[key] != value
-    )
-    changed = f"The defaults that differ from those of :func:`newton_cg`::\n\n{changed}"
     preset.__name__ = preset.__qualname__ = name
-    preset.__doc__ = f"{before.strip()}\n\n{changed}\n\n{settings}{after.strip()}\n"
+    if base.__doc__ is not None:  # It is with `python -OO`.
+        preset.__doc__ = _docstring(base.__doc__, summary, defaults)
     preset.__signature__ = signature.replace(  # pyright: ignore[reportAttributeAccessIssue]
         parameters=[p.replace(default=defaults[p.name]) for p in parameters]
     )
     return preset
+
+
+def _docstring(of_base: str, summary: str, defaults: dict[str, Any]) -> str:
+    """The summary, the defaults that differ, and the settings of the base."""
+    described = inspect.cleandoc(of_base)
+    settings = described[described.index("Args:") : described.index("References:")]
+    before, after = inspect.cleandoc(summary).split("---")
+    changed = [f"  {k}={v!r}" for k, v in defaults.items() if v != NEWTON_CG[k]]
+    differ = "The defaults that differ from those of :func:`newton_cg`::\n"
+    table = "\n".join([differ, *changed])
+    return f"{before.strip()}\n\n{table}\n\n{settings}{after.strip()}\n"
 
 
 hessian_free = _preset(

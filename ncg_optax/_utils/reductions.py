@@ -26,12 +26,21 @@ Axes = tuple[str, ...]
 
 
 def as_axes(axis_name: Any) -> Axes:
-    """``axis_name`` (None, a name, or several) as a tuple of names."""
+    """``axis_name`` (None, a name, or several) as a tuple of names.
+
+    Raises:
+      TypeError: if a name is not a string.
+    """
     if axis_name is None:
         return ()
-    if isinstance(axis_name, (tuple, list)):
-        return tuple(axis_name)
-    return (axis_name,)
+    names = tuple(axis_name) if isinstance(axis_name, (tuple, list)) else (axis_name,)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(
+                "axis_name must be the name of a mapped axis, a tuple of names, or "
+                f"None; got {axis_name!r} of type {type(axis_name).__name__}."
+            )
+    return names
 
 
 def _cast(x: jax.Array, axis: str) -> tuple[jax.Array, bool]:

@@ -42,6 +42,7 @@ class Status(enum.IntEnum):
     REJECTED_NON_FINITE = 25
     ZERO_GRADIENT = 26
     SUMMED_LOSS = 27
+    NON_FINITE_CURVATURE = 28
 
     CONVERGED_GRADIENT = 40
     CONVERGED_VALUE = 41
@@ -86,12 +87,14 @@ _SENTENCES = {
     "decrease enough along it (or was not finite); the parameters stay the same, and "
     "Levenberg-Marquardt damping rises.",
     Status.REJECTED_NON_FINITE: "The step was rejected because the loss, the gradient, "
-    "the curvature or the direction was not finite; the parameters stay the same, and "
-    "Levenberg-Marquardt damping rises.",
+    "the curvature or the direction was not finite; the parameters stay the same. "
+    "After a loss or gradient that is not finite the state stays the same, too.",
     Status.ZERO_GRADIENT: "The gradient is exactly zero: this is a stationary point.",
     Status.SUMMED_LOSS: "The step was rejected because the value given to update is "
     "the loss of value_fn times the number of devices: loss and gradient are summed "
     "over the mapped axis, but must be averaged. Take ncg_optax.value_and_grad.",
+    Status.NON_FINITE_CURVATURE: "A curvature product was not finite. The step follows "
+    "the last finite direction of the solver, or the negative gradient.",
     Status.CONVERGED_GRADIENT: "Converged: the largest entry of the gradient is at "
     "most gtol and no negative curvature was found.",
     Status.CONVERGED_VALUE: "Converged: the loss changed by less than ftol, relative "

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -56,13 +57,13 @@ def number(
     return x
 
 
-def integer(name: str, x: Any, *, low: int, other: str = "") -> int:
-    """``x`` unchanged if it is a Python integer of at least ``low``.
+def integer(name: str, x: Any, *, low: int, other: str = "") -> Any:
+    """``x`` unchanged if it is an integer, of Python or NumPy, of at least ``low``.
 
     ``other`` names another kind of value that is accepted, for the message.
     """
     wanted = f"{name} must be an integer of at least {low}{other and f' or {other}'}"
-    if isinstance(x, bool) or not isinstance(x, int):
+    if isinstance(x, bool) or not isinstance(x, (int, np.integer)):
         raise TypeError(f"{wanted}, got {x!r} of type {type(x).__name__}.")
     if x < low:
         raise ValueError(f"{wanted}, got {x}.")

@@ -92,6 +92,8 @@ class armijo(LineSearch):
         value = line.loss_at(now.trial)
         start = line.loss + rounding_level(line.loss)
         decreased = value <= start + self.c * now.trial * line.slope
+        # A shorter step that changes the loss by rounding only shows no decrease.
+        decreased &= (now.trial >= 1) | (value < line.loss)
         good = decreased & jnp.isfinite(value)
         better = good & (jnp.logical_not(now.accepted) | (value < now.loss))
         longer = (now.trial >= 1) & (line.bend < 0)

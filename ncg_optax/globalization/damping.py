@@ -36,7 +36,7 @@ def as_damping(damping: Any) -> Damping:
       ValueError: if the number is negative or NaN.
     """
     if isinstance(damping, (int, float)) or hasattr(damping, "dtype"):
-        return fixed(validate.number("damping", damping, low=0.0))
+        return fixed(validate.number("damping", damping, low=0.0, high_open=True))
     # A class, such as levenberg_marquardt without (), is callable but no schedule.
     if callable(damping) and not isinstance(damping, type):
         return fixed(cast(optax.Schedule, damping))
@@ -163,9 +163,11 @@ class levenberg_marquardt(Damping):
         bad = jnp.logical_not(full & outcome.ratio_at_least(self.low))
         increase = jnp.where(outcome.accepted, self.increase, self.increase**2)
         factor = jnp.where(bad, increase, jnp.where(good, self.decrease, 1.0))
+        # No factor changes 0 or infinity.
+        limits = jnp.finfo(state.damping.dtype)
         damping = jnp.clip(
             state.damping * factor,
-            state.unit * self.minimum,
-            state.unit * self.maximum,
+            jnp.maximum(state.unit * self.minimum, limits.tiny),
+            jnp.minimum(state.unit * self.maximum, limits.max),
         )
         return state._replace(damping=damping.astype(state.damping.dtype))

@@ -206,8 +206,8 @@ def _start(settings: _Settings, objective: Objective, params: PyTree) -> _Loop:
         k=zero,
         cost=_Cost(zero, zero, jnp.ones_like(norm)),
         status=first_match(
-            (no_steps, Status.MAX_STEPS),
             (~finite, Status.DIVERGED),
+            (no_steps, Status.MAX_STEPS),
             otherwise=Status.RUNNING,
         ),
     )
@@ -296,7 +296,7 @@ def _advance(
     progress = (value < loop.value) | (norm < loop.best_norm)
     idle = jnp.where(progress, 0, loop.idle + 1).astype(jnp.int32)
     size = jnp.maximum(jnp.abs(value), jnp.abs(loop.value))
-    flat = (loop.value - value <= settings.ftol * size) & (idle == 0)
+    flat = (jnp.abs(loop.value - value) <= settings.ftol * size) & (idle == 0)
     k = loop.k + 1
     return _Loop(
         params=params,

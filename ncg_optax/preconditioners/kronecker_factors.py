@@ -140,10 +140,14 @@ def _inverses(
     total = jnp.sum(jnp.square(left.values))
     size = jnp.sqrt(jnp.where(total > 0, total, 1))
     damped = _damped(Sides(left.values, right.values / size), lam, own)
-    return Sides(
+    new = Sides(
         _function_of(left, damped.left**-power),
         _function_of(right, damped.right**-power),
     )
+    old = Sides(factor.left_inverse, factor.right_inverse)
+    # A decomposition may fail (on some GPUs it does): the last inverses stay.
+    usable = pytree.all_finite((left.values, right.values, new))
+    return pytree.where(usable, pytree.cast_like(new, old), old)
 
 
 def inverted(

@@ -204,7 +204,11 @@ def _first(system: _System, x0: PyTree | None) -> _Loop:
     if x0 is None:
         x, r, decrease = pytree.zeros_like(system.rhs), system.rhs, zero
     else:
-        x, r = x0, pytree.add_scaled(system.rhs, -1.0, system.damped(x0)[1])
+        r = pytree.add_scaled(system.rhs, -1.0, system.damped(x0)[1])
+        # Without a finite product it starts from zero.
+        usable = pytree.all_finite(r)
+        x = pytree.where(usable, x0, pytree.zeros_like(x0))
+        r = pytree.where(usable, r, system.rhs)
         decrease = 0.5 * (pytree.vdot(x, system.rhs) + pytree.vdot(x, r))
     history = None
     if system.progress_tol is not None:
@@ -234,7 +238,7 @@ def _iterate(system: _System, loop: _Loop) -> _Loop:
     alpha, at_boundary = _step_length(system, loop, along)
 
     r = pytree.where(along.finite, pytree.add_scaled(loop.r, -alpha, ap), loop.r)
-    gain = jnp.where(along.finite, alpha * (loop.rz - 0.5 * alpha * along.pap), 0)
+    gain = alpha * (loop.rz - 0.5 * alpha * along.pap)
     decrease = loop.decrease + gain
     k = loop.k + 1
     z, rz, rr = system.preconditioned(r, k)
@@ -276,14 +280,18 @@ def _curvature_along(system: _System, p: PyTree, bp: PyTree, ap: PyTree) -> _Cur
     """The curvature along ``p``, with a bound on its rounding error."""
     pap, length2 = pytree.vdot(p, ap), pytree.vdot(p, p)
     bp_norm = pytree.norm(bp)
+    finite = jnp.isfinite(pap + bp_norm)
+    # Without a finite product the curvature is unknown. B = 0 stands for it.
+    pap = jnp.where(finite, pap, system.damping * length2)
     noise = jnp.finfo(system.dtype).eps * jnp.sqrt(length2) * bp_norm
+    positive = pap != 0 if system.ignore_negative_curvature else pap > noise
     return _Curvature(
         pap=pap,
         length2=length2,
         noise=noise,
         zero=bp_norm == 0,
-        finite=jnp.isfinite(pap + bp_norm),
-        positive=pap != 0 if system.ignore_negative_curvature else pap > noise,
+        finite=finite,
+        positive=positive & finite,
     )
 
 
@@ -293,19 +301,26 @@ def _step_length(
     """The step length along ``p``, and whether the step ends at the boundary.
 
     If the curvature is negative its absolute value is used. If the curvature is zero
-    the model defines no length: it is 1 for the first direction, ``M b``, else 0.
+    or not finite the model defines no length: it is at most 1, or to the boundary, for
+    the first direction, ``M b``, else 0.
     """
-    known = along.positive | (jnp.abs(along.pap) > along.noise)
+    known = along.finite & (along.positive | (jnp.abs(along.pap) > along.noise))
     pap = jnp.where(along.positive, along.pap, jnp.abs(along.pap))
+    # Damping shortens a step whose curvature is not known.
+    is_damped = jnp.logical_not(along.finite) & (along.pap > 0)
+    damped = loop.rz / jnp.where(is_damped, along.pap, 1)
+    first = jnp.where(is_damped, jnp.minimum(damped, 1), 1)
     alpha = jnp.where(
-        known, loop.rz / jnp.where(known, pap, 1), jnp.where(loop.k == 0, 1, 0)
+        known,
+        loop.rz / jnp.where(known, pap, 1),
+        jnp.where(loop.k == 0, first, 0),
     )
     at_boundary = jnp.zeros((), bool)
     if system.radius is not None:
         boundary = _distance_to_boundary(loop, system.radius)
         at_boundary = jnp.logical_not(along.positive) | (alpha >= boundary)
         alpha = jnp.where(at_boundary, boundary, alpha)
-    return jnp.where(along.finite, alpha, 0), at_boundary
+    return jnp.where(along.finite | (loop.k == 0), alpha, 0), at_boundary
 
 
 def _progress_stalled(history, decrease, k, progress_tol):

@@ -326,7 +326,7 @@ class minres(KrylovSolver):
 
     def __post_init__(self):
         validate.integer("minres: maxiter", self.maxiter, low=1)
-        validate.number("minres: rtol", self.rtol, low=0.0)
+        validate.number("minres: rtol", self.rtol, low=0.0, high=1.0)
         validate.number("minres: atol", self.atol, low=0.0)
 
     def solve(self, model: Model, state: Any) -> tuple[SolverResult, Any]:

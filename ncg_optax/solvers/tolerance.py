@@ -23,11 +23,11 @@ class Forcing(NamedTuple):
 
 
 def check_tolerance(who: str, rtol: float, forcing: str | None) -> None:
-    """Raises unless ``rtol`` is a number of at least 0 and ``forcing`` is a rule.
+    """Raises unless ``rtol`` is a number in [0, 1] and ``forcing`` is a rule.
 
     ``who`` is the name of the solver in the message.
     """
-    validate.number(f"{who}: rtol", rtol, low=0.0)
+    validate.number(f"{who}: rtol", rtol, low=0.0, high=1.0)
     validate.choice(f"{who}: forcing", forcing, RULES)
 
 

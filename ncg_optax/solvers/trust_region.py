@@ -83,7 +83,7 @@ class steihaug(KrylovSolver):
         validate.integer("steihaug: maxiter", self.maxiter, low=1)
         check_tolerance("steihaug", self.rtol, self.forcing)
         validate.number("steihaug: radius", self.radius, low=0.0, low_open=True)
-        validate.number("steihaug: max_radius", self.max_radius, low=0.0, low_open=True)
+        validate.number("steihaug: max_radius", self.max_radius, low=self.radius)
 
     def init(self, params: PyTree) -> SteihaugState:
         """The state with the first radius."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from ncg_optax._utils import pytree
 from ncg_optax._utils.status import Status
 from ncg_optax.curvature.sampling import growth
+from ncg_optax.globalization.fixed_steps import full_step
 from ncg_optax.solvers.base import SolverResult, checked_solve
 from ncg_optax.step.model import StepModel
 from ncg_optax.step.point import Point
@@ -72,7 +73,11 @@ def find_direction(
         bend = jnp.where(fell_back, 0, bend)
 
     finite = pytree.all_finite(d) & jnp.isfinite(slope)
-    finite &= result.status != Status.SOLVER_NON_FINITE
+    # Where a product is not finite the direction is the last finite one, or the
+    # gradient. Its length means nothing, so it takes a search that evaluates the loss.
+    failed = result.status == Status.SOLVER_NON_FINITE
+    unchecked = isinstance(settings.linesearch, full_step)
+    finite &= jnp.logical_not(failed & (unchecked | (slope == 0)))
     d = pytree.where(finite, d, pytree.zeros_like(d))
     # A finite direction may overflow in the dtype of the parameters, such as float16.
     representable = pytree.all_finite(pytree.cast_like(d, point.params))

@@ -26,7 +26,11 @@ def next_state(
     trial: Trial,
     state: ScaleByNewtonCGState,
 ) -> ScaleByNewtonCGState:
-    """The state after the step; damping rule and solver get the outcome of the step."""
+    """The state after the step; damping rule and solver get the outcome of the step.
+
+    If the loss or the gradient at the start is not finite, the batch says nothing about
+    damping, curvature or direction: only ``count`` and ``info`` change.
+    """
     new_state = ScaleByNewtonCGState(
         count=jnp.asarray(optax.safe_increment(state.count)),
         damping=settings.damping.update(built.damping, trial.outcome),
@@ -36,7 +40,10 @@ def next_state(
         info=_measurements(settings, point, built, direction, trial),
     )
     require_same_structure(settings, new_state, state)
-    return pytree.cast_like(new_state, state)
+    new_state = pytree.cast_like(new_state, state)
+    known = jnp.isfinite(built.loss) & pytree.all_finite(point.gradient)
+    kept = pytree.where(known, new_state, state)
+    return kept._replace(count=new_state.count, info=new_state.info)
 
 
 def scaled_updates(

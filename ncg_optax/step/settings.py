@@ -80,6 +80,8 @@ def complete(
         fraction = preconditioner.fraction
         who = "preconditioner: fraction"
         validate.number(who, fraction, low=0.0, high=1.0, low_open=True)
+    if not hasattr(seed, "dtype"):  # under optax.inject_hyperparams it is an array
+        validate.integer("seed", seed, low=-(2**31))
     damping = as_damping(damping)
     if linesearch is None:
         needs_loss = damping.needs_outcome or solver.needs_outcome

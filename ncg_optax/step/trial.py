@@ -112,6 +112,10 @@ def _status(
         (~usable, Status.REJECTED_NON_FINITE),
         (direction.slope == 0, Status.ZERO_GRADIENT),
         (~search.accepted, Status.REJECTED_NO_DECREASE),
+        (
+            direction.result.status == Status.SOLVER_NON_FINITE,
+            Status.NON_FINITE_CURVATURE,
+        ),
         (direction.fell_back, Status.STEEPEST_DESCENT),
         (search.step_size < 1, Status.SHORTENED),
         (search.evaluations > 0, Status.ACCEPTED),

@@ -26,9 +26,11 @@ import ncg_optax.flax
 """
 
 
-def run(code):
+def run(code, *options):
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+        [sys.executable, *options, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
     )
 
 
@@ -43,6 +45,12 @@ def test_no_module_that_optax_does_not_need():
     modules = result.stdout.split()
     assert "ncg_optax" in modules
     assert not sorted(m for m in modules if not is_ours(m))
+
+
+def test_python_without_docstrings():
+    # The docstrings of the presets are made of that of newton_cg.
+    result = run("import ncg_optax; ncg_optax.hessian_free()", "-OO")
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_sentence_where_flax_is_missing():

@@ -95,6 +95,14 @@ def two_kinds_of_points(inside, border, broadcast=False):
     )
 
 
+@pytest.mark.parametrize("rows", [{"x": 4, "y": 1}, {"x": 4}])
+def test_a_curvature_batch_of_several_lengths(rows):
+    loss = composite()
+    batch = {name: loss.data[name][:n] for name, n in rows.items()}
+    with pytest.raises(ValueError, match="same number of rows in all arrays"):
+        updates_of(ncg.newton_cg(), loss, curvature_batch=batch)
+
+
 @pytest.mark.parametrize("broadcast", [False, True])
 def test_examples_of_several_kinds_are_not_split(broadcast):
     # Cutting the target alone is an error, or worse: it broadcasts.

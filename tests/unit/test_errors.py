@@ -115,7 +115,19 @@ def test_a_bool_is_no_damping():
         ncg.newton_cg(damping=True)
 
 
-@pytest.mark.parametrize("damping", [-1e-3, np.nan, -np.inf, jnp.array(-1.0)])
+@pytest.mark.parametrize("seed", ["a", 1.5, None, True])
+def test_a_wrong_seed(seed):
+    with pytest.raises(TypeError, match="seed must be an integer .* of type"):
+        ncg.newton_cg(seed=seed)
+
+
+@pytest.mark.parametrize("axis_name", [3, ("data", 3), jnp.ones(2)])
+def test_a_wrong_axis_name(axis_name):
+    with pytest.raises(TypeError, match="axis_name must be the name of a mapped axis"):
+        ncg.newton_cg(axis_name=axis_name)
+
+
+@pytest.mark.parametrize("damping", [-1e-3, np.nan, np.inf, jnp.array(-1.0)])
 def test_a_wrong_damping_is_a_value_error(damping):
     with pytest.raises(ValueError, match="damping must be a number in"):
         ncg.newton_cg(damping=damping)
@@ -123,7 +135,13 @@ def test_a_wrong_damping_is_a_value_error(damping):
 
 @pytest.mark.parametrize(
     ("rate", "error"),
-    [("1", TypeError), (True, TypeError), (np.nan, ValueError), (-1.0, ValueError)],
+    [
+        ("1", TypeError),
+        (True, TypeError),
+        (np.nan, ValueError),
+        (-1.0, ValueError),
+        (np.inf, ValueError),
+    ],
 )
 def test_a_wrong_learning_rate(rate, error):
     with pytest.raises(error, match="learning_rate must be a number in"):
@@ -154,6 +172,9 @@ NAN = float("nan")
         (ncg.cg, "forcing", "newton", ValueError),
         (ncg.cg, "negative_curvature", "raise", ValueError),
         (ncg.cg, "descent_threshold", -1.0, ValueError),
+        (ncg.cg, "rtol", 5.0, ValueError),
+        (ncg.minres, "rtol", 5.0, ValueError),
+        (ncg.steihaug, "max_radius", 0.5, ValueError),
         (ncg.steihaug, "maxiter", 0, ValueError),
         (ncg.steihaug, "rtol", NAN, ValueError),
         (ncg.steihaug, "radius", 0.0, ValueError),

@@ -361,15 +361,44 @@ def damping_of(state):
     )
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_non_finite_numbers_reject_the_step(faulty, fault):
+BAD_BATCHES = [name for name in FAULTS if name != "curvature"]
+
+
+@pytest.mark.parametrize("fault", BAD_BATCHES)
+def test_a_batch_that_is_not_finite_changes_nothing(guarded, faulty, fault):
     updates, state = faulty[fault]
     info = ncg.get_info(state)
     np.testing.assert_array_equal(updates, 0.0)
     assert info.step_size == 0
     assert info.status == Status.REJECTED_NON_FINITE
     assert "parameters stay" in ncg.explain(info.status)
-    assert damping_of(state) > info.damping
+    step, start = guarded
+    _, before = step(START, start, 0)
+    same = {"count": before[0].count, "info": before[0].info}
+    assert state[0].count == 2
+    assert_trees_equal(state[0]._replace(**same), before[0])
+
+
+def test_a_curvature_that_is_not_finite_makes_a_gradient_step(guarded):
+    """At once with a line search, else as soon as damping or radius allow it."""
+    step, state = guarded
+    if isinstance(state[0].solver, optax.EmaState):  # its directions are not checked
+        updates, state = step(START, state, 1 + list(FAULTS).index("curvature"))
+        np.testing.assert_array_equal(updates, 0.0)
+        assert ncg.get_info(state).status == Status.REJECTED_NON_FINITE
+        return
+    for _ in range(6):
+        updates, state = step(START, state, 1 + list(FAULTS).index("curvature"))
+        info = ncg.get_info(state)
+        assert info.solver_status == Status.SOLVER_NON_FINITE
+        if info.status == Status.NON_FINITE_CURVATURE:
+            break
+        assert info.status == Status.REJECTED_NO_DECREASE
+    assert info.status == Status.NON_FINITE_CURVATURE
+    assert info.next_loss < info.loss
+    gradient = jax.grad(FAULTS["curvature"])(START)
+    cosine = -gradient @ updates / jnp.linalg.norm(gradient) / jnp.linalg.norm(updates)
+    np.testing.assert_allclose(cosine, 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -130,6 +130,22 @@ def _check_curvature_batch(batch: Any, data: Mapping[str, PyTree]) -> None:
                 f"with any number of rows: got {_shapes(given)}, expected "
                 f"{_shapes(data[name])}."
             )
+    _check_lengths({**data, **batch}, data)
+
+
+def _check_lengths(new: Mapping[str, PyTree], old: Mapping[str, PyTree]) -> None:
+    """Raises unless all arrays over the examples have a common length again."""
+    n = number_of_examples(old)
+    pairs = zip(jax.tree.leaves(dict(new)), jax.tree.leaves(dict(old)), strict=True)
+    lengths = {
+        x.shape[0] for x, y in pairs if n and getattr(y, "shape", ())[:1] == (n,)
+    }
+    if len(lengths) > 1:
+        raise ValueError(
+            "curvature_batch must have the same number of rows in all arrays that run "
+            f"over the examples, got {', '.join(map(str, sorted(lengths)))}. Pass all "
+            "of these arrays."
+        )
 
 
 def _shapes(tree: PyTree) -> PyTree:

@@ -1,0 +1,274 @@
+"""Faults that were found in runs: each is a small input that failed once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ncg_optax as ncg
+from ncg_optax import Status
+from ncg_optax.preconditioners import kronecker_factors
+
+GAUSS_NEWTON = ncg.gauss_newton()
+
+
+def make_step(tx, loss):
+    @jax.jit
+    def step(w, state, **data):
+        grads = jax.tree.map(jnp.conj, jax.grad(loss)(w, **data))
+        updates, state = tx.update(grads, state, w, value_fn=loss, **data)
+        return optax.apply_updates(w, updates), state
+
+    return step
+
+
+def run(tx, loss, w, steps):
+    step, state, statuses = make_step(tx, loss), tx.init(w), []
+    for _ in range(steps):
+        w, state = step(w, state)
+        statuses.append(Status(int(ncg.get_info(state).status)))
+    return w, state, statuses
+
+
+# Leaves of several dtypes.
+
+DTYPES = ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"]
+OPTIMIZERS = {
+    "jacobi": dict(preconditioner=ncg.jacobi()),
+    "squared gradients": dict(preconditioner=ncg.jacobi("gradient")),
+    "nystrom": dict(preconditioner=ncg.nystrom(3)),
+    "kronecker": dict(preconditioner=ncg.kronecker()),
+    "roots": dict(
+        preconditioner=ncg.compose(ncg.kronecker(with_sqrt=True), ncg.nystrom(2))
+    ),
+    "warm start": dict(solver=ncg.cg(warm_start=0.9, maxiter=5)),
+    "minres": dict(solver=ncg.minres()),
+    "steihaug": dict(solver=ncg.steihaug(), damping=0.0, linesearch=None),
+    "momentum": dict(solver=ncg.quadratic_momentum(), linesearch=None),
+    "secant pairs": dict(solver=ncg.quasi_newton()),
+    "averaged": dict(solver=ncg.averaged_gradient(), linesearch=None),
+    "residual space": dict(solver=ncg.residual_space(momentum=0.5)),
+    "hessian_free": None,
+    "stochastic_hessian_free": None,
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_leaves_of_all_dtypes_are_trained_together(name):
+    def model(params):
+        distances = [jnp.abs(w - 3) if jnp.iscomplexobj(w) else w - 3 for w in params]
+        return jnp.concatenate([x.astype(jnp.float64).ravel() for x in distances])
+
+    with jax.enable_x64(True):
+        # What works on the residuals takes real parameters.
+        dtypes = DTYPES[:4] if name == "residual space" else DTYPES
+        shapes = [(2, 3), (4,)] * 3
+        params = [jnp.ones(s, d) for s, d in zip(shapes, dtypes, strict=False)]
+        loss = ncg.CompositeLoss(model, lambda outputs: jnp.mean(outputs**2))
+        settings = OPTIMIZERS[name]
+        if settings is None:
+            tx = getattr(ncg, name)()
+        else:
+            tx = ncg.newton_cg(curvature=GAUSS_NEWTON, **settings)
+        new, _, _ = run(tx, loss, params, 3)
+        assert [x.dtype for x in new] == dtypes
+        assert loss(new) < loss(params)
+
+
+# Batches that are not finite.
+
+
+def test_a_trust_region_outlasts_batches_that_are_not_finite():
+    loss = lambda w, bad: jnp.sum((w - 3.0) ** 2) + bad  # noqa: E731
+    tx = ncg.newton_cg(solver=ncg.steihaug(), damping=0.0, linesearch=None)
+    step, w = make_step(tx, loss), jnp.zeros(2)
+    state = tx.init(w)
+    for _ in range(31):
+        w, state = step(w, state, bad=jnp.nan)
+    for _ in range(4):
+        w, state = step(w, state, bad=0.0)
+    np.testing.assert_allclose(w, 3, rtol=1e-6)
+
+
+def test_batches_that_are_not_finite_hardly_slow_down_a_run():
+    loss = ncg.CompositeLoss(
+        lambda w: w - 3.0, lambda outputs, bad: jnp.mean(outputs**2) + bad
+    )
+    tx = ncg.stochastic_hessian_free()
+    step, needed = make_step(tx, loss), []
+    for faults in (0, 10):
+        w = jnp.zeros(2)
+        state = tx.init(w)
+        for _ in range(faults):
+            w, state = step(w, state, bad=jnp.nan)
+        count = 0
+        while loss(w, bad=0.0) > 1e-2 and count < 100:
+            w, state = step(w, state, bad=0.0)
+            count += 1
+        needed.append(count)
+    assert needed[1] <= 2 * needed[0] < 100
+
+
+def test_the_gradient_of_a_batch_with_an_infinite_loss_is_not_averaged():
+    # The gradient is finite but huge.
+    loss = lambda w, bad: jnp.sum((w - 3.0) ** 2) + bad * jnp.sum(w)  # noqa: E731
+    outlier = lambda w, bad: loss(w, bad) + jnp.where(bad > 0, jnp.inf, 0)  # noqa: E731
+    tx = ncg.newton_cg(0.5, solver=ncg.averaged_gradient(), linesearch=None)
+    step, ends = make_step(tx, outlier), []
+    for first in ([], [3e19]):
+        w = jnp.zeros(2)
+        state = tx.init(w)
+        for bad in [*first, *[0.0] * 10]:
+            w, state = step(w, state, bad=bad)
+        ends.append(w)
+    np.testing.assert_array_equal(*ends)
+
+
+# Curvature that is not finite where the gradient is.
+
+
+def root_loss(w):
+    return jnp.abs(w[0]) ** 1.5 + (w[1] - 3) ** 2  # f'' is infinite at w[0] = 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(),
+        dict(preconditioner=ncg.kronecker()),
+        dict(solver=ncg.minres()),
+        dict(solver=ncg.steihaug(), damping=0.0, linesearch=None),
+        dict(solver=ncg.quasi_newton()),
+    ],
+    ids=lambda settings: str(settings.get("solver", settings)),
+)
+def test_a_hessian_that_is_not_finite_does_not_stop_a_run(settings):
+    w, _, statuses = run(ncg.newton_cg(**settings), root_loss, jnp.zeros(2), 10)
+    np.testing.assert_allclose(w, [0, 3], atol=1e-3)
+    assert statuses[0] == Status.NON_FINITE_CURVATURE
+
+
+def test_a_gauss_newton_matrix_that_is_not_finite_does_not_stop_a_run():
+    loss = ncg.CompositeLoss(
+        lambda w: w - jnp.array([0.0, 3.0]), lambda z: jnp.sum(jnp.abs(z) ** 1.5)
+    )
+    w, _, _ = run(ncg.hessian_free(), loss, jnp.zeros(2), 30)
+    np.testing.assert_allclose(w, [0, 3], atol=1e-2)
+
+
+def test_without_a_look_at_the_loss_there_is_no_step_of_unknown_length():
+    tx = ncg.newton_cg(damping=1.0, linesearch=None)
+    w, _, statuses = run(tx, root_loss, jnp.zeros(2), 2)
+    np.testing.assert_array_equal(w, 0)
+    assert set(statuses) == {Status.REJECTED_NON_FINITE}
+
+
+# Decompositions that fail.
+
+
+def test_a_failed_decomposition_keeps_the_last_inverses(monkeypatch):
+    fails = {"now": False}
+
+    def eigh(gram):
+        values, vectors = jnp.linalg.eigh(gram)
+        return (values * jnp.nan, vectors) if fails["now"] else (values, vectors)
+
+    monkeypatch.setattr(kronecker_factors, "_eigh", eigh)
+    preconditioner, params = ncg.kronecker(refresh=1), jnp.ones((3, 2))
+    state, inverses = preconditioner.init(params), []
+    for count in range(3):
+        fails["now"] = count == 1
+        state, _ = preconditioner.update(
+            state,
+            lambda v: 2.0 * v,
+            params,
+            jnp.float32(0.1),
+            jax.random.key(count),
+            jnp.int32(count),
+        )
+        inverses.append(np.asarray(state.factors.left_inverse))
+    np.testing.assert_array_equal(inverses[1], inverses[0])
+    assert np.any(inverses[2] != inverses[1])
+
+
+# Damping at its bounds.
+
+
+@pytest.mark.parametrize("settings", [dict(minimum=0.0), dict(initial=1e-28)])
+def test_damping_comes_back_from_the_smallest_number(settings):
+    rule = ncg.levenberg_marquardt(**settings)
+    _, state, _ = rule.value(rule.init("float32"), 0, lambda: jnp.float32(1.0))
+
+    def outcome(accepted):
+        one = jnp.float32(1.0)
+        return ncg.globalization.Outcome(one, one, 0 * one, one * accepted, accepted)
+
+    for _ in range(100):
+        state = rule.update(state, outcome(jnp.array(True)))
+    lowest = state.damping
+    for _ in range(5):
+        state = rule.update(state, outcome(jnp.array(False)))
+    assert state.damping > 10 * lowest
+
+
+def test_damping_stays_finite():
+    rule = ncg.levenberg_marquardt(initial=1e30)
+    state = rule.init("float32")
+    rejected = ncg.globalization.Outcome(
+        *map(jnp.float32, (1, -1, 0, 0)), jnp.array(False)
+    )
+    for _ in range(50):
+        state = rule.update(state, rejected)
+    assert jnp.isfinite(state.damping)
+
+
+# Statuses that were not true.
+
+
+def test_no_step_is_accepted_whose_trials_are_all_nan():
+    hole = lambda w: jnp.where(jnp.all(w == 1.0), jnp.sum(w**2), jnp.nan)  # noqa: E731
+    w, state, statuses = run(ncg.newton_cg(damping=1.0), hole, jnp.ones(2), 1)
+    np.testing.assert_array_equal(w, 1)
+    assert statuses == [Status.REJECTED_NO_DECREASE]
+
+
+def test_a_shortened_step_lowers_the_loss():
+    # The negative gradient: every step leads uphill.
+    loss = lambda w: jnp.sum(jnp.cosh(w - 1)) + 3  # noqa: E731
+    tx, w = ncg.newton_cg(), jnp.zeros(2)
+    update = jax.jit(lambda g, s: tx.update(g, s, w, value_fn=loss))
+    updates, state = update(-jax.grad(loss)(w), tx.init(w))
+    np.testing.assert_array_equal(updates, 0)
+    assert ncg.get_info(state).status == Status.REJECTED_NO_DECREASE
+
+
+# minimize.
+
+
+def test_a_rise_is_no_convergence():
+    loss = lambda w: jnp.log1p(w**2)  # noqa: E731
+    tx = ncg.newton_cg(damping=0.0, linesearch=None)
+    _, _, result = ncg.minimize(loss, jnp.array(0.9), tx, ftol=1e-3, maxiter=3)
+    assert not result.converged
+
+
+def test_an_infinite_gradient_is_no_lack_of_steps():
+    _, _, result = ncg.minimize(lambda w: jnp.sum(w) * jnp.inf, jnp.ones(1), maxiter=0)
+    assert result.status == Status.DIVERGED
+
+
+# Numbers of NumPy.
+
+
+def test_counts_may_be_numbers_of_numpy():
+    assert ncg.cg(maxiter=np.int64(5)).maxiter == 5
+    assert ncg.minres(np.int32(7)).maxiter == 7
+
+
+def test_a_rate_of_numpy_does_not_widen_the_updates():
+    w = jnp.ones(2, jnp.bfloat16)
+    tx = ncg.newton_cg(np.float32(0.5))
+    loss = lambda w: jnp.sum(w.astype(jnp.float32) ** 2)  # noqa: E731
+    updates, _ = tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)
+    assert updates.dtype == jnp.bfloat16
