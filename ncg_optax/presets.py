@@ -64,8 +64,7 @@ def newton_cg(
     Args:
       learning_rate: :math:`\eta`, a number, an optax schedule, or None for 1. It
         scales the accepted step; line search and damping ignore it.
-      curvature: ``B``: :func:`hessian`, :func:`gauss_newton`,
-        :func:`empirical_fisher`.
+      curvature: ``B``: :func:`hessian`, :func:`gauss_newton`, :func:`empirical_fisher`.
       damping: :math:`\lambda`, in units of the curvature: :func:`levenberg_marquardt`,
         a number, or an optax schedule of the number of steps done.
       solver: :func:`cg`, :func:`steihaug`, :func:`minres`, :func:`residual_space`,
@@ -74,10 +73,9 @@ def newton_cg(
       preconditioner: ``M`` near the inverse of ``B + lambda I``; None for no
         preconditioner. See :class:`Preconditioner`.
       linesearch: :func:`armijo`, :func:`safeguard` for mini-batches, or None for the
-        full step. With None and fixed damping the loss at the full step is not
-        evaluated; with another damping rule it is, and the step is rejected if the loss
-        rises. An optax line search may be chained after :func:`scale_by_newton_cg`
-        instead, with a fixed damping.
+        full step. With None the loss at the full step is evaluated only if the damping
+        rule or the solver needs it; then the step is rejected if the loss rises. With a
+        fixed damping an optax line search may follow :func:`scale_by_newton_cg`.
       mask: a pytree of bools (or a prefix, or a function of the parameters that
         returns one): leaves with True are trained. Products are computed for these
         only; the others get zero updates. None trains all leaves.
@@ -141,17 +139,16 @@ def newton_cg(
     return optax.chain(newton, _scale(learning_rate))
 
 
-def _scale(
-    learning_rate: optax.ScalarOrSchedule | None,
-) -> optax.GradientTransformation:
-    if learning_rate is None:
+def _scale(rate: optax.ScalarOrSchedule | None) -> optax.GradientTransformation:
+    """Multiplies the updates by the negative learning rate."""
+    if rate is None:
         return optax.scale(-1.0)
-    if not callable(learning_rate):
-        validate.number("learning_rate", learning_rate, low=0.0, high_open=True)
-        if isinstance(learning_rate, np.generic):
-            # Unlike a Python number it would widen the updates of narrow parameters.
-            learning_rate = float(learning_rate)
-    return optax.scale_by_learning_rate(learning_rate)
+    if not callable(rate):
+        validate.number("learning_rate", rate, low=0.0, high_open=True)
+        if isinstance(rate, np.generic):
+            # A NumPy number would widen the updates of bfloat16 parameters.
+            rate = float(rate)
+    return optax.scale_by_learning_rate(rate)
 
 
 NEWTON_CG = {
@@ -201,28 +198,27 @@ def _preset(name: str, base: Callable[P, R], summary: str) -> Callable[P, R]:
     """
     defaults = DEFAULTS[name]
     signature = inspect.signature(base)
-    parameters = signature.parameters.values()
 
     @functools.wraps(base)
     def preset(*args, **kwargs):
         try:
             given = signature.bind(*args, **kwargs).arguments
-        except TypeError as error:  # Python's own would name the function `base`.
+        except TypeError as error:  # The message of Python would name newton_cg.
             settings = ", ".join(defaults)
             raise TypeError(f"{name}() {error}; it takes {settings}.") from None
         return base(**defaults | given)  # pyright: ignore[reportCallIssue]
 
     preset.__name__ = preset.__qualname__ = name
-    if base.__doc__ is not None:  # It is with `python -OO`.
+    if base.__doc__ is not None:  # `python -OO` removes docstrings.
         preset.__doc__ = _docstring(base.__doc__, summary, defaults)
-    preset.__signature__ = signature.replace(  # pyright: ignore[reportAttributeAccessIssue]
-        parameters=[p.replace(default=defaults[p.name]) for p in parameters]
-    )
+    parameters = signature.parameters.values()
+    shown = [p.replace(default=defaults[p.name]) for p in parameters]
+    preset.__signature__ = signature.replace(parameters=shown)  # pyright: ignore[reportAttributeAccessIssue]
     return preset
 
 
 def _docstring(of_base: str, summary: str, defaults: dict[str, Any]) -> str:
-    """The summary, the defaults that differ, and the settings of the base."""
+    """The summary, the changed defaults, and the sections about the settings."""
     described = inspect.cleandoc(of_base)
     settings = described[described.index("Args:") : described.index("References:")]
     before, after = inspect.cleandoc(summary).split("---")
