@@ -144,7 +144,11 @@ class TestBuildModel:
         assert model.loss == built.loss == stages.loss(stages.params)
         assert model.damping == DAMPING
         assert model.precondition is None
-        assert (built.damping_products, built.probes, built.linearized) == (0, 0, 0)
+        assert (
+            built.damping_products,
+            built.preconditioner_products,
+            built.sample_passes,
+        ) == (0, 0, 0)
         assert built.share == 1 and built.batch_product is None
         assert not built.is_summed
 
@@ -169,7 +173,7 @@ class TestBuildModel:
             rtol=1e-12,
             atol=1e-12,
         )
-        assert built.share == built.sample.share == built.linearized == 0.5
+        assert built.share == built.sample.share == built.sample_passes == 0.5
         np.testing.assert_allclose(built.sample_loss, half(stages.params), rtol=1e-14)
         # The loss and the gradient are those of the whole batch.
         np.testing.assert_allclose(built.loss, stages.loss(stages.params), rtol=1e-14)
@@ -245,7 +249,7 @@ class TestBuildModel:
             np.linalg.solve(a, flat(stages.grads)),
             rtol=1e-10,
         )
-        assert built.probes == 13 and built.probed == 1.0
+        assert built.preconditioner_products == 13 and built.preconditioner_share == 1.0
 
 
 class OneModel(ncg.solvers.Solver):
@@ -453,9 +457,9 @@ class TestNextState:
             share=0.5,
             sample=built.sample._replace(share=0.25),
             damping_products=1,
-            probes=8,
-            probed=0.125,
-            linearized=0.375,
+            preconditioner_products=8,
+            preconditioner_share=0.125,
+            sample_passes=0.375,
         )
         direction = direction._replace(
             result=direction.result._replace(products=6, evaluations=4),
