@@ -3,16 +3,15 @@
 ``DEFAULTS`` contains the tables: ``DEFAULTS[preset][setting]``.
 """
 
-import functools
-import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import numpy as np
 import optax
 
 from ncg_optax._utils import validate
 from ncg_optax._utils.schedules import linear_schedule
+from ncg_optax._utils.with_defaults import defaults_of, with_defaults
 from ncg_optax.curvature.base import Curvature
 from ncg_optax.curvature.gauss_newton import gauss_newton
 from ncg_optax.curvature.hessian import hessian
@@ -30,8 +29,6 @@ from ncg_optax.solvers.secant_pairs import quasi_newton
 from ncg_optax.step.transform import scale_by_newton_cg
 
 PyTree = Any
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 def newton_cg(
@@ -151,10 +148,7 @@ def _scale(rate: optax.ScalarOrSchedule | None) -> optax.GradientTransformation:
     return optax.scale_by_learning_rate(rate)
 
 
-NEWTON_CG = {
-    name: parameter.default
-    for name, parameter in inspect.signature(newton_cg).parameters.items()
-}
+NEWTON_CG = defaults_of(newton_cg)
 
 HESSIAN_FREE = NEWTON_CG | {
     "curvature": gauss_newton(),
@@ -188,49 +182,10 @@ DEFAULTS = {
 }
 
 
-def _preset(name: str, base: Callable[P, R], summary: str) -> Callable[P, R]:
-    """``base`` with the defaults of a table, and with a docstring of its own.
-
-    Args:
-      name: name of the preset, and of its table in ``DEFAULTS``.
-      base: :func:`newton_cg`; its docstring explains the settings.
-      summary: the docstring. A line ``---`` marks where the settings are inserted.
-    """
-    defaults = DEFAULTS[name]
-    signature = inspect.signature(base)
-
-    @functools.wraps(base)
-    def preset(*args, **kwargs):
-        try:
-            given = signature.bind(*args, **kwargs).arguments
-        except TypeError as error:  # The message of Python would name newton_cg.
-            settings = ", ".join(defaults)
-            raise TypeError(f"{name}() {error}; it takes {settings}.") from None
-        return base(**defaults | given)  # pyright: ignore[reportCallIssue]
-
-    preset.__name__ = preset.__qualname__ = name
-    if base.__doc__ is not None:  # `python -OO` removes docstrings.
-        preset.__doc__ = _docstring(base.__doc__, summary, defaults)
-    parameters = signature.parameters.values()
-    shown = [p.replace(default=defaults[p.name]) for p in parameters]
-    preset.__signature__ = signature.replace(parameters=shown)  # pyright: ignore[reportAttributeAccessIssue]
-    return preset
-
-
-def _docstring(of_base: str, summary: str, defaults: dict[str, Any]) -> str:
-    """The summary, the changed defaults, and the sections about the settings."""
-    described = inspect.cleandoc(of_base)
-    settings = described[described.index("Args:") : described.index("References:")]
-    before, after = inspect.cleandoc(summary).split("---")
-    changed = [f"  {k}={v!r}" for k, v in defaults.items() if v != NEWTON_CG[k]]
-    differ = "The defaults that differ from those of :func:`newton_cg`::\n"
-    table = "\n".join([differ, *changed])
-    return f"{before.strip()}\n\n{table}\n\n{settings}{after.strip()}\n"
-
-
-hessian_free = _preset(
+hessian_free = with_defaults(
     "hessian_free",
     newton_cg,
+    HESSIAN_FREE,
     r"""
     Hessian-free optimisation of neural networks: :func:`newton_cg` for full batches.
 
@@ -286,9 +241,10 @@ hessian_free = _preset(
     """,
 )
 
-stochastic_hessian_free = _preset(
+stochastic_hessian_free = with_defaults(
     "stochastic_hessian_free",
     newton_cg,
+    STOCHASTIC_HESSIAN_FREE,
     r"""
     Hessian-free optimisation on mini-batches: :func:`newton_cg` for noisy gradients.
 

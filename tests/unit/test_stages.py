@@ -144,8 +144,11 @@ class TestBuildModel:
         assert model.loss == built.loss == stages.loss(stages.params)
         assert model.damping == DAMPING
         assert model.precondition is None
-        assert built.damping_products == built.preconditioner_products == 0
-        assert built.sample_passes == 0
+        assert (
+            built.damping_products,
+            built.preconditioner_products,
+            built.sample_passes,
+        ) == (0, 0, 0)
         assert built.share == 1 and built.batch_product is None
         assert not built.is_summed
 
@@ -246,8 +249,7 @@ class TestBuildModel:
             np.linalg.solve(a, flat(stages.grads)),
             rtol=1e-10,
         )
-        assert built.preconditioner_products == 13
-        assert built.preconditioner_share == 1.0
+        assert built.preconditioner_products == 13 and built.preconditioner_share == 1.0
 
 
 class OneModel(ncg.solvers.Solver):
