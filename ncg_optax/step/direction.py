@@ -79,6 +79,7 @@ def find_direction(
     unchecked = isinstance(settings.linesearch, full_step)
     finite &= jnp.logical_not(failed & (unchecked | (slope == 0)))
     d = pytree.where(finite, d, pytree.zeros_like(d))
+    bend = jnp.where(finite, bend, 0)
     # A finite direction may overflow in the dtype of the parameters, such as float16.
     representable = pytree.all_finite(pytree.cast_like(d, point.params))
     sample_state, agreement_products = _compare_with_batch(

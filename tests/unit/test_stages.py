@@ -336,6 +336,7 @@ class TestFindDirection:
         direction = Stages(solver=solver, linesearch=ncg.safeguard()).direction()
         assert not direction.usable
         np.testing.assert_array_equal(flat(direction.d), np.zeros(13))
+        assert direction.bend == 0
 
     def test_a_summed_loss_cannot_be_used(self):
         stages = Stages()
