@@ -209,7 +209,7 @@ def _preset(name: str, base: Callable[P, R], summary: str) -> Callable[P, R]:
         except TypeError as error:  # Python's own would name the function `base`.
             settings = ", ".join(defaults)
             raise TypeError(f"{name}() {error}; it takes {settings}.") from None
-        return base(**defaults | given)
+        return base(**defaults | given)  # pyright: ignore[reportCallIssue]
 
     described = inspect.cleandoc(base.__doc__ or "")
     settings = described[described.index("Args:") : described.index("References:")]
