@@ -141,6 +141,19 @@ def test_a_bad_gradient_makes_no_step_and_is_forgotten(bad):
     jax.tree.map(np.testing.assert_array_equal, after, state)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_the_info_of_a_step_with_a_bad_gradient(bad):
+    def loss(w):
+        return jnp.sum(jnp.square(w))
+
+    tx = ncg.newton_cg(solver=ncg.averaged_gradient(), linesearch=None)
+    w, grads = jnp.ones(2), jnp.array([1.0, bad])
+    _, state = jax.jit(lambda g: tx.update(g, tx.init(w), w, value_fn=loss))(grads)
+    info = ncg.get_info(state)
+    assert info.status == ncg.Status.REJECTED_NON_FINITE
+    assert info.curvature == 0 and info.step_size == 0
+
+
 def test_a_bad_product_makes_no_step():
     result, state = solve(GRADIENTS[0], matrix=np.full((6, 6), np.nan))
     assert result.status == ncg.Status.SOLVER_NON_FINITE

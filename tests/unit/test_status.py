@@ -1,8 +1,10 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import ncg_optax as ncg
+from ncg_optax._utils.status import first_match
 
 
 @pytest.mark.parametrize("status", ncg.Status)
@@ -37,3 +39,19 @@ def test_codes_are_grouped_as_documented():
     assert all(ncg.Status[name] < 20 for name in solver)
     assert all(20 <= ncg.Status[name] < 40 for name in step)
     assert all(ncg.Status[name] >= 40 for name in end)
+
+
+CASES = [(True, True, 1), (True, False, 1), (False, True, 2), (False, False, 3)]
+
+
+@pytest.mark.parametrize("a, b, expected", CASES)
+def test_the_first_case_that_holds(a, b, expected):
+    code = first_match((jnp.array(a), 1), (b, jnp.array(2)), otherwise=3)
+    assert code == expected and code.dtype == jnp.int32
+
+
+def test_a_case_is_one_select():
+    """They are in the loops of all solvers."""
+    program = jax.jit(lambda a, b, c: first_match((a, 1), (b, 2), otherwise=c))
+    text = program.lower(True, False, 3).as_text()
+    assert "reduce" not in text and "iota" not in text
