@@ -70,8 +70,7 @@ def find_direction(
         steepest = pytree.scale(gradient, -1.0)
         d = pytree.where(fell_back, steepest, solution)
         slope = jnp.where(fell_back, pytree.vdot(gradient, steepest), slope)
-    # Without a slope there is no curvature along the direction to report either.
-    bend = jnp.where(fell_back | jnp.isnan(slope), 0, bend)
+        bend = jnp.where(fell_back, 0, bend)
 
     finite = pytree.all_finite(d) & jnp.isfinite(slope)
     # Where a product is not finite the direction is the last finite one, or the
