@@ -21,7 +21,12 @@ _GREY = "#888888"
 _MARKS = (
     ("accepted", (Status.ACCEPTED, Status.NOT_EVALUATED), _GREEN, "."),
     ("shortened", (Status.SHORTENED,), _ORANGE, "v"),
-    ("steepest descent", (Status.STEEPEST_DESCENT,), _BLUE, "s"),
+    (
+        "steepest descent",
+        (Status.STEEPEST_DESCENT, Status.NON_FINITE_CURVATURE),
+        _BLUE,
+        "s",
+    ),
     (
         "rejected",
         (

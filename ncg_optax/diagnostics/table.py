@@ -89,6 +89,7 @@ _WORDS: dict[int, tuple[str, str]] = {
     Status.REJECTED_NON_FINITE: ("not finite", "bold red"),
     Status.ZERO_GRADIENT: ("gradient 0", ""),
     Status.SUMMED_LOSS: ("summed", "bold red"),
+    Status.NON_FINITE_CURVATURE: ("gradient", "yellow"),
     Status.RESIDUAL_CONVERGED: ("solved", ""),
     Status.PROGRESS_STALLED: ("stalled", ""),
     Status.MAX_ITERATIONS: ("at its cap", ""),
