@@ -28,5 +28,6 @@ for command in (
     measure.precision,
     measure.preconditioners,
     measure.overhead,
+    measure.gpu,
 ):
     app.command()(command)

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.commands import options
+from benchmarks.measurements import gpu as gpu_steps
 from benchmarks.measurements import memory as memory_plans
 from benchmarks.measurements import overhead as overheads
 from benchmarks.measurements import preconditioners as preconditioning
@@ -46,13 +47,18 @@ def scaling(
         typer.Option(help="Instead: numbers of processes, one core each, on loopback."),
     ] = None,
     model: Annotated[str, typer.Option(help=", ".join(networks.MODELS))] = "mlp",
-    optimizer: Several = "adam,newton_cg,hessian_free",
+    optimizer: Annotated[
+        str, typer.Option(help=f"Of {', '.join(networks.OPTIMIZERS)}.")
+    ] = "adam,newton_cg,hessian_free",
     batch: Annotated[
         int | None,
         typer.Option(
             min=1, help="Examples on the first of them.", show_default="the model's own"
         ),
     ] = None,
+    minibatch: Annotated[
+        int, typer.Option(min=1, help=f"The same for {networks.STOCHASTIC}.")
+    ] = 1024,
     strong: Annotated[
         bool, typer.Option("--strong/--no-strong", help="The same batch for all.")
     ] = True,
@@ -60,7 +66,7 @@ def scaling(
         bool, typer.Option("--weak/--no-weak", help="The same share for each.")
     ] = True,
     steps: Annotated[
-        int, typer.Option(min=1, help="Steps that are timed, after five others.")
+        int, typer.Option(min=1, help="Steps that are timed, after some others.")
     ] = 10,
     predict: Annotated[
         bool, typer.Option("--predict", help="Measure nothing: the model's ResNet-50.")
@@ -88,13 +94,16 @@ def scaling(
     if not kinds:
         raise options.UsageError("nothing to do with --no-strong and --no-weak.")
     chosen = networks.MODELS[model]
-    size = batch or chosen.batch_size
+    sizes = dict.fromkeys(names, batch or chosen.batch_size)
+    if networks.STOCHASTIC in sizes:
+        sizes[networks.STOCHASTIC] = minibatch
     with options.explained(ValueError, RuntimeError):
         points = measuring.sweep(
-            model, names, counts, size, kinds, steps, bool(processes), typer.echo
+            model, sizes, counts, kinds, steps, bool(processes), typer.echo
         )
     command = f"scaling --{option} {','.join(map(str, counts))} --model {model}"
-    command += f" --optimizer {','.join(names)} --batch {size}"
+    command += f" --optimizer {','.join(names)} --batch {batch or chosen.batch_size}"
+    command += f" --minibatch {minibatch}" if networks.STOCHASTIC in names else ""
     command += "" if strong else " --no-strong"
     command += "" if weak else " --no-weak"
     record = {
@@ -204,3 +213,30 @@ def overhead() -> None:
         typer.echo(f"{name:12} {taken:7.0f} microseconds a step")
     ratio = micros["newton_cg"] / micros["optax.lbfgs"]
     typer.echo(f"ratio        {ratio:7.2f}")
+
+
+def gpu(
+    budget: Annotated[
+        float, typer.Option(min=0, help="Seconds, with those of compiling.")
+    ] = gpu_steps.BUDGET,
+    small: Annotated[
+        bool,
+        typer.Option("--small", help="A dry run of tiny shapes: gpu_small.json."),
+    ] = False,
+    output: options.CommittedOutput = options.COMMITTED,
+) -> None:
+    """Time steps on one GPU, within a budget of seconds. Writes gpu.json.
+
+    Four optimizers on the MNIST autoencoder, a transformer and ResNet-50, with made-up
+    data; the preconditioner's share, TF32 against full precision, peaks of memory. What
+    there is no time left for is skipped, and the file says so. Programs that JAX keeps
+    on disk (JAX_COMPILATION_CACHE_DIR) need not be compiled again.
+    """
+    options.check_output(output)
+    if not small and gpu_steps.backend() == "cpu":
+        raise options.UsageError("JAX finds no GPU here; --small tries it on a CPU.")
+    found = gpu_steps.measure(gpu_steps.parts(small), budget, typer.echo)
+    command = f"gpu --budget {budget:g}{' --small' if small else ''}"
+    path = output / ("gpu_small.json" if small else report.FILES["gpu"])
+    _store(found, command, path, found["machine"])
+    typer.echo(report.gpu(found | {"command": f"python -m benchmarks {command}"}))

@@ -5,44 +5,29 @@ everything in between, in multiples of the parameters. Donated arguments lie whe
 results go and count once.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 import ncg_optax as ncg
 from benchmarks.reports.records import Record
-from benchmarks.scaling.models import MODELS, Model
+from benchmarks.scaling.models import MODELS, Model, optimizer
 
 PIECES = 16  # that the batch goes through memory in
 
 
 class Candidate(NamedTuple):
-    """An optimizer, made for microbatches of so many examples or for None."""
+    """An optimizer, and how it is given the batch."""
 
-    make: Callable[[int | None], optax.GradientTransformation]  # the optimizer
+    optimizer: str  # of `models.OPTIMIZERS`
     pieces: bool  # whether the batch goes through memory in pieces
 
 
-def _preset(name: str) -> Callable[[int | None], optax.GradientTransformation]:
-    def make(microbatch: int | None) -> optax.GradientTransformation:
-        default = ncg.presets.DEFAULTS[name]["sampling"]
-        sampling = dataclasses.replace(default, microbatch_size=microbatch)
-        return getattr(ncg, name)(sampling=sampling)
-
-    return make
-
-
-CANDIDATES: dict[str, Candidate] = {
-    f"{name}{', in pieces' if pieces else ''}": Candidate(make, pieces)
-    for name, make in (
-        ("adam", lambda microbatch: optax.adam(1e-3)),
-        ("newton_cg", _preset("newton_cg")),
-        ("hessian_free", _preset("hessian_free")),
-    )
+CANDIDATES = {
+    f"{name}{', in pieces' if pieces else ''}": Candidate(name, pieces)
+    for name in ("adam", "newton_cg", "hessian_free")
     for pieces in (False, True)
 }
 
@@ -68,7 +53,7 @@ def plan(model: Model, candidate: Candidate, batch_size: int) -> Memory:
             f"batch_size must be a multiple of {PIECES}, got {batch_size}."
         )
     piece = batch_size // PIECES if candidate.pieces else None
-    tx = candidate.make(piece)
+    tx = optimizer(candidate.optimizer, model._replace(microbatch=piece))
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
     step = ncg.make_train_step(model.composite(), tx, mesh, microbatch_size=piece)
     params = model.init(0)

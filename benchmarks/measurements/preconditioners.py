@@ -165,26 +165,38 @@ def _compile(
     scenario: Scenario,
     tx: optax.GradientTransformationExtraArgs,
     preconditioner: ncg.preconditioners.Preconditioner,
-    params: Params,
-    state: optax.OptState,
-    data: Batch,
+    *args: Any,
 ) -> _Program:
+    """The programs for parameters, state and data."""
     loss = ncg.CompositeLoss(scenario.model, scenario.loss)
+    executable = jax.jit(newton_step(scenario, tx)).lower(*args).compile()
+    return _Program(executable, *parts(loss, tx, preconditioner))
 
-    def update(params: Params, state: Any, grads: Params, data: Batch) -> _Counted:
+
+def parts(
+    loss: ncg.CompositeLoss,
+    tx: optax.GradientTransformationExtraArgs,
+    preconditioner: ncg.preconditioners.Preconditioner,
+) -> tuple[Any, Any]:
+    """The parts of a step that are the preconditioner's: its update, applications.
+
+    Two jitted functions: ``update(params, state, grads, data)`` returns the state of
+    the preconditioner, ``apply(that state, r, damping, times)`` applies it repeatedly.
+    """
+
+    def update(params: Params, state: Any, grads: Params, data: Batch) -> Any:
         # XLA drops everything that the state of the preconditioner does not need: the
         # solve and the line search; and the loss, as it is said to be known.
         known = as_objective(loss, data)._replace(reduced_value=jnp.zeros(()))
         _, state = tx.update(grads, state, params, value_fn=MappedLoss(known))
         return optax.tree.get(state, "preconditioner")
 
-    def apply(state: _Counted, r: Params, damping: Any, times: Any) -> Params:
+    def apply(state: Any, r: Params, damping: Any, times: Any) -> Params:
         return jax.lax.fori_loop(
             0, times, lambda _, r: preconditioner.apply(state, r, damping), r
         )
 
-    executable = jax.jit(newton_step(scenario, tx)).lower(params, state, data).compile()
-    return _Program(executable, jax.jit(update), jax.jit(apply))
+    return jax.jit(update), jax.jit(apply)
 
 
 def _cycle(

@@ -1,4 +1,4 @@
-"""Tables and the figure of the scaling page, from stored results.
+"""Tables of the pages on scaling and on GPUs, and a figure, from stored results.
 
 The page of the documentation and the command line show the same text. Nothing but the
 standard library is needed, apart from the figure.
@@ -17,6 +17,7 @@ FILES = {
     "prediction": "scaling_prediction.json",
     "memory": "memory.json",
     "precision": "product_precision.json",
+    "gpu": "gpu.json",
 }
 MARKERS = ("o", "s", "^", "D")
 COLOURS = ("#009E73", "#D55E00", "#0072B2", "#E69F00")
@@ -222,6 +223,43 @@ def precision(record: dict[str, Any]) -> str:
     return table(("problem", "optimizer", "float32", "bfloat16"), rows, left=2)
 
 
+def gpu(record: dict[str, Any]) -> str:
+    """Steps on one GPU: a table for each model, and what TF32 does."""
+    by_model: dict[str, dict[str, Any]] = {}
+    for part in record["parts"]:
+        by_model.setdefault(part["description"], {})[part["optimizer"]] = part
+    headings = (
+        "optimizer", "batch", "step", "gradients", "own share", "peak", "compiling",
+    )  # fmt: skip
+    found = []
+    for description, parts in by_model.items():
+        rows = table(headings, map(_gpu_row, parts.values()))
+        found += [f"{description[0].upper()}{description[1:]}:", rows]
+        pair = [parts.get(f"hessian_free{end}", {}) for end in ("_tf32", "")]
+        if all("losses" in part for part in pair):
+            last = min(len(part["losses"]) for part in pair) - 1
+            low, high = (f"{part['losses'][last]:.5g}" for part in pair)
+            found.append(f"Loss after {last} steps: {low} in TF32, {high} in float32.")
+    device = record["machine"].get("device", "nothing ran")
+    found.append(f"Made-up data, {device}, {record['seconds']:.0f} s in all.")
+    return "\n\n".join([*found, f"`{record['command']}`"])
+
+
+def _gpu_row(part: dict[str, Any]) -> list[str]:
+    name = [part["optimizer"], str(part["batch"])]
+    if "seconds" not in part:
+        return [*name, part["status"], *4 * [""]]
+    share, peak = part["preconditioner_share"], part["peak_bytes"]
+    return [
+        *name,
+        duration(part["seconds"]) + ("" if part["settled"] else " (first steps)"),
+        f"{part['gradient_equivalents']:.1f}",
+        "" if share is None else percent(share),
+        "" if peak is None else size(peak),
+        duration(part["compile_seconds"]),
+    ]
+
+
 _PREDICTED = (headline, strong, weak, variants, checks, sources)
 PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "devices": ("devices", measured),
@@ -229,6 +267,7 @@ PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     **{write.__name__: ("prediction", write) for write in _PREDICTED},
     "memory": ("memory", memory),
     "precision": ("precision", precision),
+    "gpu": ("gpu", gpu),
 }
 
 

@@ -225,7 +225,7 @@ def test_recipe_of_hessian_free_is_what_a_step_does():
     """Products, and what they and the trial values cost in units of the batch."""
     recipe = scaling_prediction.hessian_free()
     model = scaling_models.MODELS["tiny"]
-    tx = scaling_models.optimizer("hessian_free")
+    tx = scaling_models.optimizer("hessian_free", model)
     loss, data = model.composite(), model.batch(4096)
 
     @jax.jit
@@ -357,6 +357,21 @@ def test_processes_have_a_core_each(tmp_path, monkeypatch):
     assert record["labels"] == [scaling.FUNCTIONAL["shared cores"]]
 
 
+def test_mini_batches_have_a_size_of_their_own(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(scaling, "run", lambda spec: asked.append(spec) or result())
+    names = "adam,stochastic_hessian_free"
+    args = ("--model", "tiny", "--optimizer", names, "--minibatch", 32)
+    args += ("--devices", "1,2", "--no-weak", "--output", tmp_path)
+    assert invoke("scaling", *args).exit_code == 0
+    assert [(s.optimizer, s.batch) for s in asked] == [
+        *2 * [("adam", 64)],
+        *2 * [("stochastic_hessian_free", 32)],
+    ]
+    record = json.loads((tmp_path / "scaling_devices.json").read_text("utf8"))
+    assert "--batch 64 --minibatch 32" in record["command"]
+
+
 @pytest.mark.parametrize(
     "args, message",
     [
@@ -389,7 +404,7 @@ def test_more_devices_than_there_are():
 def test_two_fake_devices_do_what_one_does(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     points = scaling.sweep(
-        "tiny", ["adam", "newton_cg"], [1, 2], 64, scalings=["strong"], steps=2
+        "tiny", {"adam": 64, "newton_cg": 64}, [1, 2], scalings=["strong"], steps=2
     )  # four processes
     adam, adam_2, newton, newton_2 = points
     assert scaling.labels(points) == [scaling.FUNCTIONAL["fake devices"]]
