@@ -99,17 +99,18 @@ def _range(row: dict[str, Any]) -> str:
 
 
 def headline(record: dict[str, Any]) -> str:
-    """Eight devices and a batch of 512, beside the poster."""
+    """Eight devices, a batch of 512 or the mini-batch's, beside the poster."""
     found = {
         row["recipe"]: row
         for row in [*record["strong"], *record["variants"]]
-        if (row["batch"], row["devices"]) == (512, 8)
+        if row["devices"] == 8 and row["batch"] <= 1024
     }
     rows = [("poster, *measured*", f"{100 * record['poster']['efficiency']:.1f} %", "")]
     for name, row in found.items():
         if name != "as it comes":
             variant = name != "hessian_free" and row in record["variants"]
             title = f"hessian_free, {name}" if variant else name
+            title += "" if row["batch"] == 512 else f", batch {row['batch']}"
             rows.append((title, _range(row), duration(row["seconds"])))
     return table(("optimizer", "efficiency", "step"), rows)
 

@@ -253,6 +253,16 @@ def test_recipe_of_hessian_free_is_what_a_step_does():
     assert units == pytest.approx(float(info.gradient_equivalents), rel=1e-3)
 
 
+@pytest.mark.slow
+def test_recipe_of_stochastic_hessian_free_is_what_a_step_does():
+    recipe = scaling_prediction.stochastic_hessian_free()
+    found = scaling.measure(Spec("tiny", recipe.name, 4096, 1, steps=2))
+    assert found["products"] == recipe.products
+    rows = [cost_model.rows_on_a_device(p, 4096, 1) / 4096 for p in recipe.passes]
+    units = sum(p.count * p.cost * r for p, r in zip(recipe.passes, rows, strict=True))
+    assert units == pytest.approx(found["gradient_equivalents"], rel=1e-3)
+
+
 # What is sent
 
 
