@@ -6,20 +6,18 @@ from typing import Annotated
 import jax
 import optax
 import typer
-from rich.console import Console
 
 from benchmarks.commands import options
 from benchmarks.measurements import gpu as gpu_steps
 from benchmarks.measurements import memory as memory_plans
-from benchmarks.measurements import overhead as overheads
 from benchmarks.measurements import preconditioners as preconditioning
 from benchmarks.measurements import product_precision
-from benchmarks.reports import records, tables
+from benchmarks.reports import records
 from benchmarks.reports import scaling as report
 from benchmarks.scaling import measure as measuring
 from benchmarks.scaling import models as networks
 from benchmarks.scaling import prediction
-from benchmarks.scenarios import SCENARIOS, Scenario
+from benchmarks.scenarios import SCENARIOS
 
 Several = Annotated[str, typer.Option(help="Which, separated by commas.")]
 
@@ -144,7 +142,7 @@ def precision(
     """Convergence with products sent in bfloat16. Writes product_precision.json."""
     names = options.names_of(scenarios, SCENARIOS, "scenario")
     options.check_output(output)
-    product_precision.use_fake_devices()
+    jax.config.update("jax_num_cpu_devices", product_precision.DEVICES)
     with options.explained(*options.UNAVAILABLE):
         found = product_precision.compare(
             names, seeds=seeds, budget=budget, progress=typer.echo
@@ -174,45 +172,21 @@ def preconditioners(
     names = list(dict.fromkeys(scenarios or ["digits_autoencoder"]))
     chosen = [SCENARIOS[options.one_of(name, SCENARIOS, "scenario")] for name in names]
     options.check_output(output)
-    console, found = tables.console(), {}
+    found: dict[str, records.Record] = {}
     for item in chosen:
-        found[item.name] = _preconditioners(item, repeats, console)
+        with jax.enable_x64(item.x64), options.explained(*options.UNAVAILABLE):
+            data = item.load().train
+            measured = preconditioning.measure(item, data, repeats, typer.echo)
+            parameters = optax.tree.size(item.init(0))
+        title = f"{item.name}, {parameters} parameters, {len(data['y'])} examples"
+        typer.echo(preconditioning.tables(title, measured))
+        found[item.name] = {
+            "parameters": parameters,
+            "examples": len(data["y"]),
+            "preconditioners": preconditioning.as_record(measured),
+        }
     command = f"preconditioners {' '.join(names)} --repeats {repeats}"
     _store({"scenarios": found}, command, output / "preconditioners.json")
-
-
-def _preconditioners(
-    scenario: Scenario, repeats: int, console: Console
-) -> records.Record:
-    """Measures and prints those of one scenario."""
-    with jax.enable_x64(scenario.x64), options.progress_bar(console) as progress:
-        with options.explained(*options.UNAVAILABLE):
-            data = scenario.load().train
-        task = progress.add_task(scenario.name, total=None)
-        measured = preconditioning.measure(
-            scenario,
-            data,
-            repeats,
-            lambda name: progress.update(task, description=f"{scenario.name} · {name}"),
-        )
-        parameters = optax.tree.size(scenario.init(0))
-    title = f"{scenario.name}, {parameters} parameters, {len(data['y'])} examples"
-    for table in preconditioning.tables(title, measured):
-        console.print(table)
-    return {
-        "parameters": parameters,
-        "examples": len(data["y"]),
-        "preconditioners": preconditioning.as_record(measured),
-    }
-
-
-def overhead() -> None:
-    """Time a step of 20 parameters, where nothing but the overhead counts."""
-    micros = overheads.measure()
-    for name, taken in micros.items():
-        typer.echo(f"{name:12} {taken:7.0f} microseconds a step")
-    ratio = micros["newton_cg"] / micros["optax.lbfgs"]
-    typer.echo(f"ratio        {ratio:7.2f}")
 
 
 def gpu(

@@ -21,10 +21,6 @@ ENDING = 10.0  # seconds in which a process ends after its last step
 OPTIMIZERS = ("hessian_free", STOCHASTIC, "adam", "soap")
 TF32 = "hessian_free_tf32"  # beside the first of them, on the autoencoder
 TINY = {"mlp": "tiny", "transformer_512": "transformer_tiny", "resnet50": "resnet_tiny"}
-KEPT = (
-    "weights", "compile_seconds", "seconds", "all_seconds", "settled", "losses",
-    "gradient_equivalents", "preconditioner_share", "peak_bytes",
-)  # fmt: skip
 
 
 class Part(NamedTuple):
@@ -97,4 +93,4 @@ def _measured(part: Part, limit: float) -> tuple[str, Record]:
         memory = "RESOURCE_EXHAUSTED" in str(error)
         reason = "out of memory" if memory else str(error).splitlines()[-1]
         return f"failed: {reason}", {}
-    return "measured", {name: numbers[name] for name in (*KEPT, "machine")}
+    return "measured", numbers

@@ -12,21 +12,16 @@ import jax
 import numpy as np
 
 import ncg_optax as ncg
+from benchmarks.measurements.preconditioners import bytes_of
 from benchmarks.reports.records import Record
-from benchmarks.scaling.models import MODELS, Model, optimizer
+from benchmarks.scaling.models import MODELS, OPTIMIZERS, Model
 
 PIECES = 16  # that the batch goes through memory in
 
 
-class Candidate(NamedTuple):
-    """An optimizer, and how it is given the batch."""
-
-    optimizer: str  # of `models.OPTIMIZERS`
-    pieces: bool  # whether the batch goes through memory in pieces
-
-
+# Optimizers of `models.OPTIMIZERS`, and whether the batch goes through in pieces.
 CANDIDATES = {
-    f"{name}{', in pieces' if pieces else ''}": Candidate(name, pieces)
+    f"{name}{', in pieces' if pieces else ''}": (name, pieces)
     for name in ("adam", "newton_cg", "hessian_free")
     for pieces in (False, True)
 }
@@ -42,7 +37,7 @@ class Memory(NamedTuple):
     peak: int  # all of it, and what of the results lies elsewhere
 
 
-def plan(model: Model, candidate: Candidate, batch_size: int) -> Memory:
+def plan(model: Model, candidate: tuple[str, bool], batch_size: int) -> Memory:
     """XLA's plan for a step.
 
     Raises:
@@ -52,18 +47,16 @@ def plan(model: Model, candidate: Candidate, batch_size: int) -> Memory:
         raise ValueError(
             f"batch_size must be a multiple of {PIECES}, got {batch_size}."
         )
-    piece = batch_size // PIECES if candidate.pieces else None
-    tx = optimizer(candidate.optimizer, model._replace(microbatch=piece))
+    name, in_pieces = candidate
+    piece = batch_size // PIECES if in_pieces else None
+    tx = OPTIMIZERS[name](model._replace(microbatch=piece))
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
     step = ncg.make_train_step(model.composite(), tx, mesh, microbatch_size=piece)
     params = model.init(0)
     state, batch = jax.jit(tx.init)(params), model.batch(batch_size)
     planned = step.lower(params, state, batch).compile().memory_analysis()
     return Memory(
-        *(
-            sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-            for tree in (params, state, batch)
-        ),
+        *map(bytes_of, (params, state, batch)),
         temporary=planned.temp_size_in_bytes,
         peak=planned.argument_size_in_bytes
         + planned.output_size_in_bytes
@@ -74,14 +67,13 @@ def plan(model: Model, candidate: Candidate, batch_size: int) -> Memory:
 
 def measure(
     names: tuple[str, ...],
-    batch_sizes: dict[str, int] | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Record:
-    """Plans of all candidates for some of `MODELS`, with other batch sizes if given."""
+    """Plans of all candidates for some of `MODELS`."""
     found: Record = {}
     for name in names:
         model = MODELS[name]
-        size = (batch_sizes or {}).get(name, model.batch_size)
+        size = model.batch_size
         plans = {}
         for title, candidate in CANDIDATES.items():
             progress(f"{name}: {title}")

@@ -21,12 +21,8 @@ FILES = {
 }
 MARKERS = ("o", "s", "^", "D")
 COLOURS = ("#009E73", "#D55E00", "#0072B2", "#E69F00")
-NAMES = {
-    "overhead": "small shares",
-    "bandwidth": "bandwidth",
-    "latency": "latency",
-    "vectors": "vectors",
-    "preconditioner": "preconditioner",
+NAMES = {"overhead": "small shares"} | {
+    name: name for name in ("bandwidth", "latency", "vectors", "preconditioner")
 }
 
 

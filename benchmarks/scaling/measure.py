@@ -23,7 +23,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+import optax
+
+import ncg_optax as ncg
+from benchmarks.measurements import preconditioners
+from benchmarks.reports import records
 from benchmarks.reports.records import Record
+from benchmarks.scaling import communication, models
 from benchmarks.scaling.communication import Collective
 
 ROOT = pathlib.Path(__file__).parents[2]  # from where workers find this package
@@ -107,30 +115,23 @@ def steady(seconds: Sequence[float], cycle: int = CYCLE) -> float:
 
 def measure(spec: Spec) -> Record:
     """Compiles and times a step. Called in a worker, whose devices are set up."""
-    import jax
-    import numpy as np
-
-    from benchmarks.reports import records
-    from benchmarks.scaling import communication, models
-    from ncg_optax import make_train_step, parallel
-
     model, devices = models.MODELS[spec.model], jax.devices()
-    tx = models.optimizer(spec.optimizer, model)
+    tx = models.OPTIMIZERS[spec.optimizer](model)
     if len(devices) < spec.devices:
         raise ValueError(
             f"devices: {spec.devices} are wanted, there are {len(devices)}."
         )
     mesh = jax.sharding.Mesh(np.array(devices[: spec.devices]), ("data",))
-    step = make_train_step(
+    step = ncg.make_train_step(
         model.composite(), tx, mesh, microbatch_size=model.microbatch
     )
     params = model.init(0)
     weights = sum(leaf.size for leaf in jax.tree.leaves(params))
-    carry = parallel.replicate((params, jax.jit(tx.init)(params)), mesh)
+    carry = ncg.parallel.replicate((params, jax.jit(tx.init)(params)), mesh)
     each = spec.batch // spec.processes
     mine = slice(spec.process * each, (spec.process + 1) * each)
     rows = jax.tree.map(lambda x: x[mine], model.batch(spec.batch))
-    batch = parallel.shard_batch(rows, mesh)
+    batch = ncg.parallel.shard_batch(rows, mesh)
 
     start = time.perf_counter()
     program = step.lower(*carry, batch).compile()
@@ -168,14 +169,8 @@ def _timed(
     spec: Spec, tx: Any, loss: Any, program: Any, carry: Sequence[Any], batch: Any
 ) -> Record:
     """Seconds of steps and their measurements; the loss before each step of all."""
-    import optax
-
-    import ncg_optax as ncg
-    from benchmarks.measurements import preconditioners
-    from benchmarks.scaling.models import STOCHASTIC
-
     own = None
-    warmup = SETTLING if spec.optimizer == STOCHASTIC else spec.warmup
+    warmup = SETTLING if spec.optimizer == models.STOCHASTIC else spec.warmup
     settings = ncg.presets.DEFAULTS.get(spec.optimizer, {})
     if spec.share and settings.get("preconditioner"):
         own = preconditioners.parts(loss, tx, settings["preconditioner"])
@@ -205,8 +200,6 @@ def _timed(
 
 def _clock(function: Callable[..., Any], *args: Any) -> tuple[float, Any]:
     """The seconds of a call, and what it returns."""
-    import jax
-
     start = time.perf_counter()
     returned = jax.block_until_ready(function(*args))
     return time.perf_counter() - start, returned

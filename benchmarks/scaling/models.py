@@ -159,11 +159,3 @@ OPTIMIZERS: dict[str, Callable[[Model], optax.GradientTransformation]] = {
     ),
     STOCHASTIC: partial(preset, STOCHASTIC),
 }
-
-
-def optimizer(name: str, model: Model) -> optax.GradientTransformation:
-    """One of the optimizers that are compared."""
-    if name not in OPTIMIZERS:
-        known = ", ".join(OPTIMIZERS)
-        raise ValueError(f"optimizer must be one of {known}, got {name!r}.")
-    return OPTIMIZERS[name](model)

@@ -35,8 +35,7 @@ def main(text: str) -> None:
         jax.distributed.initialize(
             f"127.0.0.1:{spec.port}", spec.processes, spec.process
         )
-    found = scaling.measure(spec)
-    print(json.dumps(found), flush=True)
+    print(json.dumps(scaling.measure(spec)), flush=True)
     if spec.processes > 1:
         jax.distributed.shutdown()
 
