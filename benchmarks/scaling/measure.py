@@ -91,10 +91,10 @@ def traffic(found: Iterable[Collective], weights: int) -> Traffic:
     numbers = [c for c in found if c.elements == 1 < weights]
     vectors = [c for c in found if c not in numbers]
     elements = sum(c.elements for c in vectors)
-    # XLA may cut a large vector into several: together they are whole ones, and the
-    # loss goes with the gradient.
+    # XLA may cut a large vector into several: together they are whole ones. The loss
+    # goes with the gradient, and so may that of the curvature's sample.
     copies, rest = divmod(elements, weights)
-    if not copies or rest > 1:
+    if not copies or rest > 2:
         raise ValueError(
             f"found: all-reduces of {elements} numbers are no whole copies of "
             f"{weights} weights and a loss."

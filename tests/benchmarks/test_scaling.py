@@ -287,6 +287,8 @@ def test_traffic_in_pieces_and_in_bfloat16():
     both = [*pieces, vector(100, "bf16", 2), vector(1)]
     assert scaling.traffic(both, 100) == Traffic(404, 200, 1, 4)
     assert scaling.traffic([], 100) == Traffic(0, 0, 0, 0)
+    # The loss of the sample as well.
+    assert scaling.traffic([vector(102)], 100) == Traffic(408, 0, 0, 0)
 
 
 def test_traffic_that_does_not_belong_is_told():
@@ -294,6 +296,8 @@ def test_traffic_that_does_not_belong_is_told():
         scaling.traffic([vector(101), Collective("all-gather", ("f32",), 7, 28)], 100)
     with pytest.raises(ValueError, match="150 numbers are no whole copies of 100"):
         scaling.traffic([vector(150)], 100)
+    with pytest.raises(ValueError, match="103 numbers are no whole copies"):
+        scaling.traffic([vector(103)], 100)
 
 
 # Measuring
