@@ -249,7 +249,7 @@ def _gpu_row(part: dict[str, Any]) -> list[str]:
     share, peak = part["preconditioner_share"], part["peak_bytes"]
     return [
         *name,
-        duration(part["seconds"]) + ("" if part["settled"] else " (first steps)"),
+        duration(part["seconds"]) + ("" if part["complete"] else " (cut short)"),
         f"{part['gradient_equivalents']:.1f}",
         "" if share is None else percent(share),
         "" if peak is None else size(peak),

@@ -182,9 +182,8 @@ def _timed(
         step_taken, (*carry, metrics) = _clock(program, *carry, batch, {})
         if own:
             state, info = optax.tree.get(carry[1], "preconditioner"), metrics.info
-            taken += _clock(own[1], state, carry[0], info.damping, info.cg_iterations)[
-                0
-            ]
+            args = state, carry[0], info.damping, info.cg_iterations
+            taken += _clock(own[1], *args)[0]
         losses.append(float(metrics.loss))
         late = time.time() > spec.deadline
         if count >= warmup or late:
@@ -193,9 +192,10 @@ def _timed(
             infos.append(metrics.info)
         if late:
             break
-    share = statistics.fmean(own_seconds) / statistics.fmean(seconds) if own else None
+    complete = len(losses) == warmup + spec.steps
+    share = sum(own_seconds) / sum(seconds) if own and complete else None
     found = {"all_seconds": seconds, "losses": losses, "infos": infos}
-    return found | {"settled": len(losses) > warmup, "preconditioner_share": share}
+    return found | {"complete": complete, "preconditioner_share": share}
 
 
 def _clock(function: Callable[..., Any], *args: Any) -> tuple[float, Any]:

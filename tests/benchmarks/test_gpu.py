@@ -30,7 +30,7 @@ def numbers(spec):
         "compile_seconds": 20.0,
         "seconds": 0.05,
         "all_seconds": [0.05],
-        "settled": True,
+        "complete": True,
         "losses": [3.0, 2.0] if spec.optimizer == gpu.TF32 else [3.0, 2.5, 1.0],
         "gradient_equivalents": 7.0,
         "preconditioner_share": None if spec.optimizer in ("adam", "soap") else 0.25,
@@ -133,6 +133,8 @@ def test_the_command_writes_what_the_page_shows(clock, tmp_path, monkeypatch):
     assert "Loss after 1 steps: 2 in TF32, 2.5 in float32." in text
     assert "Made-up data, a GPU, 120 s in all." in text
     assert all(len(line) <= 80 for line in text.splitlines())
+    record["parts"][0]["complete"] = False
+    assert "| hessian_free | 4000 | 50 ms (cut short) |" in report.gpu(record)
 
 
 def test_without_a_gpu(tmp_path):
@@ -145,10 +147,10 @@ def test_without_a_gpu(tmp_path):
 def test_a_step_stops_at_its_deadline():
     late = scaling.measure(Spec("tiny", "adam", 64, 1, deadline=0.0))
     assert len(late["losses"]) == len(late["all_seconds"]) == 1
-    assert not late["settled"] and late["preconditioner_share"] is None
+    assert not late["complete"] and late["preconditioner_share"] is None
     early = scaling.measure(Spec("tiny", "adam", 64, 1, steps=3))
     assert (len(early["losses"]), len(early["all_seconds"])) == (8, 3)
-    assert early["settled"] and early["losses"][-1] < early["losses"][0]
+    assert early["complete"] and early["losses"][-1] < early["losses"][0]
     assert early["bytes"] == 0
 
 
@@ -172,6 +174,6 @@ def test_dry_run(tmp_path):
     for part in record["parts"]:
         preset = part["optimizer"] in ("hessian_free", STOCHASTIC)
         assert (part["preconditioner_share"] is not None) == preset
-        assert part["seconds"] > 0 and part["settled"]
+        assert part["seconds"] > 0 and part["complete"]
         assert part["losses"][-1] < part["losses"][0]
     assert "Loss after 6 steps" in report.gpu(record)
