@@ -150,6 +150,12 @@ def scaling_part(name):
         raise PluginError(f"scaling: {error}") from error
 
 
+def gpu_tables(_):
+    """What was measured on a GPU, or that nothing was."""
+    text = scaling_part("gpu")
+    return text if "|" in text else "**Nothing was measured on a GPU yet.**"
+
+
 def compile_times(_):
     """Seconds of compiling: Adam and the presets on all stored data sets."""
     columns = {
@@ -226,6 +232,7 @@ PARTS = {
     "figures": figure_gallery,
     "picture": notebook_picture,
     "scaling": scaling_part,
+    "gpu": gpu_tables,
     "compile times": compile_times,
     "presets": preset_table,
     "statuses": status_table,

@@ -27,6 +27,6 @@ for command in (
     measure.memory,
     measure.precision,
     measure.preconditioners,
-    measure.overhead,
+    measure.gpu,
 ):
     app.command()(command)

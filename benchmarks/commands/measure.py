@@ -6,19 +6,18 @@ from typing import Annotated
 import jax
 import optax
 import typer
-from rich.console import Console
 
 from benchmarks.commands import options
+from benchmarks.measurements import gpu as gpu_steps
 from benchmarks.measurements import memory as memory_plans
-from benchmarks.measurements import overhead as overheads
 from benchmarks.measurements import preconditioners as preconditioning
 from benchmarks.measurements import product_precision
-from benchmarks.reports import records, tables
+from benchmarks.reports import records
 from benchmarks.reports import scaling as report
 from benchmarks.scaling import measure as measuring
 from benchmarks.scaling import models as networks
 from benchmarks.scaling import prediction
-from benchmarks.scenarios import SCENARIOS, Scenario
+from benchmarks.scenarios import SCENARIOS
 
 Several = Annotated[str, typer.Option(help="Which, separated by commas.")]
 
@@ -46,13 +45,18 @@ def scaling(
         typer.Option(help="Instead: numbers of processes, one core each, on loopback."),
     ] = None,
     model: Annotated[str, typer.Option(help=", ".join(networks.MODELS))] = "mlp",
-    optimizer: Several = "adam,newton_cg,hessian_free",
+    optimizer: Annotated[
+        str, typer.Option(help=f"Of {', '.join(networks.OPTIMIZERS)}.")
+    ] = "adam,newton_cg,hessian_free",
     batch: Annotated[
         int | None,
         typer.Option(
             min=1, help="Examples on the first of them.", show_default="the model's own"
         ),
     ] = None,
+    minibatch: Annotated[
+        int, typer.Option(min=1, help=f"The same for {networks.STOCHASTIC}.")
+    ] = 1024,
     strong: Annotated[
         bool, typer.Option("--strong/--no-strong", help="The same batch for all.")
     ] = True,
@@ -60,7 +64,7 @@ def scaling(
         bool, typer.Option("--weak/--no-weak", help="The same share for each.")
     ] = True,
     steps: Annotated[
-        int, typer.Option(min=1, help="Steps that are timed, after five others.")
+        int, typer.Option(min=1, help="Steps that are timed, after some others.")
     ] = 10,
     predict: Annotated[
         bool, typer.Option("--predict", help="Measure nothing: the model's ResNet-50.")
@@ -88,13 +92,16 @@ def scaling(
     if not kinds:
         raise options.UsageError("nothing to do with --no-strong and --no-weak.")
     chosen = networks.MODELS[model]
-    size = batch or chosen.batch_size
+    sizes = dict.fromkeys(names, batch or chosen.batch_size)
+    if networks.STOCHASTIC in sizes:
+        sizes[networks.STOCHASTIC] = minibatch
     with options.explained(ValueError, RuntimeError):
         points = measuring.sweep(
-            model, names, counts, size, kinds, steps, bool(processes), typer.echo
+            model, sizes, counts, kinds, steps, bool(processes), typer.echo
         )
     command = f"scaling --{option} {','.join(map(str, counts))} --model {model}"
-    command += f" --optimizer {','.join(names)} --batch {size}"
+    command += f" --optimizer {','.join(names)} --batch {batch or chosen.batch_size}"
+    command += f" --minibatch {minibatch}" if networks.STOCHASTIC in names else ""
     command += "" if strong else " --no-strong"
     command += "" if weak else " --no-weak"
     record = {
@@ -135,7 +142,7 @@ def precision(
     """Convergence with products sent in bfloat16. Writes product_precision.json."""
     names = options.names_of(scenarios, SCENARIOS, "scenario")
     options.check_output(output)
-    product_precision.use_fake_devices()
+    jax.config.update("jax_num_cpu_devices", product_precision.DEVICES)
     with options.explained(*options.UNAVAILABLE):
         found = product_precision.compare(
             names, seeds=seeds, budget=budget, progress=typer.echo
@@ -165,42 +172,45 @@ def preconditioners(
     names = list(dict.fromkeys(scenarios or ["digits_autoencoder"]))
     chosen = [SCENARIOS[options.one_of(name, SCENARIOS, "scenario")] for name in names]
     options.check_output(output)
-    console, found = tables.console(), {}
+    found: dict[str, records.Record] = {}
     for item in chosen:
-        found[item.name] = _preconditioners(item, repeats, console)
+        with jax.enable_x64(item.x64), options.explained(*options.UNAVAILABLE):
+            data = item.load().train
+            measured = preconditioning.measure(item, data, repeats, typer.echo)
+            parameters = optax.tree.size(item.init(0))
+        title = f"{item.name}, {parameters} parameters, {len(data['y'])} examples"
+        typer.echo(preconditioning.tables(title, measured))
+        found[item.name] = {
+            "parameters": parameters,
+            "examples": len(data["y"]),
+            "preconditioners": preconditioning.as_record(measured),
+        }
     command = f"preconditioners {' '.join(names)} --repeats {repeats}"
     _store({"scenarios": found}, command, output / "preconditioners.json")
 
 
-def _preconditioners(
-    scenario: Scenario, repeats: int, console: Console
-) -> records.Record:
-    """Measures and prints those of one scenario."""
-    with jax.enable_x64(scenario.x64), options.progress_bar(console) as progress:
-        with options.explained(*options.UNAVAILABLE):
-            data = scenario.load().train
-        task = progress.add_task(scenario.name, total=None)
-        measured = preconditioning.measure(
-            scenario,
-            data,
-            repeats,
-            lambda name: progress.update(task, description=f"{scenario.name} · {name}"),
-        )
-        parameters = optax.tree.size(scenario.init(0))
-    title = f"{scenario.name}, {parameters} parameters, {len(data['y'])} examples"
-    for table in preconditioning.tables(title, measured):
-        console.print(table)
-    return {
-        "parameters": parameters,
-        "examples": len(data["y"]),
-        "preconditioners": preconditioning.as_record(measured),
-    }
+def gpu(
+    budget: Annotated[
+        float, typer.Option(min=0, help="Seconds, with those of compiling.")
+    ] = gpu_steps.BUDGET,
+    small: Annotated[
+        bool,
+        typer.Option("--small", help="A dry run of tiny shapes: gpu_small.json."),
+    ] = False,
+    output: options.CommittedOutput = options.COMMITTED,
+) -> None:
+    """Time steps on one GPU, within a budget of seconds. Writes gpu.json.
 
-
-def overhead() -> None:
-    """Time a step of 20 parameters, where nothing but the overhead counts."""
-    micros = overheads.measure()
-    for name, taken in micros.items():
-        typer.echo(f"{name:12} {taken:7.0f} microseconds a step")
-    ratio = micros["newton_cg"] / micros["optax.lbfgs"]
-    typer.echo(f"ratio        {ratio:7.2f}")
+    Four optimizers on the MNIST autoencoder, a transformer and ResNet-50, with made-up
+    data; the preconditioner's share, TF32 against full precision, peaks of memory. What
+    there is no time left for is skipped, and the file says so. Programs that JAX keeps
+    on disk (JAX_COMPILATION_CACHE_DIR) need not be compiled again.
+    """
+    options.check_output(output)
+    if not small and gpu_steps.backend() == "cpu":
+        raise options.UsageError("JAX finds no GPU here; --small tries it on a CPU.")
+    found = gpu_steps.measure(gpu_steps.parts(small), budget, typer.echo)
+    command = f"gpu --budget {budget:g}{' --small' if small else ''}"
+    path = output / ("gpu_small.json" if small else report.FILES["gpu"])
+    _store(found, command, path, found["machine"])
+    typer.echo(report.gpu(found | {"command": f"python -m benchmarks {command}"}))

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import os
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -114,7 +115,7 @@ def check_output(folder: pathlib.Path) -> None:
     Raises:
         UsageError: if they cannot.
     """
-    parent = next(path for path in (folder, *folder.absolute().parents) if _there(path))
+    parent = next(filter(os.path.exists, (folder, *folder.absolute().parents)))
     if not parent.is_dir():
         raise UsageError(f"--output {folder}: {parent} is a file, not a folder.")
     try:
@@ -123,13 +124,6 @@ def check_output(folder: pathlib.Path) -> None:
     except OSError as error:
         reason = error.strerror
         raise UsageError(f"--output {folder}: cannot be written: {reason}.") from error
-
-
-def _there(path: pathlib.Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # below a file, or in a folder that must not be searched
-        return False
 
 
 def progress_bar(console: Console) -> progress.Progress:

@@ -46,18 +46,19 @@ def plot(
 
     The PNG is written beside the results it shows, one per scenario.
     """
-    files = [pathlib.Path(t) for t in targets or [] if t.endswith(".json")]
-    names = [target for target in targets or [] if not target.endswith(".json")]
-    for name in names:
-        options.one_of(name, SCENARIOS, "scenario")
+    loaded: list[tuple[pathlib.Path, records.Record]] = []
     groups: dict[str, tuple[pathlib.Path, list[records.Record]]] = {}
     with options.explained(ValueError):
-        loaded = [(path.parent, records.load(path)) for path in files]
-        for name in names or ([] if files else SCENARIOS):
-            found = records.load_all(output, name)
-            if name in names and not found:
-                raise UsageError(f"no results of {name} in {output}: run it first.")
-            loaded += [(output / name, record) for record in found]
+        for target in targets or SCENARIOS:
+            if target.endswith(".json"):
+                path = pathlib.Path(target)
+                loaded.append((path.parent, records.load(path)))
+                continue
+            options.one_of(target, SCENARIOS, "scenario")
+            found = records.load_all(output, target)
+            if targets and not found:
+                raise UsageError(f"no results of {target} in {output}: run it first.")
+            loaded += [(output / target, record) for record in found]
     if not loaded:
         raise UsageError(f"no results in {output}: `run` something first.")
     for folder, record in loaded:

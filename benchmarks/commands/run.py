@@ -119,12 +119,9 @@ class _How(NamedTuple):
 
 
 def _scenarios(name: str) -> list[Scenario]:
-    if name == "all":
-        return list(SCENARIOS.values())
-    if name == "poster":
-        names = dict.fromkeys(s for row in poster.ROWS for s in row.scenarios)
-        return [SCENARIOS[options.one_of(s, SCENARIOS, "scenario")] for s in names]
-    return [SCENARIOS[options.one_of(name, SCENARIOS, "scenario")]]
+    of_poster = dict.fromkeys(s for row in poster.ROWS for s in row.scenarios)
+    names = {"all": SCENARIOS, "poster": of_poster}.get(name, [name])
+    return [SCENARIOS[options.one_of(s, SCENARIOS, "scenario")] for s in names]
 
 
 def _entries(

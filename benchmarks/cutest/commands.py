@@ -87,13 +87,6 @@ def run(
     time_limit: Annotated[
         float, typer.Option(min=0, help="Seconds per problem and method.")
     ] = Settings.time_limit,
-    cache: Annotated[
-        pathlib.Path | None,
-        typer.Option(
-            help="Keep compiled functions in this folder.",
-            show_default="a temporary one",
-        ),
-    ] = None,
 ) -> None:
     """Run methods on problems. The file is written as it goes: stop and --resume."""
     chosen = options.names_of(methods, METHODS, "method")
@@ -102,9 +95,10 @@ def run(
         raise options.UsageError(f"--output {output}: this is a folder, not a file.")
     options.check_output(output.parent)
     jax.config.update("jax_enable_x64", True)
-    folder = cache or pathlib.Path(tempfile.gettempdir()) / "ncg_optax_jax_cache"
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if not jax.config.jax_compilation_cache_dir:
+        folder = pathlib.Path(tempfile.gettempdir()) / "ncg_optax_jax_cache"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
     settings = Settings(maxiter=maxiter, time_limit=time_limit)
     selected = select_problems(max_variables, names)

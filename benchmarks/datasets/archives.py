@@ -45,7 +45,7 @@ def locate(archive: Archive) -> pathlib.Path | None:
     if path is None:
         others = _places(archive.others) if archive.others else []
         return max(others, key=lambda path: version(path.name), default=None)
-    if _digest(path.read_bytes()) != archive.sha256:
+    if hashlib.sha256(path.read_bytes()).hexdigest() != archive.sha256:
         raise ValueError(f"{path} has another checksum than expected: {_how(archive)}")
     return path
 
@@ -134,7 +134,7 @@ def _download(archive: Archive, cache: pathlib.Path) -> pathlib.Path:
             f"{archive.name} is neither in ${VARIABLE} nor in {CACHE}, and downloading "
             f"it failed ({error}): {_how(archive)}"
         ) from error
-    if _digest(content) != archive.sha256:
+    if hashlib.sha256(content).hexdigest() != archive.sha256:
         raise ValueError(
             f"{archive.url} serves a file with another checksum than expected: "
             f"{_how(archive)}"
@@ -148,7 +148,3 @@ def _how(archive: Archive) -> str:
         f"download {archive.url}{client} and put {archive.others or archive.name} "
         f"into the directory that ${VARIABLE} names, or into {CACHE}."
     )
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -1,6 +1,5 @@
 """Images and their classes: MNIST, Fashion-MNIST and CIFAR-10."""
 
-import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -67,7 +66,9 @@ def cifar10() -> Found:
     """
     subset = place(CIFAR10_SUBSET)
     if subset is not None and locate(CIFAR10) is None:
-        images = _cifar10_subset(subset)
+        with np.load(subset) as arrays:
+            names = ("train_images", "train_labels", "test_images", "test_labels")
+            images = Images(*(arrays[name] for name in names))
         return Found(images, f"a subset of CIFAR-10 ({_counts(images)})")
     try:
         files = read(CIFAR10, r"_batch(_\d)?\.bin$")
@@ -100,12 +101,6 @@ def _images(files: dict[str, bytes]) -> Images:
     parts = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3")
     names = (*parts, "t10k-labels-idx1")
     return Images(*(idx(files[f"{name}-ubyte"]) for name in names))
-
-
-def _cifar10_subset(path: pathlib.Path) -> Images:
-    names = ("train_images", "train_labels", "test_images", "test_labels")
-    with np.load(path) as arrays:
-        return Images(*(arrays[name] for name in names))
 
 
 def _counts(images: Images) -> str:

@@ -27,7 +27,6 @@ class Labelled(NamedTuple):
 def image_folder(
     path: pathlib.Path | str,
     size: int = 224,
-    short_side: int | None = None,
     limit: int | None = None,
     classes: int | None = None,
 ) -> Labelled:
@@ -47,7 +46,7 @@ def image_folder(
             f"{path} must hold one folder of images for each class, and holds none."
         )
     labels = np.repeat(np.arange(len(names)), [len(part) for part in files])
-    images = [picture(file, size, short_side) for part in files for file in part]
+    images = [picture(file, size) for part in files for file in part]
     return Labelled(np.stack(images), labels, tuple(names))
 
 
@@ -65,7 +64,6 @@ def picture(file: Any, size: int, short_side: int | None = None) -> np.ndarray:
 
 def imagenet(
     size: int = 224,
-    short_side: int | None = None,
     limit: int | None = 20,
     test_limit: int | None = 5,
     classes: int | None = None,
@@ -82,11 +80,11 @@ def imagenet(
     """
     folder = place(IMAGENET)
     if folder is None:
-        train, test = _imagenet_tfds(size, short_side, (limit, test_limit), classes)
+        train, test = _imagenet_tfds(size, (limit, test_limit), classes)
         origin = "TensorFlow Datasets"
     else:
-        train = image_folder(folder / "train", size, short_side, limit, classes)
-        test = image_folder(folder / "val", size, short_side, test_limit, classes)
+        train = image_folder(folder / "train", size, limit, classes)
+        test = image_folder(folder / "val", size, test_limit, classes)
         origin = "a folder"
     if train.classes != test.classes:
         raise ValueError(f"{folder / 'train'} and {folder / 'val'} have other classes.")
@@ -101,7 +99,7 @@ def _pictures(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
 
 
-def _centre(image: Image.Image, size: int, short_side: int | None) -> np.ndarray:
+def _centre(image: Image.Image, size: int, short_side: int | None = None) -> np.ndarray:
     short_side = size * 8 // 7 if short_side is None else short_side
     if short_side < size:
         raise ValueError(f"short_side={short_side} is less than size={size}.")
@@ -113,7 +111,6 @@ def _centre(image: Image.Image, size: int, short_side: int | None) -> np.ndarray
 
 def _imagenet_tfds(
     size: int,
-    short_side: int | None,
     limits: tuple[int | None, int | None],
     classes: int | None,
 ) -> list[Labelled]:
@@ -131,7 +128,7 @@ def _imagenet_tfds(
     for split, limit in zip(("train", "validation"), limits, strict=True):
         rows = tfds.as_numpy(tfds.load(TFDS, split=split, as_supervised=True))
         kept = list(_first_of_each(rows, len(names), limit))
-        images = [_centre(Image.fromarray(x), size, short_side) for x, _ in kept]
+        images = [_centre(Image.fromarray(x), size) for x, _ in kept]
         labels = np.array([label for _, label in kept])
         parts.append(Labelled(np.stack(images), labels, names))
     return parts

@@ -67,7 +67,8 @@ def translation_pairs(
         ]
         for name in sorted(portuguese.keys() & english.keys())
     }
-    versions = {_debian_version(find(archive).name) for archive in (HELP_PT, HELP_EN)}
+    names = (find(archive).name for archive in (HELP_PT, HELP_EN))
+    versions = {re.search(r"_(?:\d+%3a)?([^_]+)_all\.deb$", name)[1] for name in names}
     note = f"LibreOffice help {' and '.join(sorted(versions))}, Portuguese to English"
     return Pairs(*split_by_file(pairs, seed, share), note)
 
@@ -117,10 +118,6 @@ def split_by_file(
         parts.append([pair for pair in found if pair[0] not in known])
         known.update(source for source, _ in found)
     return tuple(parts)
-
-
-def _debian_version(name: str) -> str:
-    return re.search(r"_(?:\d+%3a)?([^_]+)_all\.deb$", name)[1]
 
 
 def _elements(page: str) -> dict[str, str]:

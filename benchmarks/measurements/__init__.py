@@ -1,1 +1,1 @@
-"""Measurements of a step: memory, precision, preconditioners, overhead."""
+"""Measurements of a step: memory, precision, preconditioners, a GPU."""

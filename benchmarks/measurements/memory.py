@@ -5,44 +5,24 @@ everything in between, in multiples of the parameters. Donated arguments lie whe
 results go and count once.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 import ncg_optax as ncg
+from benchmarks.measurements.preconditioners import bytes_of
 from benchmarks.reports.records import Record
-from benchmarks.scaling.models import MODELS, Model
+from benchmarks.scaling.models import MODELS, OPTIMIZERS, Model
 
 PIECES = 16  # that the batch goes through memory in
 
 
-class Candidate(NamedTuple):
-    """An optimizer, made for microbatches of so many examples or for None."""
-
-    make: Callable[[int | None], optax.GradientTransformation]  # the optimizer
-    pieces: bool  # whether the batch goes through memory in pieces
-
-
-def _preset(name: str) -> Callable[[int | None], optax.GradientTransformation]:
-    def make(microbatch: int | None) -> optax.GradientTransformation:
-        default = ncg.presets.DEFAULTS[name]["sampling"]
-        sampling = dataclasses.replace(default, microbatch_size=microbatch)
-        return getattr(ncg, name)(sampling=sampling)
-
-    return make
-
-
-CANDIDATES: dict[str, Candidate] = {
-    f"{name}{', in pieces' if pieces else ''}": Candidate(make, pieces)
-    for name, make in (
-        ("adam", lambda microbatch: optax.adam(1e-3)),
-        ("newton_cg", _preset("newton_cg")),
-        ("hessian_free", _preset("hessian_free")),
-    )
+# Optimizers of `models.OPTIMIZERS`, and whether the batch goes through in pieces.
+CANDIDATES = {
+    f"{name}{', in pieces' if pieces else ''}": (name, pieces)
+    for name in ("adam", "newton_cg", "hessian_free")
     for pieces in (False, True)
 }
 
@@ -57,7 +37,7 @@ class Memory(NamedTuple):
     peak: int  # all of it, and what of the results lies elsewhere
 
 
-def plan(model: Model, candidate: Candidate, batch_size: int) -> Memory:
+def plan(model: Model, candidate: tuple[str, bool], batch_size: int) -> Memory:
     """XLA's plan for a step.
 
     Raises:
@@ -67,18 +47,16 @@ def plan(model: Model, candidate: Candidate, batch_size: int) -> Memory:
         raise ValueError(
             f"batch_size must be a multiple of {PIECES}, got {batch_size}."
         )
-    piece = batch_size // PIECES if candidate.pieces else None
-    tx = candidate.make(piece)
+    name, in_pieces = candidate
+    piece = batch_size // PIECES if in_pieces else None
+    tx = OPTIMIZERS[name](model._replace(microbatch=piece))
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
     step = ncg.make_train_step(model.composite(), tx, mesh, microbatch_size=piece)
     params = model.init(0)
     state, batch = jax.jit(tx.init)(params), model.batch(batch_size)
     planned = step.lower(params, state, batch).compile().memory_analysis()
     return Memory(
-        *(
-            sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-            for tree in (params, state, batch)
-        ),
+        *map(bytes_of, (params, state, batch)),
         temporary=planned.temp_size_in_bytes,
         peak=planned.argument_size_in_bytes
         + planned.output_size_in_bytes
@@ -89,14 +67,13 @@ def plan(model: Model, candidate: Candidate, batch_size: int) -> Memory:
 
 def measure(
     names: tuple[str, ...],
-    batch_sizes: dict[str, int] | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Record:
-    """Plans of all candidates for some of `MODELS`, with other batch sizes if given."""
+    """Plans of all candidates for some of `MODELS`."""
     found: Record = {}
     for name in names:
         model = MODELS[name]
-        size = (batch_sizes or {}).get(name, model.batch_size)
+        size = model.batch_size
         plans = {}
         for title, candidate in CANDIDATES.items():
             progress(f"{name}: {title}")

@@ -8,6 +8,7 @@ taking turns, and the medians count.
 
 import dataclasses
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -16,12 +17,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from rich.table import Table
 
 import ncg_optax as ncg
 from benchmarks.peers.newton import newton_step
 from benchmarks.reports.records import Record
-from benchmarks.reports.tables import make_table
+from benchmarks.reports.scaling import table
 from benchmarks.scenarios import Scenario
 from benchmarks.scenarios._base import Batch, Params
 from benchmarks.training import cost
@@ -128,8 +128,9 @@ def measure(
         preconditioner = Counting(candidate.make())
         tx = ncg.hessian_free(preconditioner=preconditioner)
         state = jax.jit(tx.init)(params)
-        program = _compile(scenario, tx, preconditioner, params, state, data)
-        steps = _cycle(program, candidate.cycle, scenario, params, state, data, repeats)
+        start = params, state, data
+        program = _compile(scenario, tx, preconditioner, *start)
+        steps = _cycle(program, candidate.cycle, scenario, start, repeats)
         memory = _memory(program.step, params, state)
         none = measured["none"].memory if measured else memory
         added = memory.state + memory.temporary - none.state - none.temporary
@@ -165,39 +166,46 @@ def _compile(
     scenario: Scenario,
     tx: optax.GradientTransformationExtraArgs,
     preconditioner: ncg.preconditioners.Preconditioner,
-    params: Params,
-    state: optax.OptState,
-    data: Batch,
+    *args: Any,
 ) -> _Program:
+    """The programs for parameters, state and data."""
     loss = ncg.CompositeLoss(scenario.model, scenario.loss)
+    executable = jax.jit(newton_step(scenario, tx)).lower(*args).compile()
+    return _Program(executable, *parts(loss, tx, preconditioner))
 
-    def update(params: Params, state: Any, grads: Params, data: Batch) -> _Counted:
+
+def parts(
+    loss: ncg.CompositeLoss,
+    tx: optax.GradientTransformationExtraArgs,
+    preconditioner: ncg.preconditioners.Preconditioner,
+) -> tuple[Any, Any]:
+    """The parts of a step that are the preconditioner's: its update, applications.
+
+    Two jitted functions: ``update(params, state, grads, data)`` returns the state of
+    the preconditioner, ``apply(that state, r, damping, times)`` applies it repeatedly.
+    """
+
+    def update(params: Params, state: Any, grads: Params, data: Batch) -> Any:
         # XLA drops everything that the state of the preconditioner does not need: the
         # solve and the line search; and the loss, as it is said to be known.
         known = as_objective(loss, data)._replace(reduced_value=jnp.zeros(()))
         _, state = tx.update(grads, state, params, value_fn=MappedLoss(known))
         return optax.tree.get(state, "preconditioner")
 
-    def apply(state: _Counted, r: Params, damping: Any, times: Any) -> Params:
+    def apply(state: Any, r: Params, damping: Any, times: Any) -> Params:
         return jax.lax.fori_loop(
             0, times, lambda _, r: preconditioner.apply(state, r, damping), r
         )
 
-    executable = jax.jit(newton_step(scenario, tx)).lower(params, state, data).compile()
-    return _Program(executable, jax.jit(update), jax.jit(apply))
+    return jax.jit(update), jax.jit(apply)
 
 
 def _cycle(
-    program: _Program,
-    cycle: int,
-    scenario: Scenario,
-    params: Params,
-    state: optax.OptState,
-    data: Batch,
-    repeats: int,
+    program: _Program, cycle: int, scenario: Scenario, start: tuple, repeats: int
 ) -> list[_Step]:
     """The second cycle of a training: the first step of all does more than others."""
     gradient = jax.jit(lambda p, d: jax.grad(scenario.value)(p, **d))
+    params, state, data = start
     for _ in range(cycle):
         params, state = program.step(params, state, data)
     steps = []
@@ -248,7 +256,7 @@ def _cost(steps: list[_Step], prices: cost.CostModel) -> Cost:
 
 
 def _memory(executable: Any, params: Params, state: optax.OptState) -> Memory:
-    planned, unit = executable.memory_analysis(), _bytes(params)
+    planned, unit = executable.memory_analysis(), bytes_of(params)
     names = ("argument", "output", "temp")
     sizes = (getattr(planned, f"{name}_size_in_bytes") / unit for name in names)
     matrices = [
@@ -256,10 +264,11 @@ def _memory(executable: Any, params: Params, state: optax.OptState) -> Memory:
         for path, leaf in jax.tree.leaves_with_path(state)
         if FACTORS & {getattr(key, "name", None) for key in path}
     ]
-    return Memory(*sizes, _bytes(state) / unit, _bytes(matrices) / unit)
+    return Memory(*sizes, bytes_of(state) / unit, bytes_of(matrices) / unit)
 
 
-def _bytes(tree: Any) -> int:
+def bytes_of(tree: Any) -> int:
+    """All arrays of a tree."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
@@ -274,41 +283,18 @@ def as_record(measured: dict[str, Measured]) -> Record:
     }
 
 
-def tables(title: str, measured: dict[str, Measured]) -> tuple[Table, Table]:
-    """Cost and memory; what misses its target is red."""
-    costs = make_table(
-        ("preconditioner", "step ms", "update ms", "apply ms", "own share",
-         "iterations", "step units", "own products", "their units", "share of units"),
-        title=f"{title}: own cost of preconditioners",
-        caption="Means over a cycle. Units are gradients. The first row shows what the "
-        f"calls alone take. Target: a share of the seconds below {SHARE_TARGET:.0%}.",
-    )  # fmt: skip
-    memories = make_table(
-        ("preconditioner", "arguments", "outputs", "temporary", "state", "factors",
-         "added", "beside factors"),
-        title=f"{title}: memory of a step, in multiples of the parameters",
-        caption="Added: state and temporary arrays, less those of a step without a "
-        f"preconditioner. Target: below {MEMORY_TARGET:g} beside the factors.",
-    )  # fmt: skip
-    for name, (taken, memory) in measured.items():
-        costs.add_row(
-            name,
-            *(f"{1e3 * seconds:.3g}" for seconds in taken[:3]),
-            _marked(f"{taken.share:.0%}", taken.share < SHARE_TARGET),
-            f"{taken.iterations:.1f}",
-            f"{taken.step_units:.2f}",
-            f"{taken.products:.2f}",
-            f"{taken.product_units:.2f}",
-            f"{taken.product_units / taken.step_units:.0%}",
-        )
-        own = memory.beside_factors
-        memories.add_row(
-            name,
-            *(f"{value:.2f}" for value in memory),
-            _marked(f"{own:.2f}", own < MEMORY_TARGET),
-        )
-    return costs, memories
+def tables(title: str, measured: dict[str, Measured]) -> str:
+    """Cost and memory in Markdown; what misses its target is bold."""
+    targets = {"share": SHARE_TARGET, "beside_factors": MEMORY_TARGET}
 
+    def cell(name: str, value: float) -> str:
+        missed = value >= targets.get(name, math.inf)
+        return f"**{value:.3g}**" if missed else f"{value:.3g}"
 
-def _marked(text: str, reached: bool) -> str:
-    return f"[green]{text}[/]" if reached else f"[red]{text}[/]"
+    parts = [f"{title}. Units are gradients, memory is in multiples of the parameters."]
+    for part in ("cost", "memory"):
+        found = {name: record[part] for name, record in as_record(measured).items()}
+        rows = ((name, *map(cell, r, r.values())) for name, r in found.items())
+        parts.append(table(("preconditioner", *found["none"]), rows))
+    goals = (f"{name} below {target:g}" for name, target in targets.items())
+    return "\n\n".join([*parts, f"Targets: {', '.join(goals)}."])

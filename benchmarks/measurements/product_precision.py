@@ -5,6 +5,7 @@ Four fake devices share each batch, with ``product_dtype=None`` and ``jnp.bfloat
 and rounded before they are averaged, so half the bytes are sent.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import ncg_optax as ncg
-from benchmarks.reports.records import Record
+from benchmarks.peers import Method, Problem
+from benchmarks.reports.records import Record, as_record
 from benchmarks.scenarios import SCENARIOS, Scenario
+from benchmarks.training.run import compile_method, train
 
 DEVICES = 4
 DTYPES: dict[str, Any] = {"float32": None, "bfloat16": jnp.bfloat16}
@@ -24,39 +27,8 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
 }
 
 
-def use_fake_devices() -> None:
-    """Before JAX starts.
-
-    Raises:
-        RuntimeError: if it has started with fewer devices.
-    """
-    if jax.config.jax_num_cpu_devices != DEVICES:
-        jax.config.update("jax_num_cpu_devices", DEVICES)
-
-
-def train(
-    scenario: Scenario, step: Any, tx: Any, batch: Any, seed: int, budget: float
-) -> Record:
-    """One run: the loss before each step, by the gradients spent until then."""
-    params = scenario.init(seed)
-    state = jax.jit(tx.init)(params)
-    units, losses, spent = [], [], 0.0
-    while spent < budget:
-        params, state, metrics = step(params, state, batch)
-        units.append(spent)
-        losses.append(float(metrics.loss))
-        spent += float(metrics.info.gradient_equivalents)
-    return {
-        "seed": seed,
-        "loss": float(metrics.info.next_loss),
-        "units": units + [spent],
-        "losses": losses + [float(metrics.info.next_loss)],
-    }
-
-
 def compare(
     names: Sequence[str],
-    optimizers: Sequence[str] = tuple(OPTIMIZERS),
     seeds: int = 3,
     budget: float = 300.0,
     progress: Callable[[str], None] = lambda text: None,
@@ -67,22 +39,29 @@ def compare(
     """
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:DEVICES]), ("data",))
     found = []
-    for name in names:
+    for name, optimizer, dtype in itertools.product(names, OPTIMIZERS, DTYPES):
+        progress(f"{name}: {optimizer}, {dtype}")
         scenario = SCENARIOS[name]
         data = scenario.load().train
         rows = len(data["y"]) // DEVICES * DEVICES
         batch = jax.tree.map(lambda x, rows=rows: x[:rows], data)
-        loss = ncg.CompositeLoss(scenario.model, scenario.loss)
-        for optimizer in optimizers:
-            for dtype, value in DTYPES.items():
-                progress(f"{name}: {optimizer}, {dtype}")
-                tx = OPTIMIZERS[optimizer]()
-                step = ncg.make_train_step(loss, tx, mesh, product_dtype=value)
-                runs = [
-                    train(scenario, step, tx, batch, seed, budget)
-                    for seed in range(seeds)
-                ]
-                about = {"scenario": name, "optimizer": optimizer}
-                about |= {"product_dtype": dtype, "devices": DEVICES, "budget": budget}
-                found.append(about | {"runs": runs})
+        problem = Problem(scenario, batch, batch, budget)
+        compiled = compile_method(_method(scenario, optimizer, dtype, mesh), problem)
+        runs = [as_record(train(compiled, problem, seed)) for seed in range(seeds)]
+        about = {"scenario": name, "optimizer": optimizer, "product_dtype": dtype}
+        found.append(about | {"devices": DEVICES, "budget": budget, "runs": runs})
     return found
+
+
+def _method(scenario: Scenario, optimizer: str, dtype: str, mesh: Any) -> Method:
+    tx = OPTIMIZERS[optimizer]()
+    loss = ncg.CompositeLoss(scenario.model, scenario.loss)
+    step = ncg.make_train_step(
+        loss, tx, mesh, product_dtype=DTYPES[dtype], donate=False
+    )
+    return Method(
+        init=lambda params, seed, rate: tx.init(params),
+        advance=lambda params, state, data: step(params, state, data)[:2],
+        spent=lambda state: float(ncg.get_info(state).gradient_equivalents),
+        compiles=True,
+    )

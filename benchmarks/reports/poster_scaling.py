@@ -60,10 +60,10 @@ def measured(record: dict[str, Any]) -> list[Scaling]:
         ran = f"{', '.join(names)} ran on {', '.join(map(str, counts))}"
         return [Scaling(f"{ran}: {'; '.join(record['labels'])}", where(points[0]), {})]
     found: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in names}
+    places = {point["optimizer"]: where(point) for point in points}
     for point in points:
         found[point["optimizer"]][point["devices"]] = (point["efficiency"],) * 2
-    place = where(points[0])
-    return [Scaling(f"{name}, measured", place, found[name]) for name in names]
+    return [Scaling(f"{name}, measured", places[name], found[name]) for name in names]
 
 
 def predicted(record: dict[str, Any]) -> list[Scaling]:

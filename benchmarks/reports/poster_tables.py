@@ -51,10 +51,6 @@ def loss_text(cell: Cell) -> str:
     return "{} ({} – {})".format(*values)
 
 
-def held_out_text(cell: Cell) -> str:
-    return f"{cell.record['metric']} {number(cell.held_out_metric)}"
-
-
 def examined_text(cell: Cell) -> str:
     """Medians of the further scores of trained parameters, such as BLEU."""
     found: dict[str, list[float]] = {}
@@ -101,7 +97,8 @@ def _row(line: Line, style: Style) -> list[str]:
         cell = line.cells[column]
         name = cell.record["optimizer"]
         mark = style.mark.format(cell.mark) if cell.mark else "no mark "
-        parts = [mark + poster, loss_text(cell), held_out_text(cell)]
+        score = f"{cell.record['metric']} {number(cell.held_out_metric)}"
+        parts = [mark + poster, loss_text(cell), score]
         parts += [escape(examined_text(cell))] if rich else []
         parts += [cost_text(cell), f"[dim]{name}[/]" if rich else f"`{name}`"]
         return style.between.join(filter(None, parts))

@@ -1,4 +1,4 @@
-"""Tables and the figure of the scaling page, from stored results.
+"""Tables of the pages on scaling and on GPUs, and a figure, from stored results.
 
 The page of the documentation and the command line show the same text. Nothing but the
 standard library is needed, apart from the figure.
@@ -17,15 +17,12 @@ FILES = {
     "prediction": "scaling_prediction.json",
     "memory": "memory.json",
     "precision": "product_precision.json",
+    "gpu": "gpu.json",
 }
 MARKERS = ("o", "s", "^", "D")
 COLOURS = ("#009E73", "#D55E00", "#0072B2", "#E69F00")
-NAMES = {
-    "overhead": "small shares",
-    "bandwidth": "bandwidth",
-    "latency": "latency",
-    "vectors": "vectors",
-    "preconditioner": "preconditioner",
+NAMES = {"overhead": "small shares"} | {
+    name: name for name in ("bandwidth", "latency", "vectors", "preconditioner")
 }
 
 
@@ -98,17 +95,18 @@ def _range(row: dict[str, Any]) -> str:
 
 
 def headline(record: dict[str, Any]) -> str:
-    """Eight devices and a batch of 512, beside the poster."""
+    """Eight devices, a batch of 512 or the mini-batch's, beside the poster."""
     found = {
         row["recipe"]: row
         for row in [*record["strong"], *record["variants"]]
-        if (row["batch"], row["devices"]) == (512, 8)
+        if row["devices"] == 8 and row["batch"] <= 1024
     }
     rows = [("poster, *measured*", f"{100 * record['poster']['efficiency']:.1f} %", "")]
     for name, row in found.items():
         if name != "as it comes":
             variant = name != "hessian_free" and row in record["variants"]
             title = f"hessian_free, {name}" if variant else name
+            title += "" if row["batch"] == 512 else f", batch {row['batch']}"
             rows.append((title, _range(row), duration(row["seconds"])))
     return table(("optimizer", "efficiency", "step"), rows)
 
@@ -222,6 +220,43 @@ def precision(record: dict[str, Any]) -> str:
     return table(("problem", "optimizer", "float32", "bfloat16"), rows, left=2)
 
 
+def gpu(record: dict[str, Any]) -> str:
+    """Steps on one GPU: a table for each model, and what TF32 does."""
+    by_model: dict[str, dict[str, Any]] = {}
+    for part in record["parts"]:
+        by_model.setdefault(part["description"], {})[part["optimizer"]] = part
+    headings = (
+        "optimizer", "batch", "step", "gradients", "own share", "peak", "compiling",
+    )  # fmt: skip
+    found = []
+    for description, parts in by_model.items():
+        rows = table(headings, map(_gpu_row, parts.values()))
+        found += [f"{description[0].upper()}{description[1:]}:", rows]
+        pair = [parts.get(f"hessian_free{end}", {}) for end in ("_tf32", "")]
+        if all("losses" in part for part in pair):
+            last = min(len(part["losses"]) for part in pair) - 1
+            low, high = (f"{part['losses'][last]:.5g}" for part in pair)
+            found.append(f"Loss after {last} steps: {low} in TF32, {high} in float32.")
+    device = record["machine"].get("device", "nothing ran")
+    found.append(f"Made-up data, {device}, {record['seconds']:.0f} s in all.")
+    return "\n\n".join([*found, f"`{record['command']}`"])
+
+
+def _gpu_row(part: dict[str, Any]) -> list[str]:
+    name = [part["optimizer"], str(part["batch"])]
+    if "seconds" not in part:
+        return [*name, part["status"], *4 * [""]]
+    share, peak = part["preconditioner_share"], part["peak_bytes"]
+    return [
+        *name,
+        duration(part["seconds"]) + ("" if part["complete"] else " (cut short)"),
+        f"{part['gradient_equivalents']:.1f}",
+        "" if share is None else percent(share),
+        "" if peak is None else size(peak),
+        duration(part["compile_seconds"]),
+    ]
+
+
 _PREDICTED = (headline, strong, weak, variants, checks, sources)
 PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "devices": ("devices", measured),
@@ -229,6 +264,7 @@ PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     **{write.__name__: ("prediction", write) for write in _PREDICTED},
     "memory": ("memory", memory),
     "precision": ("precision", precision),
+    "gpu": ("gpu", gpu),
 }
 
 

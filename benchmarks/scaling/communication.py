@@ -29,16 +29,15 @@ def collectives(hlo: str) -> list[Collective]:
     """
     found = []
     for shapes, kind in _INSTRUCTION.findall(hlo):
-        arrays = [(dtype, _product(sides)) for dtype, sides in _ARRAY.findall(shapes)]
+        arrays = [
+            (dtype, math.prod(map(int, filter(None, sides.split(",")))))
+            for dtype, sides in _ARRAY.findall(shapes)
+        ]
         dtypes = tuple(sorted({dtype for dtype, _ in arrays}))
         elements = sum(count for _, count in arrays)
         size = sum(_size(dtype) * count for dtype, count in arrays)
         found.append(Collective(kind, dtypes, elements, size))
     return found
-
-
-def _product(dimensions: str) -> int:
-    return math.prod(map(int, filter(None, dimensions.split(","))))
 
 
 def _size(dtype: str) -> int:

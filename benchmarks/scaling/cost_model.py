@@ -22,6 +22,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 # Address, and what was taken from there.
 SOURCES = {
     "https://github.com/NVIDIA/DeepLearningExamples/blob/"
@@ -149,12 +151,9 @@ FLOAT32_V100 = 417.0  # images a second of training, same source
 FLOAT32_RATIO = 19.5 / 15.7  # peak rates in float32 without tensor cores, A100 to V100
 
 
-def _fit(rows: Sequence[tuple[float, float]]) -> tuple[float, float]:
+def _fit(rows: Sequence[tuple[float, float]]) -> list[float]:
     """The x and y for which ``a x + b y`` is closest to 1 for all rows (a, b)."""
-    aa, ab, bb = (sum(r[i] * r[j] for r in rows) for i, j in ((0, 0), (0, 1), (1, 1)))
-    a, b = (sum(column) for column in zip(*rows, strict=True))
-    determinant = aa * bb - ab * ab
-    return (a * bb - b * ab) / determinant, (b * aa - a * ab) / determinant
+    return np.linalg.lstsq(np.array(rows), np.ones(len(rows)))[0].tolist()
 
 
 def fit_overhead(rates: dict[int, float]) -> tuple[float, float]:

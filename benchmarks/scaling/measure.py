@@ -1,7 +1,7 @@
 """Weak and strong scaling of a training step, measured.
 
-Each number of devices is measured in a process of its own (`scaling_worker`), as the
-number is fixed when JAX starts. Three kinds of devices:
+Each number of devices is measured in a process of its own (`worker`), as the number is
+fixed when JAX starts. Three kinds of devices:
 
 - those of an accelerator, as many as there are;
 - fake ones, where JAX finds only a CPU. They share its cores, so that nothing can get
@@ -10,7 +10,9 @@ number is fixed when JAX starts. Three kinds of devices:
 - processes with one core each, which talk over the loopback interface.
 """
 
+import itertools
 import json
+import math
 import os
 import pathlib
 import socket
@@ -18,14 +20,23 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+import optax
+
+import ncg_optax as ncg
+from benchmarks.measurements import preconditioners
+from benchmarks.reports import records
 from benchmarks.reports.records import Record
+from benchmarks.scaling import communication, models
 from benchmarks.scaling.communication import Collective
 
 ROOT = pathlib.Path(__file__).parents[2]  # from where workers find this package
-CYCLE = 5  # steps after which the work of kronecker repeats
+CYCLE = 10  # steps after which the work of every optimizer repeats
+SETTLING = 20  # first steps of stochastic_hessian_free, which decompose more often
 TIMEOUT = 3600.0
 FUNCTIONAL = {
     "fake devices": "fake devices share the cores: a functional check, not a timing",
@@ -40,12 +51,14 @@ class Spec(NamedTuple):
     optimizer: str  # of `models.OPTIMIZERS`
     batch: int  # examples of all devices
     devices: int  # in the mesh, of all processes
-    steps: int = 2 * CYCLE  # that are timed
-    warmup: int = CYCLE  # steps before them
+    steps: int = CYCLE  # that are timed
+    warmup: int = 5  # steps before them, at least
     processes: int = 1  # that the devices are spread over
     process: int = 0  # number of this one
     port: int = 0  # of process 0
     core: int | None = None  # that the process may use, or None for all
+    deadline: float = math.inf  # of time.time(), after which no further step is begun
+    share: bool = False  # whether to time the preconditioner's part of a step
 
 
 class Traffic(NamedTuple):
@@ -78,10 +91,10 @@ def traffic(found: Iterable[Collective], weights: int) -> Traffic:
     numbers = [c for c in found if c.elements == 1 < weights]
     vectors = [c for c in found if c not in numbers]
     elements = sum(c.elements for c in vectors)
-    # XLA may cut a large vector into several: together they are whole ones, and the
-    # loss goes with the gradient.
+    # XLA may cut a large vector into several: together they are whole ones. The loss
+    # goes with the gradient, and so may that of the curvature's sample.
     copies, rest = divmod(elements, weights)
-    if not copies or rest > 1:
+    if not copies or rest > 2:
         raise ValueError(
             f"found: all-reduces of {elements} numbers are no whole copies of "
             f"{weights} weights and a loss."
@@ -102,66 +115,94 @@ def steady(seconds: Sequence[float], cycle: int = CYCLE) -> float:
 
 def measure(spec: Spec) -> Record:
     """Compiles and times a step. Called in a worker, whose devices are set up."""
-    import jax
-    import numpy as np
-
-    from benchmarks.reports import records
-    from benchmarks.scaling import communication
-    from benchmarks.scaling import models as scaling_models
-    from ncg_optax import make_train_step, parallel
-
-    model = scaling_models.MODELS[spec.model]
-    tx = scaling_models.optimizer(spec.optimizer)
-    devices = jax.devices()
+    model, devices = models.MODELS[spec.model], jax.devices()
+    tx = models.OPTIMIZERS[spec.optimizer](model)
     if len(devices) < spec.devices:
         raise ValueError(
             f"devices: {spec.devices} are wanted, there are {len(devices)}."
         )
     mesh = jax.sharding.Mesh(np.array(devices[: spec.devices]), ("data",))
-    step = make_train_step(model.composite(), tx, mesh)
+    step = ncg.make_train_step(
+        model.composite(), tx, mesh, microbatch_size=model.microbatch
+    )
     params = model.init(0)
     weights = sum(leaf.size for leaf in jax.tree.leaves(params))
-    carry = parallel.replicate((params, jax.jit(tx.init)(params)), mesh)
+    carry = ncg.parallel.replicate((params, jax.jit(tx.init)(params)), mesh)
     each = spec.batch // spec.processes
     mine = slice(spec.process * each, (spec.process + 1) * each)
     rows = jax.tree.map(lambda x: x[mine], model.batch(spec.batch))
-    batch = parallel.shard_batch(rows, mesh)
+    batch = ncg.parallel.shard_batch(rows, mesh)
 
     start = time.perf_counter()
     program = step.lower(*carry, batch).compile()
     compiling = time.perf_counter() - start
-    seconds, infos, loss = [], [], None
-    for count in range(spec.warmup + spec.steps):
-        start = time.perf_counter()
-        *carry, metrics = jax.block_until_ready(program(*carry, batch, {}))
-        if count >= spec.warmup:
-            seconds.append(time.perf_counter() - start)
-            infos.append(metrics.info)
-        loss = float(metrics.loss)
+    timed = _timed(spec, tx, model.composite(), program, carry, batch)
+    infos = [info for info in timed.pop("infos") if info is not None]
 
-    def mean(name: str) -> float:
-        if infos[0] is None:
-            return 1.0 if name == "gradient_equivalents" else 0.0
-        return statistics.fmean(float(getattr(info, name)) for info in infos)
+    def mean(name: str, otherwise: float) -> float:
+        numbers = (float(getattr(info, name)) for info in infos)
+        return statistics.fmean(numbers) if infos else otherwise
 
-    sent = traffic(communication.collectives(program.as_text()), weights)
-    return {
+    # The program of one device has them, but nothing is sent.
+    found = communication.collectives(program.as_text()) if spec.devices > 1 else []
+    sent = traffic(found, weights)
+    products, evaluations = mean("products", 0.0), mean("evaluations", 0.0)
+    memory = jax.local_devices()[0].memory_stats() or {}
+    return timed | {
         "machine": records.machine(),
         "backend": jax.default_backend(),
         "weights": weights,
         "compile_seconds": compiling,
-        "seconds": steady(seconds),
-        "median_seconds": statistics.median(seconds),
-        "all_seconds": seconds,
-        "loss": loss,
-        "products": mean("products"),
-        "evaluations": mean("evaluations"),
-        "gradient_equivalents": mean("gradient_equivalents"),
+        "seconds": steady(timed["all_seconds"]),
+        "median_seconds": statistics.median(timed["all_seconds"]),
+        "loss": timed["losses"][-1],
+        "products": products,
+        "evaluations": evaluations,
+        "gradient_equivalents": mean("gradient_equivalents", 1.0),
+        "peak_bytes": memory.get("peak_bytes_in_use"),
         "traffic": sent._asdict(),
-        "bytes": sent.of_a_step(mean("products"), mean("evaluations"))
-        if spec.devices > 1  # the program of one device has them, but nothing is sent
-        else 0.0,
+        "bytes": float(sent.of_a_step(products, evaluations)),
     }
+
+
+def _timed(
+    spec: Spec, tx: Any, loss: Any, program: Any, carry: Sequence[Any], batch: Any
+) -> Record:
+    """Seconds of steps and their measurements; the loss before each step of all."""
+    own = None
+    warmup = SETTLING if spec.optimizer == models.STOCHASTIC else spec.warmup
+    settings = ncg.presets.DEFAULTS.get(spec.optimizer, {})
+    if spec.share and settings.get("preconditioner"):
+        own = preconditioners.parts(loss, tx, settings["preconditioner"])
+    seconds, own_seconds, infos, losses = [], [], [], []
+    for count in range(warmup + spec.steps):
+        taken = 0.0
+        if own:  # what the values of the gradient are does not matter to the clock
+            taken, _ = _clock(own[0], *carry, carry[0], batch)
+        step_taken, (*carry, metrics) = _clock(program, *carry, batch, {})
+        if own:
+            state, info = optax.tree.get(carry[1], "preconditioner"), metrics.info
+            args = state, carry[0], info.damping, info.cg_iterations
+            taken += _clock(own[1], *args)[0]
+        losses.append(float(metrics.loss))
+        late = time.time() > spec.deadline
+        if count >= warmup or late:
+            seconds.append(step_taken)
+            own_seconds.append(taken)
+            infos.append(metrics.info)
+        if late:
+            break
+    complete = len(losses) == warmup + spec.steps
+    share = sum(own_seconds) / sum(seconds) if own and complete else None
+    found = {"all_seconds": seconds, "losses": losses, "infos": infos}
+    return found | {"complete": complete, "preconditioner_share": share}
+
+
+def _clock(function: Callable[..., Any], *args: Any) -> tuple[float, Any]:
+    """The seconds of a call, and what it returns."""
+    start = time.perf_counter()
+    returned = jax.block_until_ready(function(*args))
+    return time.perf_counter() - start, returned
 
 
 def _free_port() -> int:
@@ -184,7 +225,7 @@ def run(spec: Spec, timeout: float = TIMEOUT) -> Record:
     workers = []
     for index in range(spec.processes):
         own = spec._replace(process=index, core=cores[index % len(cores)])
-        command = [*program, json.dumps(own)]
+        command = [*program, json.dumps(own._asdict())]
         workers.append(subprocess.Popen(command, cwd=ROOT, **pipes))
     try:
         said = [worker.communicate(timeout=timeout) for worker in workers]
@@ -206,24 +247,23 @@ def kind_of(found: Record, processes: bool, cores: int) -> str:
 
 def sweep(
     model: str,
-    optimizers: Sequence[str],
+    batches: Mapping[str, int],
     counts: Sequence[int],
-    batch: int,
     scalings: Sequence[str] = ("strong", "weak"),
-    steps: int = 2 * CYCLE,
+    steps: int = CYCLE,
     processes: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Record]:
-    """Measures every optimizer on every number of devices.
+    """Measures optimizers, each with a batch, on every number of devices.
 
     The first number of devices is the reference. The batch is its own; it stays (strong
     scaling) or grows with the devices (weak).
     """
-    for count in counts:
+    for count, batch in itertools.product(counts, batches.values()):
         if batch % count:
             raise ValueError(f"batch must be a multiple of {count}, got {batch}.")
     points: list[Record] = []
-    for optimizer in optimizers:
+    for optimizer, batch in batches.items():
         known: dict[tuple[int, int], Record] = {}  # the reference serves both
         for scaling in scalings:
             reference = None

@@ -20,6 +20,7 @@ POSTER_EFFICIENCY = 0.804
 TARGET = 0.95
 # Batch and devices. A batch of 512 cannot be shared by more devices than images.
 STRONG = ((512, 8), (512, 64), (4096, 64), (32768, 64), (32768, 1024), (131072, 1024))
+STOCHASTIC_BATCH = 1024
 SHARE = 64  # images a device
 WEAK = (8, 64, 1024)
 MAX_SIZE = 1024  # of the sides of kronecker's factors
@@ -115,35 +116,60 @@ def hessian_free(
         shared: whether each device decomposes its share of the matrices.
     """
     solver = Pass(4, GAUSS_NEWTON, fraction, 128, precise)
-    probes = Pass(4, GAUSS_NEWTON, 1 / 8, 32, precise)
     # Linearising costs a value: of the batch with the gradient, of each sample.
     passes = [_gradient(), solver, Pass(1, 1 / 3), _value(solver)]
     checks = 0.25 if fraction < 1 else 0  # a product with the whole batch
     whole = Pass(checks, GAUSS_NEWTON, precise=precise)
     passes += [whole, _value(whole)] if fraction < 1 else [whole]
-    count = 8 if preconditioner else 4
     recipe = Recipe(
         name,
         tuple(passes),
-        products=count + checks,
+        products=4 + checks,
         numbers=1,
         product_bytes=product_bytes,
-        sweeps=count * SWEEPS_PER_PRODUCT + PAIR_SWEEPS,
+        sweeps=4 * SWEEPS_PER_PRODUCT + PAIR_SWEEPS,
     )
     if not preconditioner:
         return recipe
+    return _with_kronecker(recipe, 4, 5, refresh, precise, shared)
+
+
+def stochastic_hessian_free() -> Recipe:
+    """The preset from step 20 on: a product, a trial on its sample, a probe."""
+    product = Pass(1, GAUSS_NEWTON, 1 / 4, 128, precise=True)
+    trial = _value(product)._replace(precise=False)
+    passes = (_gradient(), product, _value(product), trial)
+    sweeps = SWEEPS_PER_PRODUCT + ADAM_SWEEPS  # the mean of the gradients
+    recipe = Recipe(
+        "stochastic_hessian_free", passes, products=1, numbers=1, sweeps=sweeps
+    )
+    return _with_kronecker(recipe, probes=1, applications=1, refresh=10)
+
+
+def _with_kronecker(
+    recipe: Recipe,
+    probes: int,
+    applications: int,
+    refresh: int,
+    precise: bool = True,
+    shared: bool = False,
+) -> Recipe:
+    """The recipe with kronecker, which takes products on an eighth of the batch."""
+    probing = Pass(probes, GAUSS_NEWTON, 1 / 8, 32, precise)
     apply, decompose = kronecker_work(resnet50_sides())
     return recipe._replace(
-        passes=(*passes, probes, _value(probes)),
-        # Five applications; a product that the factors are made of costs as much.
-        matrix_flops=(5 + 4) * apply,
+        passes=(*recipe.passes, probing, _value(probing)),
+        products=recipe.products + probes,
+        sweeps=recipe.sweeps + probes * SWEEPS_PER_PRODUCT,
+        # A product that the factors are made of costs as much as an application.
+        matrix_flops=(applications + probes) * apply,
         eigen_flops=decompose / refresh,
         shared_numbers=kronecker_numbers(resnet50_sides()) / refresh if shared else 0,
     )
 
 
 def recipes() -> tuple[Recipe, ...]:
-    """The three optimizers of the tables."""
+    """The optimizers of the tables that see the same batches."""
     return adam(), poster(), hessian_free()
 
 
@@ -246,7 +272,8 @@ def predict() -> Record:
                 "published": 63.0,
             },
         },
-        "strong": [strong_row(r, *place) for place in STRONG for r in recipes()],
+        "strong": [strong_row(r, *place) for place in STRONG for r in recipes()]
+        + [strong_row(stochastic_hessian_free(), STOCHASTIC_BATCH, n) for n in (8, 64)],
         "weak": [weak_row(r, devices) for devices in WEAK for r in recipes()],
         "variants": [
             strong_row(r, *place) | {"half_network": slower_network(r, *place)}

@@ -1,6 +1,6 @@
 """A process that measures a step: python -m benchmarks.scaling.worker SPEC.
 
-SPEC is a `scaling.Spec` as a JSON list. The process prints what it measured as a line
+SPEC is a `scaling.Spec` as JSON. The process prints what it measured as a line
 of JSON. Everything that JAX reads when it starts is set before it is imported.
 """
 
@@ -24,21 +24,18 @@ def prepare(core: int | None, devices: int) -> None:
 
 def main(text: str) -> None:
     """Measures what the text says."""
-    # The last is the core, see `scaling.Spec`.
     values = json.loads(text)
-    devices, processes, core = values[3], values[6], values[9]
-    prepare(core, devices // processes)
+    prepare(values["core"], values["devices"] // values["processes"])
     import jax
 
     from benchmarks.scaling import measure as scaling
 
-    spec = scaling.Spec(*values)
+    spec = scaling.Spec(**values)
     if spec.processes > 1:
         jax.distributed.initialize(
             f"127.0.0.1:{spec.port}", spec.processes, spec.process
         )
-    found = scaling.measure(spec)
-    print(json.dumps(found), flush=True)
+    print(json.dumps(scaling.measure(spec)), flush=True)
     if spec.processes > 1:
         jax.distributed.shutdown()
 

@@ -7,41 +7,14 @@ from benchmarks.scenarios import (  # isort: skip
 )  # fmt: skip
 from benchmarks.scenarios._base import Dataset, Scenario
 
-SCENARIOS: dict[str, Scenario] = {
-    scenario.name: scenario
-    for scenario in (
-        wisconsin.SCENARIO,
-        boston.SCENARIO,
-        boston.LINEAR,
-        life.SCENARIO,
-        digits.SCENARIO,
-        digits.AUTOENCODER,
-        curves_autoencoder.SCENARIO,
-        mnist_autoencoder.SMALL,
-        mnist_autoencoder.SCENARIO,
-        mnist_autoencoder.FULL,
-        mnist.CLASSIFIER,
-        mnist.FASHION,
-        mnist.CNN,
-        vae.SCENARIO,
-        mnist_bayesian.SCENARIO,
-        wisconsin_bayesian.SCENARIO,
-        shakespeare.SCENARIO,
-        breakhis.SCENARIO,
-        resnet50.SCENARIO,
-        resnet50.NARROW,
-        resnet50.IMAGENET,
-        mobilenet.SCENARIO,
-        mobilenet.IMAGENET,
-        mobilenet_last_layer.SCENARIO,
-        translation.SCENARIO,
-        translation.CONTINUED,
-        translation.TED,
-        convection_pinn.SCENARIO,
-        convection_pinn.UNSCALED,
-        boston.SCENARIO.in_float64(),
-        life.SCENARIO.in_float64(),
-    )
-}
+# Every scenario that one of these defines can be run.
+_MODULES = (
+    wisconsin, boston, life, digits, curves_autoencoder, mnist_autoencoder, mnist, vae,
+    mnist_bayesian, wisconsin_bayesian, shakespeare, breakhis, resnet50, mobilenet,
+    mobilenet_last_layer, translation, convection_pinn,
+)  # fmt: skip
+_DEFINED = [x for m in _MODULES for x in vars(m).values() if isinstance(x, Scenario)]
+_DOUBLE = [module.SCENARIO.in_float64() for module in (boston, life)]
+SCENARIOS = {scenario.name: scenario for scenario in (*_DEFINED, *_DOUBLE)}
 
 __all__ = ["SCENARIOS", "Dataset", "Scenario"]

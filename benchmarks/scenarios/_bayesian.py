@@ -131,17 +131,11 @@ def negative_elbo(examples: int) -> Callable[[Outputs, jax.Array], jax.Array]:
 
 
 def log_probabilities(
-    layers: Layers,
-    x: jax.Array,
-    key: jax.Array,
-    activation: Activation,
-    draws: int = DRAWS,
+    draw: Callable[[jax.Array], jax.Array], key: jax.Array, draws: int = DRAWS
 ) -> jax.Array:
-    """Of the classes under several draws, shape=(draws, examples, classes)."""
-    return jax.lax.map(
-        lambda noise: jax.nn.log_softmax(logits(layers, x, noise, activation)),
-        jax.random.split(key, draws),
-    )
+    """Of the classes, of several ``draw(key)``, shape=(draws, examples, classes)."""
+    keys = jax.random.split(key, draws)
+    return jax.lax.map(lambda noise: jax.nn.log_softmax(draw(noise)), keys)
 
 
 def average(log_probabilities: jax.Array) -> jax.Array:
@@ -158,7 +152,8 @@ def predictor(activation: Activation) -> Callable[[Layers, jax.Array, Batch], Ou
     """
 
     def predict(layers: Layers, x: jax.Array, context: Batch) -> Outputs:
-        drawn = log_probabilities(layers, x, context["key"], activation)
+        draw = partial(logits, layers, x, activation=activation)
+        drawn = log_probabilities(draw, context["key"])
         return {"logits": average(drawn)[:, None], "posterior": []}
 
     return predict

@@ -48,12 +48,13 @@ class ResNet50(linen.Module):
     classes: int = 1000  # number of them
     width: int = 64  # channels of the first stage; 64 is the published network
     norm: Norm = batch_norm  # the layer that normalises
+    blocks: tuple[int, ...] = BLOCKS  # of each stage
 
     @linen.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = linen.relu(self.norm(train)(_convolution(self.width, 7, 2)(x)))
         x = linen.max_pool(x, (3, 3), (2, 2), "SAME")
-        for stage, count in enumerate(BLOCKS):
+        for stage, count in enumerate(self.blocks):
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
                 x = Bottleneck(self.width * 2**stage, stride, self.norm)(x, train)

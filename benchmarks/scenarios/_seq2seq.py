@@ -6,7 +6,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from benchmarks.scenarios import _transformer as blocks
+from benchmarks.scenarios._transformer import (  # isort: skip
+    Params, affine, attention, causal, init_affine, init_block, init_embedding,
+    init_norm, mlp, norm, self_attention,
+)  # fmt: skip
 
 PAD = 0  # fills up the rows of sources and targets
 Drop = Callable[[jax.Array], jax.Array]
@@ -32,7 +35,7 @@ def dropout(key: jax.Array, rate: float) -> Drop:
 
 def init_seq2seq(
     seed: int, symbols: int, length: int, width: int, hidden: int, layers: int
-) -> blocks.Params:
+) -> Params:
     """Normal weights: 0.02 for the embeddings, variance 1/fan-in for the rest.
 
     ``symbols`` counts those of both languages together; ``hidden`` is the width within
@@ -42,30 +45,30 @@ def init_seq2seq(
     # Residual branches begin small, so that depth does not add up, and so do logits.
     encoder_scale, decoder_scale = ((n * layers) ** -0.5 for n in (2, 3))
 
-    def decoder_block() -> blocks.Params:
-        return blocks.init_block(keys, width, hidden, decoder_scale) | {
-            "norm_memory": blocks.init_norm(width),
-            "memory_queries": blocks.init_affine(next(keys), width, width),
-            "memory_keys_values": blocks.init_affine(next(keys), width, 2 * width),
-            "memory_out": blocks.init_affine(next(keys), width, width, decoder_scale),
+    def decoder_block() -> Params:
+        return init_block(keys, width, hidden, decoder_scale) | {
+            "norm_memory": init_norm(width),
+            "memory_queries": init_affine(next(keys), width, width),
+            "memory_keys_values": init_affine(next(keys), width, 2 * width),
+            "memory_out": init_affine(next(keys), width, width, decoder_scale),
         }
 
     return {
-        "symbols": blocks.init_embedding(next(keys), symbols, width),
-        "source_positions": blocks.init_embedding(next(keys), length, width),
-        "target_positions": blocks.init_embedding(next(keys), length, width),
+        "symbols": init_embedding(next(keys), symbols, width),
+        "source_positions": init_embedding(next(keys), length, width),
+        "target_positions": init_embedding(next(keys), length, width),
         "encoder": [
-            blocks.init_block(keys, width, hidden, encoder_scale) for _ in range(layers)
+            init_block(keys, width, hidden, encoder_scale) for _ in range(layers)
         ],
-        "norm_encoder": blocks.init_norm(width),
+        "norm_encoder": init_norm(width),
         "decoder": [decoder_block() for _ in range(layers)],
-        "norm_decoder": blocks.init_norm(width),
-        "out": blocks.init_affine(next(keys), width, symbols, 0.25),
+        "norm_decoder": init_norm(width),
+        "out": init_affine(next(keys), width, symbols, 0.25),
     }
 
 
 def seq2seq(
-    params: blocks.Params, x: dict[str, jax.Array], heads: int, drop: Drop = keep
+    params: Params, x: dict[str, jax.Array], heads: int, drop: Drop = keep
 ) -> jax.Array:
     """Logits of the next symbol at every position of the targets.
 
@@ -77,18 +80,18 @@ def seq2seq(
 
 
 def encode(
-    params: blocks.Params, source: jax.Array, heads: int, drop: Drop = keep
+    params: Params, source: jax.Array, heads: int, drop: Drop = keep
 ) -> jax.Array:
     """What the decoder is told of the sources, position by position."""
     h = drop(_embed(params, "source_positions", source))
     for block in params["encoder"]:
-        h = h + drop(blocks.self_attention(block, h, _real(source), heads))
-        h = h + drop(blocks.mlp(block, h))
-    return blocks.norm(params["norm_encoder"], h)
+        h = h + drop(self_attention(block, h, _real(source), heads))
+        h = h + drop(mlp(block, h))
+    return norm(params["norm_encoder"], h)
 
 
 def decode(
-    params: blocks.Params,
+    params: Params,
     memory: jax.Array,
     source: jax.Array,
     target: jax.Array,
@@ -97,17 +100,17 @@ def decode(
 ) -> jax.Array:
     """Logits of what follows each symbol of the targets."""
     # Padding comes last, so that no symbol sees any of it in what is before itself.
-    past = blocks.causal(target.shape[1])
+    past = causal(target.shape[1])
     h = drop(_embed(params, "target_positions", target))
     for block in params["decoder"]:
-        h = h + drop(blocks.self_attention(block, h, past, heads))
+        h = h + drop(self_attention(block, h, past, heads))
         h = h + drop(_look_at(block, h, memory, _real(source), heads))
-        h = h + drop(blocks.mlp(block, h))
-    return blocks.affine(params["out"], blocks.norm(params["norm_decoder"], h))
+        h = h + drop(mlp(block, h))
+    return affine(params["out"], norm(params["norm_decoder"], h))
 
 
 def greedy(
-    params: blocks.Params, source: jax.Array, begin: int, length: int, heads: int
+    params: Params, source: jax.Array, begin: int, length: int, heads: int
 ) -> jax.Array:
     """Translates by taking the most probable symbol at every position, jittable.
 
@@ -127,7 +130,7 @@ def greedy(
     return chosen.T
 
 
-def _embed(params: blocks.Params, positions: str, rows: jax.Array) -> jax.Array:
+def _embed(params: Params, positions: str, rows: jax.Array) -> jax.Array:
     return params["symbols"][rows] + params[positions][: rows.shape[1]]
 
 
@@ -137,14 +140,8 @@ def _real(source: jax.Array) -> jax.Array:
 
 
 def _look_at(
-    block: blocks.Params, x: jax.Array, memory: jax.Array, mask: jax.Array, heads: int
+    block: Params, x: jax.Array, memory: jax.Array, mask: jax.Array, heads: int
 ) -> jax.Array:
-    queries = blocks.affine(
-        block["memory_queries"], blocks.norm(block["norm_memory"], x)
-    )
-    keys, values = jnp.split(
-        blocks.affine(block["memory_keys_values"], memory), 2, axis=-1
-    )
-    return blocks.affine(
-        block["memory_out"], blocks.attention(queries, keys, values, mask, heads)
-    )
+    queries = affine(block["memory_queries"], norm(block["norm_memory"], x))
+    keys, values = jnp.split(affine(block["memory_keys_values"], memory), 2, axis=-1)
+    return affine(block["memory_out"], attention(queries, keys, values, mask, heads))

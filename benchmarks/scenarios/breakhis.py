@@ -7,6 +7,8 @@ How many examples share the divergence depends on the data, so it comes with the
 inputs of an example are its image and its share.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -82,10 +84,8 @@ def loss(outputs: bayesian.Outputs, y: jax.Array) -> jax.Array:
 
 def predict(layers: bayesian.Layers, x: Batch, context: Batch) -> bayesian.Outputs:
     """Probabilities averaged over draws; without the posterior, so no divergence."""
-    drawn = jax.lax.map(
-        lambda noise: jax.nn.log_softmax(logits(layers, x["image"], noise)),
-        jax.random.split(context["key"], bayesian.DRAWS),
-    )
+    draw = partial(logits, layers, x["image"])
+    drawn = bayesian.log_probabilities(draw, context["key"])
     return {"logits": bayesian.average(drawn), "posterior": [], "share": x["share"]}
 
 

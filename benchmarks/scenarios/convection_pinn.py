@@ -6,6 +6,7 @@ network stays much longer on the plateau where ``u`` is about zero: the second s
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -67,16 +68,13 @@ def loader(points: Callable[[], Points]) -> Callable[[], Dataset]:
     return load
 
 
-def model(layers: networks.Layers, x: Points) -> jax.Array:
-    """The conditions of a network that sees its inputs scaled to [-1, 1]."""
-    return conditions(
-        lambda points: networks.regressor(layers, 2 * points / ENDS - 1), x
-    )
+def model(layers: networks.Layers, x: Points, scaled: bool = True) -> jax.Array:
+    """The conditions of a network, which sees its inputs scaled to [-1, 1] or not."""
 
+    def u(points: jax.Array) -> jax.Array:
+        return networks.regressor(layers, 2 * points / ENDS - 1 if scaled else points)
 
-def unscaled_model(layers: networks.Layers, x: Points) -> jax.Array:
-    """The conditions of a network that sees its inputs as they are."""
-    return conditions(lambda points: networks.regressor(layers, points), x)
+    return conditions(u, x)
 
 
 def conditions(u: Callable[[jax.Array], jax.Array], x: Points) -> jax.Array:
@@ -133,6 +131,6 @@ UNSCALED = SCENARIO._replace(
     description="Convection on unscaled inputs, poor start, random points, float64",
     load=loader(at_random),
     init=networks.initialiser(*SIZES),
-    model=unscaled_model,
+    model=partial(model, scaled=False),
     seeds=2,
 )

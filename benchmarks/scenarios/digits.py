@@ -3,21 +3,11 @@
 import numpy as np
 
 from benchmarks.scenarios import _networks as networks
-from benchmarks.scenarios._base import Dataset, Scenario, dataset
+from benchmarks.scenarios._base import Scenario, dataset
 
 
-def load() -> Dataset:
-    pixels, labels = _digits()
-    return dataset(pixels, labels)
-
-
-def load_pixels() -> Dataset:
-    """The images as inputs and targets."""
-    pixels, _ = _digits()
-    return dataset(pixels, pixels)
-
-
-def _digits() -> tuple[np.ndarray, np.ndarray]:
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels from 0 to 1 and labels."""
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
@@ -27,7 +17,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 SCENARIO = Scenario(
     name="digits",
     description="Digits classification, 64-128-64-10 network, cross-entropy",
-    load=load,
+    load=lambda: dataset(*digits()),
     init=networks.initialiser(64, 128, 64, 10),
     model=networks.dense,
     loss=networks.softmax_cross_entropy,
@@ -38,7 +28,7 @@ SCENARIO = Scenario(
 AUTOENCODER = Scenario(
     name="digits_autoencoder",
     description="Digits autoencoder, 64-200-100-50-12-50-100-200-64, cross-entropy",
-    load=load_pixels,
+    load=lambda: dataset(*2 * digits()[:1]),
     init=networks.initialiser(64, 200, 100, 50, 12, 50, 100, 200, 64),
     model=networks.autoencoder,
     loss=networks.pixel_cross_entropy,

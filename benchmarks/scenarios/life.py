@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks.scenarios import _base as base
 from benchmarks.scenarios import _networks as networks
+from benchmarks.scenarios import boston
 
 
 def table() -> list[dict[str, str]]:
@@ -39,15 +40,10 @@ def load() -> base.Dataset:
     return base.standardise(base.dataset(np.array(x), np.array(y)), keys=("x", "y"))
 
 
-SCENARIO = base.Scenario(
+SCENARIO = boston.SCENARIO._replace(
     name="life",
     description="Life expectancy (Gapminder), 8-32-32-1 network, half mean sq. error",
     load=load,
     init=networks.initialiser(8, 32, 32, 1),
-    model=networks.regressor,
-    loss=networks.half_mean_squared_error,
-    metric=networks.r_squared,
-    metric_name="R²",
-    registration=("squared_error", 0.5),
     poster=base.PosterSettings(learning_rate=10.0, damping=1e-5),
 )

@@ -1,6 +1,7 @@
 """MNIST and Fashion-MNIST, 60,000 images of ten classes, by two kinds of network."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +23,6 @@ def _load(read: Callable[[], datasets.images.Images], *shape: int) -> Dataset:
     return split(
         train, images.train_labels.astype(int), test, images.test_labels.astype(int)
     )
-
-
-def classifier(layers: networks.Layers, x: jax.Array) -> jax.Array:
-    return networks.dense(layers, x, activation=jax.nn.relu)
 
 
 def init_cnn(seed: int) -> Params:
@@ -57,7 +54,7 @@ CLASSIFIER = Scenario(
     description="MNIST classification, 784-512-512-10 relu network, cross-entropy",
     load=lambda: _load(datasets.images.mnist, 784),
     init=networks.initialiser(784, 512, 512, 10, gain=2.0),
-    model=classifier,
+    model=partial(networks.dense, activation=jax.nn.relu),
     loss=networks.softmax_cross_entropy,
     metric=networks.accuracy,
     metric_name="accuracy",

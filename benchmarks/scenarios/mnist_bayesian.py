@@ -6,25 +6,21 @@ import jax
 
 from benchmarks.scenarios import _bayesian as bayesian
 from benchmarks.scenarios import mnist
-from benchmarks.scenarios._base import PosterSettings, Scenario
+from benchmarks.scenarios._base import PosterSettings
 
 EXAMPLES = 60_000  # of training, which share the divergence from the prior
 
-SCENARIO = Scenario(
+SCENARIO = mnist.CLASSIFIER._replace(
     name="mnist_bayesian",
     description="MNIST classification, Bayesian 784-1024-10 relu network, "
     "negative ELBO",
-    load=mnist.CLASSIFIER.load,
     init=partial(bayesian.init_mean_field, (784, 1024, 10)),
     model=bayesian.classifier(jax.nn.relu),
     loss=bayesian.negative_elbo(EXAMPLES),
     metric=bayesian.classes_right,
-    metric_name="accuracy",
     budget=4.0,
-    seeds=3,
     batch_sizes=(128, 512),
-    full_batch=False,
-    curve_examples=10_000,
+    registration=None,
     random=True,
     predict=bayesian.predictor(jax.nn.relu),
     poster=PosterSettings(learning_rate=0.03, damping=1e5, batch=128),

@@ -1,10 +1,11 @@
 """Shakespeare, character by character: a small transformer guesses the next one."""
 
-import jax
+from functools import partial
+
 import numpy as np
 
 from benchmarks import datasets
-from benchmarks.scenarios._base import Dataset, Params, Scenario, split
+from benchmarks.scenarios._base import Dataset, Scenario, split
 from benchmarks.scenarios._networks import accuracy, softmax_cross_entropy
 from benchmarks.scenarios._transformer import init_transformer, transformer
 
@@ -29,20 +30,12 @@ def _windows(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def init(seed: int) -> Params:
-    return init_transformer(seed, SYMBOLS, CONTEXT, WIDTH, LAYERS)
-
-
-def model(params: Params, x: jax.Array) -> jax.Array:
-    return transformer(params, x, HEADS)
-
-
 SCENARIO = Scenario(
     name="shakespeare",
     description="Shakespeare by characters, transformer with 2 layers of width 128",
     load=load,
-    init=init,
-    model=model,
+    init=lambda seed: init_transformer(seed, SYMBOLS, CONTEXT, WIDTH, LAYERS),
+    model=partial(transformer, heads=HEADS),
     loss=softmax_cross_entropy,
     metric=accuracy,
     metric_name="accuracy",

@@ -234,15 +234,15 @@ SCENARIO = base.Scenario(
     schedules=("noam", "cosine"),
     poster=base.PosterSettings(learning_rate=1e-2, damping=10.0, batch=64),
 )
-TED = SCENARIO._replace(
-    name="translation_ted",
-    description="TED talks, Portuguese to English, the transformer of `translation`",
-    load=functools.partial(load, read_ted),
-    examine=functools.partial(examine, read_ted),
-)
 CONTINUED = SCENARIO._replace(
     name="translation_continued",
     description=f"`translation`, continued after {ADAM.epochs} epochs of Adam",
     load=load_continued,
     init=init_continued,
+)
+TED = SCENARIO._replace(
+    name="translation_ted",
+    description="TED talks, Portuguese to English, the transformer of `translation`",
+    load=functools.partial(load, read_ted),
+    examine=functools.partial(examine, read_ted),
 )

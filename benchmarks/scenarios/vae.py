@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks import datasets
 from benchmarks.reports.figures import open_frame, save
 from benchmarks.scenarios import mnist_autoencoder
-from benchmarks.scenarios._base import Batch, Dataset, Params, PosterSettings, Scenario
+from benchmarks.scenarios._base import Batch, Dataset, Params, PosterSettings
 from benchmarks.scenarios._networks import dense, init_dense, pixel_cross_entropy
 
 PIXELS, HIDDEN, LATENT = 784, 64, 2
@@ -169,21 +169,18 @@ def draw_latent_plane(
     save(figure, path, dpi=150)
 
 
-SCENARIO = Scenario(
+SCENARIO = mnist_autoencoder.FULL._replace(
     name="mnist_vae",
     description="MNIST variational autoencoder, 784-64-2-64-784 relu network, "
     "negative ELBO",
-    load=mnist_autoencoder.FULL.load,
     init=init,
     model=model,
     loss=loss,
     metric=reconstruction,
     metric_name="reconstruction cross-entropy",
-    budget=20.0,
     seeds=3,
     batch_sizes=(32, 256),
-    full_batch=False,
-    curve_examples=10_000,
+    registration=None,
     random=True,
     predict=predict,
     examine=examine,

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.reports.figures import open_frame, save
 from benchmarks.scenarios import _bayesian as bayesian
 from benchmarks.scenarios import wisconsin
-from benchmarks.scenarios._base import Dataset, PosterSettings, Scenario
+from benchmarks.scenarios._base import Dataset, PosterSettings
 
 EXAMPLES = 455  # of training, which share the divergence from the prior
 MALIGNANT, BENIGN = 0, 1
@@ -49,9 +49,8 @@ def examine(
 ) -> dict[str, float]:
     """Draws the prediction for each held-out tumour, and the calibration."""
     x, y = data.held_out["x"], np.asarray(data.held_out["y"])
-    drawn = jax.jit(
-        bayesian.log_probabilities, static_argnames=("activation", "draws")
-    )(params, x, jax.random.key(0), activation=jnp.tanh, draws=EXAMINED_DRAWS)
+    draw = partial(bayesian.logits, params, x, activation=jnp.tanh)
+    drawn = bayesian.log_probabilities(draw, jax.random.key(0), EXAMINED_DRAWS)
     log_mean = np.asarray(bayesian.average(drawn))
     mean = np.exp(log_mean)
     right = mean.argmax(axis=-1) == y
@@ -130,15 +129,13 @@ def draw_doubt(
     save(figure, path, dpi=150)
 
 
-SCENARIO = Scenario(
+SCENARIO = wisconsin.SCENARIO._replace(
     name="wisconsin_bayesian",
     description="Wisconsin breast cancer, Bayesian 30-32-2 network, negative ELBO",
-    load=wisconsin.load,
     init=partial(bayesian.init_mean_field, (30, 32, 2)),
     model=bayesian.classifier(jnp.tanh, TRAINING_DRAWS),
     loss=bayesian.negative_elbo(EXAMPLES),
     metric=bayesian.classes_right,
-    metric_name="accuracy",
     budget=500.0,
     batch_sizes=(128, 32),
     random=True,

@@ -148,7 +148,9 @@ class Journal:
         self._identity = json.loads(json.dumps(identity))
         self._pieces: dict[str, Any] = {}
         stored = None if fresh else self._load()
-        if stored and not (different := _different(stored["identity"], self._identity)):
+        one, other = stored["identity"] if stored else {}, self._identity
+        different = [n for n in {**one, **other} if one.get(n) != other.get(n)]
+        if stored and not different:
             self._pieces = stored["pieces"]
             for latest in list(self._pieces)[-1:]:
                 say(f"goes on where it was stopped, after {latest}")
@@ -158,9 +160,6 @@ class Journal:
             say(f"begins anew: the partial record is of another {what}")
         self.remove()
         self._store()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._pieces
 
     def once(self, name: str, work: Callable[[Checkpoint], Any]) -> Any:
         """The piece of that name, from the disk or else from ``work``."""
@@ -190,8 +189,3 @@ class Journal:
         # compared.
         stored = {"identity": self._identity, "pieces": self._pieces}
         write_atomically(self._path, json.dumps(stored))
-
-
-def _different(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Names of what is not the same."""
-    return [n for n in {**one, **other} if one.get(n) != other.get(n)]

@@ -93,6 +93,7 @@ def test_a_wrong_name_or_number_is_one_line(command, what):
         ["memory"],
         ["precision"],
         ["preconditioners"],
+        ["gpu"],
     ],
 )
 def test_where_nothing_can_be_written_is_one_line(command, tmp_path):

@@ -225,7 +225,7 @@ def test_recipe_of_hessian_free_is_what_a_step_does():
     """Products, and what they and the trial values cost in units of the batch."""
     recipe = scaling_prediction.hessian_free()
     model = scaling_models.MODELS["tiny"]
-    tx = scaling_models.optimizer("hessian_free")
+    tx = scaling_models.OPTIMIZERS["hessian_free"](model)
     loss, data = model.composite(), model.batch(4096)
 
     @jax.jit
@@ -253,6 +253,16 @@ def test_recipe_of_hessian_free_is_what_a_step_does():
     assert units == pytest.approx(float(info.gradient_equivalents), rel=1e-3)
 
 
+@pytest.mark.slow
+def test_recipe_of_stochastic_hessian_free_is_what_a_step_does():
+    recipe = scaling_prediction.stochastic_hessian_free()
+    found = scaling.measure(Spec("tiny", recipe.name, 4096, 1, steps=2))
+    assert found["products"] == recipe.products
+    rows = [cost_model.rows_on_a_device(p, 4096, 1) / 4096 for p in recipe.passes]
+    units = sum(p.count * p.cost * r for p, r in zip(recipe.passes, rows, strict=True))
+    assert units == pytest.approx(found["gradient_equivalents"], rel=1e-3)
+
+
 # What is sent
 
 
@@ -277,6 +287,8 @@ def test_traffic_in_pieces_and_in_bfloat16():
     both = [*pieces, vector(100, "bf16", 2), vector(1)]
     assert scaling.traffic(both, 100) == Traffic(404, 200, 1, 4)
     assert scaling.traffic([], 100) == Traffic(0, 0, 0, 0)
+    # The loss of the sample as well.
+    assert scaling.traffic([vector(102)], 100) == Traffic(408, 0, 0, 0)
 
 
 def test_traffic_that_does_not_belong_is_told():
@@ -284,6 +296,8 @@ def test_traffic_that_does_not_belong_is_told():
         scaling.traffic([vector(101), Collective("all-gather", ("f32",), 7, 28)], 100)
     with pytest.raises(ValueError, match="150 numbers are no whole copies of 100"):
         scaling.traffic([vector(150)], 100)
+    with pytest.raises(ValueError, match="103 numbers are no whole copies"):
+        scaling.traffic([vector(103)], 100)
 
 
 # Measuring
@@ -357,6 +371,21 @@ def test_processes_have_a_core_each(tmp_path, monkeypatch):
     assert record["labels"] == [scaling.FUNCTIONAL["shared cores"]]
 
 
+def test_mini_batches_have_a_size_of_their_own(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(scaling, "run", lambda spec: asked.append(spec) or result())
+    names = "adam,stochastic_hessian_free"
+    args = ("--model", "tiny", "--optimizer", names, "--minibatch", 32)
+    args += ("--devices", "1,2", "--no-weak", "--output", tmp_path)
+    assert invoke("scaling", *args).exit_code == 0
+    assert [(s.optimizer, s.batch) for s in asked] == [
+        *2 * [("adam", 64)],
+        *2 * [("stochastic_hessian_free", 32)],
+    ]
+    record = json.loads((tmp_path / "scaling_devices.json").read_text("utf8"))
+    assert "--batch 64 --minibatch 32" in record["command"]
+
+
 @pytest.mark.parametrize(
     "args, message",
     [
@@ -376,7 +405,7 @@ def test_the_command_explains_what_is_wrong(args, message, tmp_path):
 
 
 def test_a_failing_worker_is_reported():
-    with pytest.raises(RuntimeError, match="(?s)failed.*optimizer must be one of adam"):
+    with pytest.raises(RuntimeError, match="(?s)a worker failed.*sgd"):
         scaling.run(Spec("tiny", "sgd", 64, devices=1), timeout=60)
 
 
@@ -389,7 +418,7 @@ def test_more_devices_than_there_are():
 def test_two_fake_devices_do_what_one_does(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     points = scaling.sweep(
-        "tiny", ["adam", "newton_cg"], [1, 2], 64, scalings=["strong"], steps=2
+        "tiny", {"adam": 64, "newton_cg": 64}, [1, 2], scalings=["strong"], steps=2
     )  # four processes
     adam, adam_2, newton, newton_2 = points
     assert scaling.labels(points) == [scaling.FUNCTIONAL["fake devices"]]

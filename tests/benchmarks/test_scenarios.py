@@ -135,7 +135,8 @@ def test_the_solution_of_convection_solves_it():
 
 def test_a_transformer_does_not_look_ahead():
     x = jnp.stack([jnp.arange(20), jnp.arange(20).at[12].set(50)])
-    outputs = jax.jit(lambda seed: shakespeare.model(shakespeare.init(seed), x))(0)
+    scenario = shakespeare.SCENARIO
+    outputs = jax.jit(lambda seed: scenario.model(scenario.init(seed), x))(0)
     first, second = outputs
     np.testing.assert_allclose(first[:12], second[:12], atol=1e-5)
     assert jnp.abs(first[12:] - second[12:]).max() > 1e-3

@@ -84,6 +84,13 @@ def test_nothing_is_left_of_markers_roles_and_equations(site):
     ).read_text().replace("\n", " ")
 
 
+def test_the_page_says_whether_anything_was_measured_on_a_gpu(site):
+    text = (site / "gpu.html").read_text(encoding="utf8")
+    measured = (ROOT / "benchmarks" / "results" / "gpu.json").exists()
+    assert ("Nothing was measured on a GPU yet." in text) != measured
+    assert ("own share</th>" in text) == measured
+
+
 RETURNS = re.compile(
     r'class="doc-section-title">Returns:</span></p>\s*<ul>(.*?)</ul>', re.S
 )
