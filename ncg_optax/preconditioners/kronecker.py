@@ -21,6 +21,7 @@ from ncg_optax.preconditioners.kronecker_factors import (
     gram,
     inverse_eigenvalues,
     is_full,
+    rescaled,
     times,
 )
 from ncg_optax.solvers.base import Operator
@@ -86,6 +87,12 @@ class kronecker(Preconditioner):
     Kernels of more than two axes are reshaped to (product of all axes but the last,
     last axis). A side longer than ``max_size`` gets a diagonal factor.
 
+    The eigenvectors of each factor are followed by orthogonal iterations ``Q <- qr(G
+    Q)`` with ``G`` the estimate of the squared factor: a few from the last eigenvectors
+    are as good as a decomposition, at a fraction of its time on a GPU. Factors are due
+    in turn, so that no step takes longer than others; one whose eigenvectors are older
+    is scaled to the trace of its present estimate.
+
     At the same cost many products on few examples give a better estimate than few
     products on many examples. So the products are computed on a ``fraction`` of the
     batch. If they have to be computed on a larger share, for example because the data
@@ -93,18 +100,19 @@ class kronecker(Preconditioner):
 
     Cost: ``probes * fraction`` products with the whole batch per step (``first_probes *
     fraction`` at the first step), each with :math:`2 m n (m + n)` operations per leaf
-    for its factors; every ``refresh`` steps eigendecompositions and inverses of about
-    :math:`12 (m^3 + n^3)` operations; :math:`2 m n (m + n)` operations for each
-    application. Memory: :math:`2 (m^2 + n^2)` numbers per leaf. Under `jax.vmap` (an
-    ensemble) the factors are decomposed at every step.
+    for its factors; :math:`2 (m^3 + n^3)` operations for the inverses; in each of
+    ``refresh`` steps about :math:`10 (m^3 + n^3)` operations for two iterations;
+    :math:`2 m n (m + n)` operations for each application. Under a mapped axis the
+    devices share the rows of all these products, and deal out the iterations. Memory:
+    :math:`2 (m^2 + n^2)` numbers per leaf.
 
     Attributes:
       decay: factor on the running means at each step, in [0, 1).
-      refresh: number of steps from one eigendecomposition to the next, at least 1, or
-        an optax schedule: in the first steps the curvature may grow by orders of
-        magnitude, so the eigenvectors have to be updated more often. With a schedule
-        :math:`s` the factors are decomposed at the steps :math:`t` that
-        :math:`\lfloor s(t) \rfloor` divides.
+      refresh: number of steps in which each factor is due once, at least 1, or an optax
+        schedule of the number of steps done: in the first steps the curvature may grow
+        by orders of magnitude, so the eigenvectors have to be updated more often.
+      iterations: number of orthogonal iterations for a factor that is due, at least 1;
+        at the first step at least 8.
       probes: number of products at each step, at least 1.
       first_probes: number of products at the first step, at least 1.
       fraction: share of the examples in these products, in (0, 1], but at least 32
@@ -114,9 +122,10 @@ class kronecker(Preconditioner):
       damping_halving: number of steps after which half of the own damping is left,
         above 0; None keeps it constant.
       max_size: largest side that gets a full factor, at least 1.
-      with_sqrt: whether to store the square roots of the inverses instead of the
+      with_sqrt: whether to compute the square roots of the inverses instead of the
         inverses, for ``inner`` of :func:`compose`. Then an application costs twice as
         much.
+      axes: mapped axes whose devices share the work; set by the optimizer.
 
     Raises:
       TypeError: if a setting is not a number, or if a count is not an integer.
@@ -124,7 +133,8 @@ class kronecker(Preconditioner):
 
     References:
       Martens and Grosse, Optimizing neural networks with Kronecker-factored approximate
-      curvature, 2015, section 6.3 (damping of both factors).
+      curvature, 2015, section 6.3 (damping of both factors); Golub and Van Loan,
+      Matrix computations, 2013, section 8.2.4 (orthogonal iteration).
 
     Examples:
       >>> import optax
@@ -212,7 +222,7 @@ class kronecker(Preconditioner):
         own = self._own_damping(jnp.maximum(state.steps - 1, 0))
         values = []
         for left, right in zip(factors[::2], factors[1::2], strict=True):
-            pair = left.eigenvalues, right.eigenvalues
+            pair = rescaled(left), rescaled(right)
             values.extend(inverse_eigenvalues(*pair, damping, own))
         if self.with_sqrt:
             values = list(map(jnp.sqrt, values))
@@ -383,7 +393,8 @@ def _trees(factors: list[Factor], treedef: Any) -> tuple[Factor, Factor]:
     """The left and the right factors of all leaves, each a :class:`Factor` of trees."""
 
     def trees(sides):
-        return Factor(*map(treedef.unflatten, zip(*sides, strict=True)))
+        # Not by zip: optax initialises a tree without leaves.
+        return Factor(*(treedef.unflatten(f[k] for f in sides) for k in range(3)))
 
     return trees(factors[::2]), trees(factors[1::2])
 

@@ -82,6 +82,19 @@ def diagonalized(factor: Factor, iterations: jax.Array | int) -> Factor:
     return pytree.where(pytree.all_finite(new), new, factor)
 
 
+def rescaled(factor: Factor) -> jax.Array:
+    """The eigenvalues, scaled to the trace of the present Gram matrix.
+
+    The scale of the curvature may change by orders of magnitude between two iterations,
+    and not at the same steps for all leaves.
+    """
+    matrix = factor.gram
+    present = jnp.sum(jnp.diagonal(matrix).real if is_full(factor) else matrix)
+    past = jnp.sum(jnp.square(factor.eigenvalues))
+    ratio = jnp.where(past > 0, present, 0) / jnp.where(past > 0, past, 1)
+    return factor.eigenvalues * jnp.sqrt(jnp.maximum(ratio, 0))
+
+
 def inverse_eigenvalues(
     left: jax.Array, right: jax.Array, lam: jax.Array, own: jax.Array | float
 ) -> Sides:
