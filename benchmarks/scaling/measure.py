@@ -178,11 +178,11 @@ def _timed(
     for count in range(warmup + spec.steps):
         taken = 0.0
         if own:  # what the values of the gradient are does not matter to the clock
-            taken, _ = _clock(own[0], *carry, carry[0], batch)
+            taken, (_, prepared) = _clock(own[0], *carry, carry[0], batch)
         step_taken, (*carry, metrics) = _clock(program, *carry, batch, {})
         if own:
-            state, info = optax.tree.get(carry[1], "preconditioner"), metrics.info
-            args = state, carry[0], info.damping, info.cg_iterations
+            info = metrics.info
+            args = prepared, carry[0], info.damping, info.cg_iterations
             taken += _clock(own[1], *args)[0]
         losses.append(float(metrics.loss))
         late = time.time() > spec.deadline

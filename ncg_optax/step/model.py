@@ -215,6 +215,7 @@ def _precondition(
     preconditioner = settings.preconditioner
     if preconditioner is None:
         return _Preconditioning(state=state.preconditioner)
+    preconditioner = preconditioner.over(point.axes)
     product, passes, varying = curvature.sample_product, 0.0, point.varying
     smaller = every_kth(
         point.objective,
@@ -239,8 +240,10 @@ def _precondition(
         *(object,) * 2,
     )
 
+    prepared = preconditioner.prepare(new_state, damping)
+
     def apply(r):
-        z = preconditioner.apply(new_state, r, damping)
+        z = preconditioner.apply(prepared, r, damping)
         return validate.returned_tree(preconditioner, "apply", z, point.params)
 
     return _Preconditioning(
