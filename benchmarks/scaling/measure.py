@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 import ncg_optax as ncg
 from benchmarks.measurements import preconditioners
