@@ -109,8 +109,9 @@ class kronecker(Preconditioner):
     Attributes:
       decay: factor on the running means at each step, in [0, 1).
       refresh: number of steps in which each factor is due once, at least 1, or an optax
-        schedule of the number of steps done: in the first steps the curvature may grow
-        by orders of magnitude, so the eigenvectors have to be updated more often.
+        schedule of the number of steps done (1 where it is less). By default a
+        twentieth of the steps done, 10 at most: in the first steps the curvature may
+        grow by orders of magnitude, so all factors are due at each of them.
       iterations: number of orthogonal iterations for a factor that is due, at least 1;
         at the first step at least 8.
       probes: number of products at each step, at least 1.
@@ -144,7 +145,7 @@ class kronecker(Preconditioner):
     """
 
     decay: float = 0.95
-    refresh: int | optax.Schedule = linear_schedule(1, 10, 100)
+    refresh: int | optax.Schedule = linear_schedule(0, 10, 200)
     iterations: int = 2
     probes: int = 4
     first_probes: int = 64

@@ -301,6 +301,7 @@ def expected_due(place, members, offset, cycle, steps):
 
 
 SCHEDULES = {
+    "default": (ncg.kronecker().refresh, lambda step: max(1, Fraction(step, 20))),
     "1": (1, lambda step: 1),
     "3": (3, lambda step: 3),
     "5": (5, lambda step: 5),
@@ -323,7 +324,7 @@ def test_each_factor_is_due_once_in_a_cycle(name):
     refresh, cycle = SCHEDULES[name]
     of = ncg.kronecker(refresh=refresh)
     # A stack of four factors of side 4, and one of two factors of side 3.
-    shapes, steps = [(4, 3), (4, 3), (4, 1), (4, 1)], 45
+    shapes, steps = [(4, 3), (4, 3), (4, 1), (4, 1)], 40
     lefts = [expected_due(i, 4, 0, cycle, steps) for i in range(4)]
     rights = [expected_due(i, 2, Fraction(1, 2), cycle, steps) for i in range(2)]
     expected = [lefts[0], rights[0], lefts[1], rights[1], lefts[2], lefts[3]]
@@ -635,6 +636,23 @@ def test_the_shapes_of_the_state():
     matrices = ["complex128" if len(x) == 2 else "float64" for x in shapes["complex"]]
     assert dtypes.pop("complex") == matrices
     assert set().union(*dtypes.values()) == {"float64"}
+
+
+def test_the_operations_of_the_inverses_and_of_an_application():
+    m, n = 120, 70
+    x = jax.ShapeDtypeStruct((m, n), jnp.float32)
+    of = ncg.kronecker()
+    damping = jax.ShapeDtypeStruct((), jnp.float32)
+    state = jax.eval_shape(of.init, x)
+    prepared = jax.eval_shape(of.prepare, state, damping)
+
+    def flops(fn, *args):
+        return jax.jit(fn).lower(*args).compile().cost_analysis()["flops"]
+
+    inverses = flops(of.prepare, state, damping)
+    assert inverses == pytest.approx(2 * (m**3 + n**3), rel=0.03)
+    application = flops(of.apply, prepared, x, damping)
+    assert application == pytest.approx(2 * m * n * (m + n), rel=0.01)
 
 
 @pytest.mark.parametrize("shape", [(30, 20), (30,), (2, 5, 3, 7), (2000, 3), ()])
