@@ -10,13 +10,13 @@ import optax
 from ncg_optax._utils import pytree, validate
 from ncg_optax._utils.schedules import linear_schedule
 from ncg_optax.curvature.base import matmul_precision, share_of
+from ncg_optax.preconditioners import kronecker_stacks as stacks
 from ncg_optax.preconditioners import sharing
 from ncg_optax.preconditioners.base import Preconditioner
 from ncg_optax.preconditioners.kronecker_factors import (
     Factor,
     Sides,
     as_matrix,
-    diagonalized,
     first_factor,
     gram,
     inverse_eigenvalues,
@@ -37,8 +37,8 @@ class KroneckerState(NamedTuple):
 
     Attributes:
       steps: number of updates from the first finite estimate on, int32, shape=().
-      turn: the part of a cycle of ``refresh`` steps that is over, in [0, 1), float32,
-        shape=().
+      turn: the part of a cycle of ``refresh`` steps that is over, in units of
+        1 / ``CYCLE``, int32, shape=().
       left: the left factors: a :class:`Factor` of trees with the structure of the
         parameters. Each leaf is an array, because Flax's ``nnx.Optimizer`` wraps it as
         it wraps the parameter.
@@ -188,8 +188,8 @@ class kronecker(Preconditioner):
         """The state before the first estimate."""
         leaves, treedef = jax.tree.flatten(params)
         factors = [side for leaf in leaves for side in self._first_factors(leaf)]
-        zero = jnp.zeros((), jnp.float32)
-        return KroneckerState(jnp.zeros((), jnp.int32), zero, *_trees(factors, treedef))
+        zero = jnp.zeros((), jnp.int32)
+        return KroneckerState(zero, zero, *_trees(factors, treedef))
 
     def update(self, state, product, grads, damping, key, count):
         """Adds products to the running means, and iterates the eigenvectors in turn."""
@@ -205,14 +205,18 @@ class kronecker(Preconditioner):
             return factor._replace(gram=mixed)
 
         factors = list(map(averaged, factors, grams))
-        advance = jnp.where(fresh, 1, 1 / self._cycle(state.steps))
+        advance = jnp.where(fresh, stacks.CYCLE, self._advance(state.steps))
         with matmul_precision("highest"):
-            factors = self._in_turn(factors, state.turn, advance, fresh)
+            least = jnp.where(fresh, FIRST_ITERATIONS, 0)
+            iterations = jnp.maximum(least, self.iterations)
+            factors = stacks.in_turn(
+                factors, state.turn, advance, iterations, self.axes
+            )
         # If the first estimate is not finite the next step makes another one.
         steps = state.steps + (usable | ~fresh).astype(jnp.int32)
-        turn = (state.turn + advance) % 1
+        turn = (state.turn + advance) % stacks.CYCLE
         trees = _trees(factors, jax.tree.structure(grads))
-        return KroneckerState(steps, turn.astype(jnp.float32), *trees), number
+        return KroneckerState(steps, turn, *trees), number
 
     def prepare(self, state: KroneckerState, damping: jax.Array) -> list[Sides]:
         """The inverse factors of each leaf, or their roots: the own rows of the left.
@@ -228,9 +232,9 @@ class kronecker(Preconditioner):
         if self.with_sqrt:
             values = list(map(jnp.sqrt, values))
         with matmul_precision("highest"):
-            inverses = self._inverses(factors, values)
-        own_rows = [sharing.own_rows(x, self.axes) for x in inverses[::2]]
-        return list(map(Sides, own_rows, inverses[1::2]))
+            inverses = stacks.own_inverses(factors, values, self.axes)
+        rights = stacks.whole(inverses[1::2], factors[1::2], self.axes)
+        return list(map(Sides, inverses[::2], rights))
 
     def apply(self, state: list[Sides], r: PyTree, damping: jax.Array) -> PyTree:
         """``r`` times the inverse factors, from both sides."""
@@ -287,85 +291,18 @@ class kronecker(Preconditioner):
             for z, f in zip(zeros, factors, strict=True)
         ]
         totals = jax.lax.fori_loop(0, number, probe, own)
-        return self._gathered(totals, factors), number
-
-    def _gathered(
-        self, parts: list[jax.Array], factors: list[Factor]
-    ) -> list[jax.Array]:
-        """Matrices with the rows of all devices; a diagonal does not change."""
-        full = [i for i, f in enumerate(factors) if is_full(f)]
-        sizes = [factors[i].gram.shape[0] for i in full]
-        whole = sharing.all_rows([parts[i] for i in full], sizes, self.axes)
-        for i, x in zip(full, whole, strict=True):
-            parts = [*parts[:i], x, *parts[i + 1 :]]
-        return parts
-
-    def _in_turn(
-        self,
-        factors: list[Factor],
-        turn: jax.Array,
-        advance: jax.Array,
-        fresh: jax.Array,
-    ) -> list[Factor]:
-        """The factors, those that are due with new eigenvectors and eigenvalues.
-
-        Factors of the same shape are stacked, so that they are compiled once. A deep
-        network has hundreds of leaves but only a few shapes.
-        """
-        iterations = jnp.where(
-            fresh, max(FIRST_ITERATIONS, self.iterations), self.iterations
-        )
-        kinds = _by_kind(factors)
-        owners = sharing.deal(
-            [len(factors[k[0]].gram) ** 3 for k in kinds], list(map(len, kinds))
-        )
-        new = list(factors)
-        for i, members in enumerate(kinds):
-            stack = jax.tree.map(
-                lambda *x: jnp.stack(x), *(factors[k] for k in members)
-            )
-            begin = (turn + i / len(kinds)) % 1 * len(members)
-            first = jnp.floor(begin).astype(jnp.int32)
-            last = jnp.floor(begin + advance * len(members)).astype(jnp.int32)
-            number = jnp.minimum(last - first, len(members))
-            due = sharing.Turn(first, number, owners[i])
-            stack = sharing.in_turn(
-                lambda f: diagonalized(f, iterations), stack, due, self.axes
-            )
-            for j, k in enumerate(members):
-                new[k] = jax.tree.map(lambda x, j=j: x[j], stack)
-        return [f if is_full(f) else diagonalized(f, 0) for f in new]
+        return stacks.whole(totals, factors, self.axes), number
 
     def _own_damping(self, steps: jax.Array) -> jax.Array | float:
         """The own damping at this step, in units of the mean eigenvalue."""
         halving = self.damping_halving
         return self.damping / (1 + (0.0 if halving is None else steps / halving))
 
-    def _cycle(self, steps: jax.Array) -> jax.Array:
-        """The number of steps in which each factor is due once."""
+    def _advance(self, steps: jax.Array) -> jax.Array:
+        """The part of a cycle that this step is, in units of 1 / ``CYCLE``, int32."""
         every = self.refresh(steps) if callable(self.refresh) else self.refresh
-        return jnp.maximum(jnp.asarray(every, jnp.float32), 1)
-
-    def _inverses(
-        self, factors: list[Factor], values: list[jax.Array]
-    ) -> list[jax.Array]:
-        """The matrices, or diagonals, with the eigenvectors of the factors."""
-        inverses = [
-            v.astype(f.gram.dtype) for f, v in zip(factors, values, strict=True)
-        ]
-        kinds = _by_kind(factors)
-        parts, sizes = [], []
-        for members in kinds:
-            basis = jnp.stack([factors[k].basis for k in members])
-            scaled = basis * jnp.stack([inverses[k] for k in members])[:, None]
-            own = sharing.own_rows(scaled, self.axes, axis=1)
-            parts.append(own @ jnp.conj(jnp.swapaxes(basis, 1, 2)))
-            sizes.append(basis.shape[1])
-        stacks = sharing.all_rows(parts, sizes, self.axes, axis=1)
-        for members, stack in zip(kinds, stacks, strict=True):
-            for j, k in enumerate(members):
-                inverses[k] = stack[j]
-        return inverses
+        every = jnp.maximum(jnp.asarray(every, jnp.float32), 1)
+        return jnp.round(stacks.CYCLE / every).astype(jnp.int32)
 
     def _times(self, prepared: list[Sides], r: PyTree) -> PyTree:
         """Each leaf of ``r`` times its two inverse factors, or their roots."""
@@ -373,21 +310,15 @@ class kronecker(Preconditioner):
         matrices = list(map(as_matrix, leaves))
         parts = []
         for sides, x in zip(prepared, matrices, strict=True):
-            if sides.left.ndim == 1:
+            if sides.left.ndim == 1:  # a diagonal, with the rows of all devices
                 x = sharing.own_rows(x, self.axes)
+                sides = sides._replace(left=sharing.own_rows(sides.left, self.axes))
             parts.append(times(sides, x))
         whole = sharing.all_rows(parts, [len(x) for x in matrices], self.axes)
         return treedef.unflatten(
             z.reshape(x.shape).astype(x.dtype)
             for z, x in zip(whole, leaves, strict=True)
         )
-
-
-def _by_kind(factors: list[Factor]) -> list[list[int]]:
-    """The indices of the matrices among the factors, by shape, dtype and sharding."""
-    full = [i for i, f in enumerate(factors) if is_full(f)]
-    kinds = pytree.indices_by(lambda i: tuple(map(jax.typeof, factors[i])), full)
-    return [[full[j] for j in members] for members in kinds.values()]
 
 
 def _trees(factors: list[Factor], treedef: Any) -> tuple[Factor, Factor]:

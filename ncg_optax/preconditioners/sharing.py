@@ -1,9 +1,9 @@
 """Which device computes what of a preconditioner, under a mapped axis.
 
-All devices have the same vectors and matrices. Each one computes a part of the rows of
-a product of matrices, or some of the decompositions, and the parts are gathered. So
-nothing is computed twice, apart from small matrices, for which the communication would
-take longer. Without a mapped axis there is one part, and nothing is communicated.
+All devices have the same vectors and matrices. Each one computes some rows of a product
+of matrices, or some of several decompositions, and the results are gathered. Only small
+matrices are computed by every device: to send them would take longer. Without a mapped
+axis there is one device, and nothing is sent.
 """
 
 from collections.abc import Callable
@@ -24,14 +24,15 @@ def _rows_each(rows: int, axes: reductions.Axes) -> int:
     return -(-rows // reductions.size(axes))
 
 
-def _is_shared(rows: int, axes: reductions.Axes) -> bool:
+def is_shared(rows: int, axes: reductions.Axes) -> bool:
+    """Whether devices share the rows of a matrix with so many."""
     return rows >= MIN_ROWS and reductions.size(axes) > 1
 
 
 def own_rows(x: jax.Array, axes: reductions.Axes, axis: int = 0) -> jax.Array:
     """The rows of ``x`` (along ``axis``) of this device; all rows if there are few."""
     rows = x.shape[axis]
-    if not _is_shared(rows, axes):
+    if not is_shared(rows, axes):
         return x
     each = _rows_each(rows, axes)
     padding = [(0, 0)] * x.ndim
@@ -41,95 +42,124 @@ def own_rows(x: jax.Array, axes: reductions.Axes, axis: int = 0) -> jax.Array:
 
 
 def all_rows(
-    parts: list[jax.Array], rows: list[int], axes: reductions.Axes, axis: int = 0
+    parts: list[jax.Array], rows: list[int], axes: reductions.Axes
 ) -> list[jax.Array]:
     """The inverse of :func:`own_rows`: each array with the rows of all devices.
 
     Args:
-      parts: arrays with the rows of this device along ``axis``.
+      parts: arrays of this device, whose first axis counts its own rows.
       rows: how many rows each array has on all devices together.
       axes: names of the mapped axes.
-      axis: the axis of the rows.
     """
-    shared = [i for i, count in enumerate(rows) if _is_shared(count, axes)]
-    if not shared:
-        return parts
-    # One gather for each dtype, of all arrays in one vector.
     whole = list(parts)
-    for members in pytree.indices_by(lambda i: parts[i].dtype, shared).values():
+    shared = [i for i, count in enumerate(rows) if is_shared(count, axes)]
+    kinds = pytree.indices_by(lambda i: parts[i].dtype, shared)
+    for members in kinds.values():  # one gather for each dtype, of one long vector
         chosen = [shared[j] for j in members]
-        moved = [jnp.moveaxis(parts[i], axis, 0) for i in chosen]
-        flat = jnp.concatenate([x.ravel() for x in moved])
-        flat = reductions.to_varying(flat, axes)
-        table = reductions.gather(flat[None], axes)
+        flat = jnp.concatenate([parts[i].ravel() for i in chosen])
+        table = reductions.gather(reductions.to_varying(flat[None], axes), axes)
         start = 0
-        for i, x in zip(chosen, moved, strict=True):
-            block = table[:, start : start + x.size].reshape(-1, *x.shape[1:])
-            whole[i] = jnp.moveaxis(block[: rows[i]], 0, axis)
-            start += x.size
+        for i in chosen:
+            stop = start + parts[i].size
+            block = table[:, start:stop].reshape(-1, *parts[i].shape[1:])
+            whole[i], start = block[: rows[i]], stop
     return whole
 
 
 class Turn(NamedTuple):
-    """The members of a stack that are due, and who computes them.
+    """Members of a stack that are due, and who computes them.
 
     Attributes:
+      inputs: a tree of arrays whose first axis counts the members.
+      results: the last results, likewise.
       first: the first member that is due, int32, shape=(); the next ones follow in
         cyclic order.
       number: how many are due, int32, shape=().
-      first_owner: the device of the first one; the next device has the next one.
+      owner: the device of the first one; the next device has the next one. None if
+        every device computes all of them.
     """
 
+    inputs: Any
+    results: Any
     first: jax.Array
     number: jax.Array
-    first_owner: int
+    owner: int | None
+
+    @property
+    def size(self) -> int:
+        """Number of members."""
+        return jax.tree.leaves(self.results)[0].shape[0]
 
 
 def in_turn(
-    function: Callable[[Any], Any], stack: Any, turn: Turn, axes: reductions.Axes
-) -> Any:
-    """``function`` of the members that are due, computed one after the other.
+    function: Callable[[Any, Any], Any], turns: list[Turn], axes: reductions.Axes
+) -> list[Any]:
+    """The results of all stacks, new ones in the place of the members that are due.
 
     Args:
-      function: of one member; returns a tree like it.
-      stack: a tree of arrays whose first axis counts the members.
-      turn: which members are due.
+      function: returns the result of one member, from its input and its last result.
+        It is called for one member after the other.
+      turns: the stacks, and which of their members are due.
       axes: names of the mapped axes.
-
-    Returns:
-      The stack with the results in the place of the members that are due.
     """
-    size = jax.tree.leaves(stack)[0].shape[0]
-    devices = reductions.size(axes)
-    place = (reductions.index(axes) - turn.first_owner) % devices
+    computed = [
+        _computed(function, turn, () if turn.owner is None else axes) for turn in turns
+    ]
+    shared = [i for i, turn in enumerate(turns) if turn.owner is not None]
+    if not shared or reductions.size(axes) == 1:
+        return computed
+    last = [turns[i].results for i in shared]
+
+    def gathered():
+        flags = [_due_and_own(turns[i], axes) for i in shared]
+        own = [_where(f[1], computed[i]) for f, i in zip(flags, shared, strict=True)]
+        sums = reductions.total(own, axes)
+        return [_where(f[0], *x) for f, *x in zip(flags, sums, last, strict=True)]
+
+    # All devices have the same turns: none waits for another one.
+    any_due = sum(turns[i].number for i in shared) > 0
+    results = jax.lax.cond(any_due, gathered, lambda: last)
+    for i, result in zip(shared, results, strict=True):
+        computed[i] = result
+    return computed
+
+
+def _place(turn: Turn, axes: reductions.Axes) -> jax.Array | int:
+    """Which of the members that are due is the first one of this device."""
+    return (reductions.index(axes) - (turn.owner or 0)) % reductions.size(axes)
+
+
+def _computed(
+    function: Callable[[Any, Any], Any], turn: Turn, axes: reductions.Axes
+) -> Any:
+    """The results, new ones in the place of the own members that are due."""
+    devices, place = reductions.size(axes), _place(turn, axes)
     own = jnp.maximum(turn.number - place + devices - 1, 0) // devices
 
-    def one(n, stack):
-        i = (turn.first + place + n * devices) % size
-        new = function(jax.tree.map(lambda x: x[i], stack))
-        return jax.tree.map(lambda x, y: x.at[i].set(y), stack, new)
+    def one(n, results):
+        i = (turn.first + place + n * devices) % turn.size
+        members = (jax.tree.map(lambda x: x[i], x) for x in (turn.inputs, results))
+        return jax.tree.map(lambda x, y: x.at[i].set(y), results, function(*members))
 
-    def work():
-        own_stack = reductions.to_varying(stack, axes)
-        return jax.lax.fori_loop(0, own, one, own_stack)
+    return jax.lax.fori_loop(0, own, one, reductions.to_varying(turn.results, axes))
 
-    if devices == 1:
-        return work()
-    order = (jnp.arange(size) - turn.first) % size
+
+def _due_and_own(turn: Turn, axes: reductions.Axes) -> tuple[jax.Array, jax.Array]:
+    """For each member: whether it is due, and whether this device computes it."""
+    order = (jnp.arange(turn.size) - turn.first) % turn.size
     due = order < turn.number
-    mine = due & (order % devices == place)
+    return due, due & (order % reductions.size(axes) == _place(turn, axes))
 
-    def shared():
-        def chosen(flags, x, otherwise):
-            return jnp.where(flags.reshape(-1, *(1,) * (x.ndim - 1)), x, otherwise)
 
-        results = reductions.total(
-            jax.tree.map(lambda x: chosen(mine, x, 0), work()), axes
-        )
-        return jax.tree.map(lambda x, old: chosen(due, x, old), results, stack)
+def _where(flags: jax.Array, stack: Any, otherwise: Any = None) -> Any:
+    """The members with a flag; the others are those of ``otherwise``, or zero."""
 
-    # All devices have the same turn: none waits for another one.
-    return jax.lax.cond(turn.number > 0, shared, lambda: stack)
+    def chosen(x, y):
+        return jnp.where(flags.reshape(-1, *(1,) * (x.ndim - 1)), x, y)
+
+    if otherwise is None:
+        otherwise = jax.tree.map(jnp.zeros_like, stack)
+    return jax.tree.map(chosen, stack, otherwise)
 
 
 def deal(costs: list[float], numbers: list[int]) -> list[int]:
