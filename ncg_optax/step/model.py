@@ -101,12 +101,13 @@ def build_model(
     sample, whole = curvature.sample, curvature.sample.objective is point.objective
     loss = _batch_loss(settings, point, curvature.sample_loss if whole else None)
     gradient, product = point.gradient, curvature.product
+    norm = pytree.norm(gradient)
 
     damping, damping_state, damping_products = validate.returned(
         settings.damping,
         "value",
         settings.damping.value(
-            state.damping, state.count, lambda: _curvature_scale(product, gradient)
+            state.damping, state.count, lambda: _curvature_scale(product, gradient, norm)
         ),
         "(damping, state, products)",
         *(object,) * 3,
@@ -198,9 +199,13 @@ def _batch_loss(settings: Settings, point: Point, local: jax.Array | None) -> ja
     return reductions.mean(local, point.axes).astype(point.dtype)
 
 
-def _curvature_scale(product: Operator, gradient: PyTree) -> jax.Array:
-    """``|B g| / |g|``, which lies between the extreme absolute eigenvalues of ``B``."""
-    norm = pytree.norm(gradient)
+def _curvature_scale(
+    product: Operator, gradient: PyTree, norm: jax.Array
+) -> jax.Array:
+    """``|B g| / |g|``, which lies between the extreme absolute eigenvalues of ``B``.
+
+    ``norm`` is ``|g|``.
+    """
     return pytree.norm(product(gradient)) / jnp.where(norm > 0, norm, 1)
 
 

@@ -49,6 +49,12 @@ class Point(NamedTuple):
         return reductions.to_varying(self.params, self.axes)
 
     @property
+    def has_finite_gradient(self) -> jax.Array:
+        """Whether every entry of the gradient is finite, bool."""
+        # The solvers compute the same norm of the right-hand side, and XLA shares it.
+        return jnp.isfinite(pytree.max_norm(pytree.negative(self.gradient)))
+
+    @property
     def dtype(self) -> jnp.dtype:
         """Dtype of the scalars: real, float32 or wider."""
         return pytree.scalar_dtype(self.params)
