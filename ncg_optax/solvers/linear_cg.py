@@ -21,12 +21,13 @@ PyTree = Any
 class _System(NamedTuple):
     """The linear system and the settings, which are the same in all iterations.
 
-    Lengths and the right-hand side are divided by the largest entry of ``b``, so that
-    squares of small numbers do not underflow.
+    Lengths and the right-hand side are divided by ``unit``, the largest entry of ``b``,
+    so that squares of small numbers do not underflow.
     """
 
     matvec: Operator
     rhs: PyTree
+    unit: jax.Array
     damping: jax.Array
     precondition: Operator | None
     maxiter: int | jax.Array
@@ -63,7 +64,7 @@ class _Loop(NamedTuple):
     of ``M^-1`` and are computed by recurrence.
     """
 
-    x: PyTree
+    x: PyTree  # times ``unit``: it is the solution
     r: PyTree
     p: PyTree  # of the last iteration; the residual before the first
     rz: jax.Array  # r.z with the residual that ``p`` was made from
@@ -151,6 +152,7 @@ def conjugate_gradient(
     system = _System(
         matvec=matvec,
         rhs=pytree.scale(rhs, 1 / unit),
+        unit=unit,
         damping=jnp.asarray(damping, dtype),
         precondition=precondition,
         maxiter=maxiter,
@@ -166,11 +168,11 @@ def conjugate_gradient(
     end = jax.lax.while_loop(
         keep_going,
         lambda loop: _iterate(system, loop),
-        _first(system, None if x0 is None else pytree.scale(x0, 1 / unit)),
+        _first(system, x0),
     )
     zero_rhs = (end.k == 0) & (peak == 0)
     return SolverResult(
-        solution=pytree.scale(end.x, unit),
+        solution=end.x,
         iterations=end.k,
         products=end.k + (0 if x0 is None else 1),
         residual=unit * jnp.sqrt(end.rr),
@@ -192,12 +194,14 @@ def _first(system: _System, x0: PyTree | None) -> _Loop:
     if x0 is None:
         x, r, decrease = pytree.zeros_like(system.rhs), system.rhs, zero
     else:
-        r = pytree.add_scaled(system.rhs, -1.0, system.damped(x0)[1])
+        start = pytree.scale(x0, 1 / system.unit)
+        r = pytree.add_scaled(system.rhs, -1.0, system.damped(start)[1])
         # Without a finite product it starts from zero.
         usable = pytree.all_finite(r)
         x = pytree.where(usable, x0, pytree.zeros_like(x0))
         r = pytree.where(usable, r, system.rhs)
-        decrease = 0.5 * (pytree.vdot(x, system.rhs) + pytree.vdot(x, r))
+        decrease = 0.5 * (pytree.vdot(start, system.rhs) + pytree.vdot(start, r))
+        decrease = jnp.where(usable, decrease, 0)
     history = None
     if system.progress_tol is not None:
         history = jnp.full((system.maxiter + 1,), decrease, system.dtype)
@@ -255,11 +259,11 @@ def _iterate(system: _System, loop: _Loop) -> _Loop:
     alpha, at_boundary = _step_length(system, loop, along)
     alpha = jnp.where(definite, alpha, 0)
 
-    r = pytree.where(along.finite, pytree.add_scaled(loop.r, -alpha, ap), loop.r)
+    r = pytree.add_scaled(loop.r, -alpha, ap)
     gain = alpha * (loop.rz - 0.5 * alpha * along.pap)
     decrease = loop.decrease + gain
     k = loop.k + definite
-    rr = pytree.vdot(r, r)
+    rr = jnp.where(along.finite, pytree.vdot(r, r), loop.rr)
 
     history, stalled = None, False
     if system.progress_tol is not None and loop.history is not None:
@@ -278,7 +282,7 @@ def _iterate(system: _System, loop: _Loop) -> _Loop:
     length2 = along.length2
     curvature = along.pap / jnp.where(length2 > 0, length2, 1) - system.damping
     return loop._replace(
-        x=pytree.add_scaled(loop.x, alpha, loop.p),
+        x=pytree.add_scaled(loop.x, system.unit * alpha, loop.p),
         r=r,
         rr=rr,
         xx=loop.xx + alpha * (2 * loop.xp + alpha * loop.pp),
