@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
-from ncg_optax._utils import pytree, validate
+from ncg_optax._utils import compile_log, pytree, validate
 from ncg_optax._utils.status import Status, first_match
 from ncg_optax.losses.objective import Objective, as_objective
 from ncg_optax.minimization.saddle import leave_saddle
@@ -160,7 +161,18 @@ def minimize(
         ftol=ftol,
         check_curvature=check_curvature,
     )
-    return jax.jit(functools.partial(_solve, settings))(params, data)
+    return _compile(functools.partial(_solve, settings), params, data)(params, data)
+
+
+def _compile(solve: Callable, params: PyTree, data: Mapping[str, Any]) -> Callable:
+    """``solve`` compiled for these arguments; what the logger says includes tracing."""
+    jitted = jax.jit(solve)
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves((params, data))):
+        return jitted  # a function that is being traced compiles it
+    start = compile_log.log_start("minimize")
+    compiled = jitted.lower(params, data).compile()
+    compile_log.log_end("minimize", start)
+    return compiled
 
 
 def _solve(
