@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 
 from ncg_optax._utils import compile_log, pytree, validate
 from ncg_optax._utils.status import Status, first_match
@@ -161,18 +160,8 @@ def minimize(
         ftol=ftol,
         check_curvature=check_curvature,
     )
-    return _compile(functools.partial(_solve, settings), params, data)(params, data)
-
-
-def _compile(solve: Callable, params: PyTree, data: Mapping[str, Any]) -> Callable:
-    """``solve`` compiled for these arguments; what the logger says includes tracing."""
-    jitted = jax.jit(solve)
-    if any(isinstance(x, Tracer) for x in jax.tree.leaves((params, data))):
-        return jitted  # a function that is being traced compiles it
-    start = compile_log.log_start("minimize")
-    compiled = jitted.lower(params, data).compile()
-    compile_log.log_end("minimize", start)
-    return compiled
+    solve = jax.jit(functools.partial(_solve, settings))
+    return compile_log.compiled("minimize", solve, params, data)(params, data)
 
 
 def _solve(

@@ -59,9 +59,8 @@ class _Loop(NamedTuple):
     """The values that one iteration passes to the next.
 
     The names are those of Nocedal and Wright (2006), algorithm 5.3, with ``z = M r``.
-    An iteration begins with ``z`` and ``p``. So ``M`` is compiled once, and is not
-    applied after the last iteration. The lengths for the trust region are in the norm
-    of ``M^-1`` and are computed by recurrence.
+    An iteration begins with ``z``, so that ``M`` is compiled once. Lengths are in the
+    norm of ``M^-1`` and are computed by recurrence.
     """
 
     x: PyTree  # times ``unit``: it is the solution
@@ -196,8 +195,7 @@ def _first(system: _System, x0: PyTree | None) -> _Loop:
     else:
         start = pytree.scale(x0, 1 / system.unit)
         r = pytree.add_scaled(system.rhs, -1.0, system.damped(start)[1])
-        # Without a finite product it starts from zero.
-        usable = pytree.all_finite(r)
+        usable = pytree.all_finite(r)  # if not, it starts from zero
         x = pytree.where(usable, x0, pytree.zeros_like(x0))
         r = pytree.where(usable, r, system.rhs)
         decrease = 0.5 * (pytree.vdot(start, system.rhs) + pytree.vdot(start, r))
@@ -224,10 +222,7 @@ def _first(system: _System, x0: PyTree | None) -> _Loop:
 
 
 def _with_direction(system: _System, loop: _Loop) -> tuple[_Loop, jax.Array]:
-    """The loop with the next search direction, and the status of ``M``.
-
-    If ``M`` is not positive definite along the residual the direction does not change.
-    """
+    """The loop with the next search direction, kept if ``M`` fails; status of ``M``."""
     if system.precondition is None:
         z, rz, status = loop.r, loop.rr, jnp.asarray(Status.RUNNING, jnp.int32)
     else:
@@ -248,10 +243,7 @@ def _with_direction(system: _System, loop: _Loop) -> tuple[_Loop, jax.Array]:
 
 
 def _iterate(system: _System, loop: _Loop) -> _Loop:
-    """One iteration, which makes one product.
-
-    If ``M`` is not positive definite it changes only the status, and is not counted.
-    """
+    """One iteration and product; not counted if ``M`` is not positive definite."""
     loop, status_of_m = _with_direction(system, loop)
     definite = status_of_m == Status.RUNNING
     bp, ap = system.damped(loop.p)
@@ -279,8 +271,8 @@ def _iterate(system: _System, loop: _Loop) -> _Loop:
         ((residual_status == Status.RUNNING) & stalled, Status.PROGRESS_STALLED),
         otherwise=residual_status,
     )
-    length2 = along.length2
-    curvature = along.pap / jnp.where(length2 > 0, length2, 1) - system.damping
+    length2 = jnp.where(along.length2 > 0, along.length2, 1)
+    curvature = along.pap / length2 - system.damping
     return loop._replace(
         x=pytree.add_scaled(loop.x, system.unit * alpha, loop.p),
         r=r,

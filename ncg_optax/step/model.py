@@ -107,7 +107,9 @@ def build_model(
         settings.damping,
         "value",
         settings.damping.value(
-            state.damping, state.count, lambda: _curvature_scale(product, gradient, norm)
+            state.damping,
+            state.count,
+            lambda: _curvature_scale(product, gradient, norm),
         ),
         "(damping, state, products)",
         *(object,) * 3,
@@ -213,9 +215,7 @@ def _batch_loss(point: Point, local: jax.Array | None) -> jax.Array:
     return reductions.mean(local, point.axes).astype(point.dtype)
 
 
-def _curvature_scale(
-    product: Operator, gradient: PyTree, norm: jax.Array
-) -> jax.Array:
+def _curvature_scale(product: Operator, gradient: PyTree, norm: jax.Array) -> jax.Array:
     """``|B g| / |g|``, which lies between the extreme absolute eigenvalues of ``B``.
 
     ``norm`` is ``|g|``.
