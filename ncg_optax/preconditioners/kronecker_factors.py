@@ -88,11 +88,13 @@ def rescaled(factor: Factor) -> jax.Array:
     The scale of the curvature may change by orders of magnitude between two iterations,
     and not at the same steps for all leaves.
     """
-    matrix = factor.gram
+    matrix, values = factor.gram, factor.eigenvalues
     present = jnp.sum(jnp.diagonal(matrix).real if is_full(factor) else matrix)
-    past = jnp.sum(jnp.square(factor.eigenvalues))
-    ratio = jnp.where(past > 0, present, 0) / jnp.where(past > 0, past, 1)
-    return factor.eigenvalues * jnp.sqrt(jnp.maximum(ratio, 0))
+    present = jnp.maximum(present, 0)
+    past = jnp.sum(jnp.square(values))
+    scaled = values * jnp.sqrt(present / jnp.where(past > 0, past, 1))
+    # A factor that was zero: nothing is known of its eigenvalues but their squares' sum.
+    return jnp.where(past > 0, scaled, jnp.sqrt(present / max(values.size, 1)))
 
 
 def inverse_eigenvalues(

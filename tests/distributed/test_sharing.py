@@ -187,7 +187,7 @@ def test_the_inverses():
     assert products_of_matrices(program) == expected
     kinds, elements = sent(program)
     assert kinds == {"all-gather": 1}
-    assert elements == 2 * 132 * 130 + 2 * 132 * 129 + 132 * 131
+    assert elements == 2 * 132 * 129  # an application needs the own rows of the left
 
 
 def test_an_update():
@@ -211,11 +211,11 @@ def test_an_update():
     found = collectives(program.compile().as_text())
     (gathered,) = (c.elements for c in found if c.kind == "all-gather")
     assert gathered == 2 * 132 * 130 + 2 * 132 * 129 + 132 * 131
-    # The results of each large stack, if a member is due: at most the whole factors.
-    reduced = [c.elements for c in found if c.kind == "all-reduce"]
-    assert len(reduced) == 3 and len(found) == 4
+    # The eigenvectors and eigenvalues of large factors, together, if one is due.
+    (reduced,) = (c.elements for c in found if c.kind == "all-reduce")
     members = {130: 2, 129: 2, 131: 1}
-    assert sum(reduced) <= sum(n * (2 * k * k + k) for k, n in members.items())
+    assert len(found) == 2
+    assert reduced == sum(n * (k * k + k) for k, n in members.items())
 
 
 def test_few_rows_are_not_shared():
@@ -234,9 +234,13 @@ def test_members_are_dealt_out(owner):
     size = 6
 
     def owners(first, number):
-        due = sharing.Turn(first, number, owner)
-        one = lambda x: jnp.full_like(x, 1.0 * jax.lax.axis_index(AXIS))  # noqa: E731
-        return sharing.in_turn(one, jnp.full(size, -1.0), due, (AXIS,))
+        inputs, last = jnp.arange(1.0 * size), jnp.full(size, -1.0)
+        own = sharing.Turn(inputs, last, first, number, owner)
+        one = lambda x, _: x + 10.0 * jax.lax.axis_index(AXIS)  # noqa: E731
+        (shared,) = sharing.in_turn(one, [own], (AXIS,))
+        every = own._replace(owner=None)
+        (replicated,) = sharing.in_turn(lambda x, _: x, [every], (AXIS,))
+        return shared, replicated
 
     mapped = jax.shard_map(
         lambda first, number: jax.vmap(owners)(first, number),
@@ -246,11 +250,14 @@ def test_members_are_dealt_out(owner):
     )
     cases = [(first, number) for first in range(size) for number in range(size + 1)]
     found = jax.jit(mapped)(*jnp.array(cases, jnp.int32).T)
-    for (first, number), row in zip(cases, found, strict=True):
-        expected = np.full(size, -1)
+    for (first, number), shared, replicated in zip(cases, *found, strict=True):
+        expected, of_every = np.full(size, -1), np.full(size, -1)
         for k in range(number):
-            expected[(first + k) % size] = (owner + k) % DEVICES
-        np.testing.assert_array_equal(row, expected)
+            i = (first + k) % size
+            expected[i] = i + 10 * ((owner + k) % DEVICES)
+            of_every[i] = i
+        np.testing.assert_array_equal(shared, expected)
+        np.testing.assert_array_equal(replicated, of_every)
 
 
 def test_expensive_members_are_dealt_first():
