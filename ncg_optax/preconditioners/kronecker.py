@@ -107,7 +107,8 @@ class kronecker(Preconditioner):
     :math:`2 (m^2 + n^2)` numbers per leaf.
 
     Attributes:
-      decay: factor on the running means at each step, in [0, 1).
+      decay: factor on the running means at each step, in [0, 1). In the first steps t
+        it is less, t / (t + 2): the first estimates are of another curvature.
       refresh: number of steps in which each factor is due once, at least 1, or an optax
         schedule of the number of steps done (1 where it is less). By default a
         twentieth of the steps done, 10 at most: in the first steps the curvature may
@@ -197,7 +198,7 @@ class kronecker(Preconditioner):
         factors = _sides(state)
         grams, number = self._estimate(factors, product, grads, key, fresh)
         usable = pytree.all_finite(grams)
-        share = jnp.where(fresh, 1.0, 1 - self.decay)
+        share = jnp.maximum(1 - self.decay, 2 / (state.steps + 2))
 
         def averaged(factor, total):
             mixed = (1 - share) * factor.gram + share * total / number

@@ -93,7 +93,7 @@ def rescaled(factor: Factor) -> jax.Array:
     present = jnp.maximum(present, 0)
     past = jnp.sum(jnp.square(values))
     scaled = values * jnp.sqrt(present / jnp.where(past > 0, past, 1))
-    # A factor that was zero: nothing is known of its eigenvalues but their squares' sum.
+    # Of a factor that was zero only the sum of the squares is known.
     return jnp.where(past > 0, scaled, jnp.sqrt(present / max(values.size, 1)))
 
 
