@@ -83,7 +83,9 @@ class kronecker(Preconditioner):
     The own damping decreases with :math:`t`: the early steps of autoencoders need a
     large one, the long runs of physics-informed networks a small one. For mini-batches
     :func:`stochastic_hessian_free` keeps it at 0.5. A vector is a matrix of one column
-    and has one factor; there :math:`c` is the sum of both terms without the squares.
+    and has one factor, a diagonal: each product gives one column for a full one, and
+    steps along the directions that the few columns leave out would be too long. There
+    :math:`c` is the sum of both terms without the squares.
     Kernels of more than two axes are reshaped to (product of all axes but the last,
     last axis). A side longer than ``max_size`` gets a diagonal factor.
 
@@ -254,7 +256,8 @@ class kronecker(Preconditioner):
         """The factors of a leaf, which may be a `jax.ShapeDtypeStruct`."""
         wide = jnp.result_type(jnp.float32, leaf.dtype)
         rows, columns = jax.eval_shape(as_matrix, leaf).shape
-        return Sides(*(first_factor(k, self.max_size, wide) for k in (rows, columns)))
+        largest = self.max_size if min(rows, columns) > 1 else 1
+        return Sides(*(first_factor(k, largest, wide) for k in (rows, columns)))
 
     def _estimate(
         self,

@@ -44,7 +44,11 @@ def next_state(
     new_state = pytree.cast_like(new_state, state)
     known = jnp.isfinite(built.loss) & point.has_finite_gradient
     # A cond compiles to copies, and `where` to an operation for each array.
-    kept = jax.lax.cond(known, lambda: new_state, lambda: state)
+    kept = (
+        jax.lax.cond(known, lambda new, _: new, lambda _, old: old, *pair)
+        for pair in zip(new_state, state, strict=True)
+    )
+    kept = ScaleByNewtonCGState(*kept)
     return kept._replace(count=new_state.count, info=new_state.info)
 
 
