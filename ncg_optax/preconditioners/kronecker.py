@@ -150,7 +150,7 @@ class kronecker(Preconditioner):
     decay: float = 0.95
     refresh: int | optax.Schedule = linear_schedule(0, 10, 200)
     iterations: int = 2
-    probes: int = 4
+    probes: int = 2
     first_probes: int = 64
     fraction: float = 1 / 8
     damping: float = 0.1
