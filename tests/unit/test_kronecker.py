@@ -93,7 +93,7 @@ def expected_sides(y, max_size=np.inf):
 
     def side(y):
         gram = y @ y.conj().T
-        if len(y) > max_size:
+        if len(y) > max_size or 1 in y.shape:
             return np.sqrt(np.diag(gram).real), np.eye(len(y))
         values, basis = np.linalg.eigh(gram)
         return np.sqrt(values.clip(0)), basis
@@ -162,7 +162,7 @@ def test_a_kronecker_product_in_each_leaf_is_recovered():
         symmetric(np.geomspace(10, 0.1, 4)), symmetric(np.geomspace(3, 0.1, 3), 1)
     )
     operator[12, 12] = 0.7
-    operator[13:, 13:] = symmetric(np.geomspace(1, 1e-2, 3), 2)
+    operator[13:, 13:] = np.diag(np.geomspace(1, 1e-2, 3))  # as the factor of a vector
     assert_recovered(*recovery(operator, like), side=4)
 
 
@@ -197,16 +197,20 @@ def test_the_factors_of_one_product(damping):
     )
 
 
+def share(count):
+    """The weight of the estimate after ``count`` others."""
+    return max(0.25, 2 / (count + 2))
+
+
 def test_running_means_move_each_step_and_eigenvectors_in_turn():
-    ys = [matrix(seed) for seed in range(7)]
+    ys = [matrix(seed) for seed in range(10)]
     left, right, state = ys[0] @ ys[0].T, ys[0].T @ ys[0], None
     moved = {"left": [], "right": []}
     for count, y in enumerate(ys):
         old = state
         state, _ = updated(y=y, state=old)
-        share = 0.25 if count else 1.0
-        left = (1 - share) * left + share * y @ y.T
-        right = (1 - share) * right + share * y.T @ y
+        left = (1 - share(count)) * left + share(count) * y @ y.T
+        right = (1 - share(count)) * right + share(count) * y.T @ y
         np.testing.assert_allclose(state.left.gram, left, rtol=1e-10)
         np.testing.assert_allclose(state.right.gram, right, rtol=1e-10)
         for name, due in moved.items():
@@ -225,17 +229,31 @@ def test_running_means_move_each_step_and_eigenvectors_in_turn():
                     np.sort(new.eigenvalues), values, rtol=1e-6, atol=1e-6
                 )
         assert state.steps == count + 1
-    assert moved == {"left": [0, 3, 6], "right": [0, 2, 5]}
+    assert moved == {"left": [0, 3, 6, 9], "right": [0, 2, 5, 8]}
+
+
+def test_the_weights_of_the_first_estimates_increase_linearly():
+    """Estimate i of n has the weight 2 i / (n (n + 1)) while this decays faster."""
+    of, state, n = dataclasses.replace(KRONECKER, decay=0.95), None, 7
+    left = right = 0.0
+    for i in range(1, n + 1):
+        y = matrix(i)
+        state, _ = updated(y=y, state=state, of=of)
+        weight = Fraction(2 * i, n * (n + 1))
+        left = left + float(weight) * y @ y.T
+        right = right + float(weight) * y.T @ y
+    np.testing.assert_allclose(state.left.gram, left, rtol=1e-10)
+    np.testing.assert_allclose(state.right.gram, right, rtol=1e-10)
 
 
 def test_the_own_damping_and_the_eigenvalues_of_one_refresh():
     ys = [matrix(seed) for seed in range(4)]
     each_step = dataclasses.replace(KRONECKER, refresh=1)
-    left = right = state = None
-    for y in ys:
+    left, right, state = 0.0, 0.0, None
+    for count, y in enumerate(ys):
         state, _ = updated(y=y, state=state, of=each_step)
-        left = y @ y.T if left is None else 0.75 * left + 0.25 * y @ y.T
-        right = y.T @ y if right is None else 0.75 * right + 0.25 * y.T @ y
+        left = (1 - share(count)) * left + share(count) * y @ y.T
+        right = (1 - share(count)) * right + share(count) * y.T @ y
     values = [np.sqrt(np.linalg.eigvalsh(x).clip(0)) for x in (left, right)]
     own = DAMPING / (1 + 3 / 20)  # three steps after the first
     a, b = (x + own * x.mean() for x in values)
@@ -324,7 +342,7 @@ def test_each_factor_is_due_once_in_a_cycle(name):
     refresh, cycle = SCHEDULES[name]
     of = ncg.kronecker(refresh=refresh)
     # A stack of four factors of side 4, and one of two factors of side 3.
-    shapes, steps = [(4, 3), (4, 3), (4, 1), (4, 1)], 40
+    shapes, steps = [(4, 3), (4, 3), (4, 4)], 40
     lefts = [expected_due(i, 4, 0, cycle, steps) for i in range(4)]
     rights = [expected_due(i, 2, Fraction(1, 2), cycle, steps) for i in range(2)]
     expected = [lefts[0], rights[0], lefts[1], rights[1], lefts[2], lefts[3]]
@@ -403,8 +421,20 @@ def test_the_scale_is_that_of_the_present_estimate(full):
     np.testing.assert_allclose(
         kronecker_factors.rescaled(later), 7 * factor.eigenvalues, rtol=1e-12
     )
-    nothing = factor._replace(eigenvalues=jnp.zeros(5))
-    np.testing.assert_array_equal(kronecker_factors.rescaled(nothing), 0)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_the_eigenvalues_of_a_factor_that_was_zero_are_equal(full):
+    """Their squares sum to the trace of the present Gram matrix."""
+    factor = a_factor()._replace(eigenvalues=jnp.zeros(5))
+    trace = np.trace(factor.gram)
+    if not full:
+        factor = Factor(jnp.arange(1.0, 6.0), jnp.ones(()), jnp.zeros(5))
+        trace = 15.0
+    values = kronecker_factors.rescaled(factor)
+    np.testing.assert_allclose(values, np.full(5, np.sqrt(trace / 5)), rtol=1e-12)
+    nothing = factor._replace(gram=0 * factor.gram)
+    np.testing.assert_array_equal(kronecker_factors.rescaled(nothing), np.zeros(5))
 
 
 def test_a_factor_that_is_not_due_has_the_present_scale():
@@ -418,6 +448,19 @@ def test_a_factor_that_is_not_due_has_the_present_scale():
     own = DAMPING / (1 + 1 / 20)
     expected = expected_image(100 * y, np.asarray(r), 0.1, own=own)
     np.testing.assert_allclose(applied(of, new, r, 0.1), expected, rtol=1e-5)
+
+
+def test_a_leaf_that_was_without_curvature_is_divided_by_its_mean():
+    """No factor is due at the second step, the first with curvature."""
+    of = dataclasses.replace(KRONECKER, refresh=100, decay=0.0)
+    y, damping = matrix(0), 0.1
+    state, _ = updated(of=of)
+    state, _ = updated(y=y, state=state, of=of)
+    # The mean eigenvalue of equal ones: SIZE squares sum to that of the norm of y.
+    mean = np.linalg.norm(y) / np.sqrt(SIZE)
+    c = np.sqrt((DAMPING / (1 + 1 / 20)) ** 2 + damping / mean)
+    expected = np.eye(SIZE) / (mean * (1 + c) ** 2)
+    np.testing.assert_allclose(dense(state, damping, of=of), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -603,9 +646,11 @@ def leaves(dtype=jnp.float64):
     """Real leaves in ``dtype`` whose sides are up to and above a ``max_size`` of 4."""
     return {
         "bias": jnp.zeros(4, dtype),
+        "column": jnp.zeros((2, 2, 1), dtype),
         "complex": jnp.zeros((6, 2), complex),
         "kernel": jnp.zeros((1, 2, 2, 3), dtype),
         "long": jnp.zeros(7, dtype),
+        "row": jnp.zeros((1, 3), dtype),
         "scalar": jnp.zeros((), dtype),
         "wide": jnp.zeros((2, 5), dtype),
     }
@@ -625,10 +670,12 @@ def test_the_shapes_of_the_state():
     diagonal = ()
     assert shapes == {
         # gram, basis, eigenvalues, each of the left and of the right factor
-        "bias": [(4, 4), (1,), (4, 4), diagonal, (4,), (1,)],
+        "bias": [(4,), (1,), diagonal, diagonal, (4,), (1,)],
+        "column": [(4,), (1,), diagonal, diagonal, (4,), (1,)],
         "complex": [(6,), (2, 2), diagonal, (2, 2), (6,), (2,)],
         "kernel": [(4, 4), (3, 3), (4, 4), (3, 3), (4,), (3,)],
         "long": [(7,), (1,), diagonal, diagonal, (7,), (1,)],
+        "row": [(1,), (3,), diagonal, diagonal, (1,), (3,)],
         "scalar": [(1,), (1,), diagonal, diagonal, (1,), (1,)],
         "wide": [(2, 2), (5,), (2, 2), diagonal, (2,), (5,)],
     }
@@ -655,19 +702,41 @@ def test_the_operations_of_the_inverses_and_of_an_application():
     assert application == pytest.approx(2 * m * n * (m + n), rel=0.01)
 
 
-@pytest.mark.parametrize("shape", [(30, 20), (30,), (2, 5, 3, 7), (2000, 3), ()])
+@pytest.mark.parametrize(
+    "shape", [(30, 20), (30,), (30, 1), (1, 30), (2, 5, 3, 7), (2000, 3), ()]
+)
 def test_the_memory_of_the_state(shape):
-    """At most twice the squares of both sides, and the eigenvalues."""
+    """At most twice the squares of both sides, and the eigenvalues.
+
+    A vector has its diagonal and its eigenvalues.
+    """
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     state = jax.eval_shape(ncg.kronecker().init, x)
     m, n = jax.eval_shape(kronecker_factors.as_matrix, x).shape
     numbers = sum(leaf.size for leaf in jax.tree.leaves(state))
-    sides = [k for k in (m, n) if 1 < k <= 1024]
+    sides = [k for k in (m, n) if k <= 1024 and min(m, n) > 1]
     others = [k for k in (m, n) if k not in sides]
     # Steps and turn; a diagonal has eigenvalues as well, and a basis of one number.
     scalars = 2 + len(others) + sum(others)
     assert numbers == sum(2 * k * k for k in sides) + m + n + scalars
     assert numbers <= 2 * (m * m + n * n) + m + n + 4
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 1), (1, 5), (2, 3, 1), (1, 1, 5)])
+@pytest.mark.parametrize("damping", [0.0, 0.1])
+def test_a_leaf_of_one_row_or_column_is_divided_by_a_diagonal(shape, damping):
+    y, r = matrix(0, shape), matrix(1, shape)
+    of = ncg.kronecker(**SETTINGS | {"max_size": 1024})
+    a = jnp.zeros((y.size, y.size))
+    state, _ = affine_step(
+        of, of.init(jnp.zeros(shape)), a, jnp.asarray(y), damping, jax.random.key(0)
+    )
+    size = np.abs(y)
+    np.testing.assert_allclose(
+        applied(of, state, jnp.asarray(r), damping),
+        r / (size + DAMPING * size.mean() + damping),
+        rtol=1e-12,
+    )
 
 
 def test_every_leaf_is_folded_to_a_matrix():
