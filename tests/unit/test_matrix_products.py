@@ -56,8 +56,8 @@ def test_one_gradient_has_eight_products():
     ("preset", "bound", "bound_without_preconditioner"),
     [
         (ncg.newton_cg, 30, 30),
-        (ncg.stochastic_hessian_free, 83, 37),
-        (ncg.hessian_free, 96, 38),
+        (ncg.stochastic_hessian_free, 66, 37),
+        (ncg.hessian_free, 71, 38),
     ],
 )
 def test_the_program_of_a_preset_stays_small(
