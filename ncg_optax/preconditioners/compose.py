@@ -112,7 +112,8 @@ class compose(Preconditioner):
 
     def over(self, axes: tuple[str, ...]) -> Preconditioner:
         """Both preconditioners share their work over the mapped axes."""
-        return compose(self.inner.over(axes), self.outer.over(axes))
+        inner, outer = self.inner.over(axes), self.outer.over(axes)
+        return dataclasses.replace(self, inner=inner, outer=outer)
 
     def prepare(self, state: ComposeState, damping: jax.Array) -> ComposeState:
         """What both prepare."""

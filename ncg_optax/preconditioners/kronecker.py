@@ -252,12 +252,12 @@ class kronecker(Preconditioner):
             return super().sqrt(state, r, damping)  # pyright: ignore[reportAbstractUsage]
         return self._times(state, r)
 
-    def _first_factors(self, leaf: Any) -> Sides:
-        """The factors of a leaf, which may be a `jax.ShapeDtypeStruct`."""
+    def _first_factors(self, leaf: Any) -> list[Factor]:
+        """Both factors of a leaf, which may be a `jax.ShapeDtypeStruct`."""
         wide = jnp.result_type(jnp.float32, leaf.dtype)
-        rows, columns = jax.eval_shape(as_matrix, leaf).shape
-        largest = self.max_size if min(rows, columns) > 1 else 1
-        return Sides(*(first_factor(k, largest, wide) for k in (rows, columns)))
+        sides = jax.eval_shape(as_matrix, leaf).shape
+        largest = self.max_size if min(sides) > 1 else 1
+        return [first_factor(k, largest, wide) for k in sides]
 
     def _estimate(
         self,
