@@ -198,7 +198,7 @@ def test_the_factors_of_one_product(damping):
 
 
 def share(count):
-    """The weight of the estimate after ``count`` others: a quotient of int32 numbers."""
+    """The weight of the estimate after ``count`` others, as float32 has it."""
     return max(np.float32(0.25), np.float32(2 / (count + 2)))
 
 
