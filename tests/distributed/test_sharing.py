@@ -29,8 +29,13 @@ from benchmarks.scaling.communication import collectives
 from ncg_optax.preconditioners import sharing
 
 # Sides of at least 128, most of them not divisible by four.
-SHAPES = {"a": (130, 129), "b": (130, 129), "long": (150, 5), "v": (131,)}
-SIDES = {"a": 130, "b": 130, "long": 150, "v": 131}
+SHAPES = {
+    "a": (130, 129),
+    "b": (130, 129),
+    "few": (131, 2),
+    "long": (150, 5),
+    "v": (133,),
+}
 MAX_SIZE = 140
 DAMPING = 0.1
 STEPS = 3
@@ -170,21 +175,21 @@ def test_an_application():
         state,
     )
     program = lowered(lambda p, r: of.apply(p, r, DAMPING), prepared, r)
-    # Left and right of two leaves; the right of "long"; the left of "v".
-    expected = {(33, 129): 4, (38, 5): 1, (33, 1): 1}
+    # Left and right of three leaves; the right of "long". A vector has a diagonal.
+    expected = {(33, 129): 4, (33, 2): 2, (38, 5): 1}
     assert products_of_matrices(program) == expected
     kinds, elements = sent(program)
     assert kinds == {"all-gather": 1}
-    assert elements == 2 * 132 * 129 + 152 * 5 + 132
+    assert elements == 2 * 132 * 129 + 132 * 2 + 152 * 5 + 136
 
 
 def test_the_inverses():
     state, _, _ = reference()
     of = kronecker((AXIS,))
     program = lowered(lambda s: of.prepare(s, jnp.asarray(DAMPING)), state)
-    # Leaves of the same shape are stacked. The side of five is not shared.
-    expected = {(2, 33, 130): 1, (2, 33, 129): 1, (33, 131): 1, (5, 5): 1}
-    assert products_of_matrices(program) == expected
+    # Leaves of the same shape are stacked. The sides of two and five are not shared.
+    shared = {(2, 33, 130): 1, (2, 33, 129): 1, (33, 131): 1}
+    assert products_of_matrices(program) == shared | {(2, 2): 1, (5, 5): 1}
     kinds, elements = sent(program)
     assert kinds == {"all-gather": 1}
     assert elements == 2 * 132 * 129  # an application needs the own rows of the left
@@ -201,11 +206,11 @@ def test_an_update():
         return jax.tree.map(lambda x: x[None], new)
 
     program = lowered(update, state, r, key)
-    # The own rows of the estimates; the side of five is not shared.
-    rows = {(33, 130): 2, (33, 129): 2, (33, 131): 1, (5, 5): 1}
+    # The own rows of the estimates; the sides of two and five are not shared.
+    rows = {(33, 130): 2, (33, 129): 2, (33, 131): 1, (2, 2): 1, (5, 5): 1}
     # One member of each stack at a time: a product for its eigenvectors in the loop of
     # the iterations, and one for its eigenvalues.
-    iterations = collections.Counter({(k, k): 2 for k in (130, 129, 131, 5)})
+    iterations = collections.Counter({(k, k): 2 for k in (130, 129, 131, 2, 5)})
     expected = collections.Counter(rows) + iterations
     assert products_of_matrices(program) == expected
     found = collectives(program.compile().as_text())
