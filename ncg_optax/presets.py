@@ -165,6 +165,7 @@ STOCHASTIC_HESSIAN_FREE = HESSIAN_FREE | {
     "damping": levenberg_marquardt(calibration=1e-3),
     "solver": averaged_gradient(0.9),
     "preconditioner": kronecker(
+        refresh=linear_schedule(1, 10, 20),
         probes=1,
         first_probes=16,
         damping=0.5,
