@@ -1,9 +1,9 @@
 """What a preconditioner takes of a step of `hessian_free`: seconds, products, memory.
 
-Its own work is its `update` (products, means, decompositions) and its `apply`, once in
-each iteration. Seconds are measured in one process over a
-cycle from one decomposition to the next: every step is repeated, the step and its parts
-taking turns, and the medians count.
+Its own work is its `update` (products, means, eigenvectors) with its `prepare` (the
+inverses), once in each step, and its `apply`, once in each iteration. Seconds are
+measured in one process over the steps after which the work repeats: every step is
+repeated, the step and its parts taking turns, and the medians count.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from ncg_optax.losses.objective import MappedLoss, as_objective
 SHARE_TARGET = 0.25  # of the seconds of a step
 MEMORY_TARGET = 3.0  # in multiples of the parameters, beside the factors
 # The matrices in the states of preconditioners; the rest is as large as the parameters.
-FACTORS = {"left", "right", "left_inverse", "right_inverse", "vectors"}
+FACTORS = {"gram", "basis", "vectors"}
 
 
 class Candidate(NamedTuple):
@@ -47,7 +47,8 @@ CANDIDATES: dict[str, Candidate] = {
     "compose": Candidate(
         lambda: ncg.compose(ncg.jacobi(), ncg.nystrom(30, refresh=10)), 10
     ),
-    "kronecker": Candidate(ncg.kronecker, 5),
+    # As in a long run: at first the factors of the default are due more often.
+    "kronecker": Candidate(lambda: ncg.kronecker(refresh=10), 10),
 }
 
 
@@ -55,14 +56,14 @@ class Cost(NamedTuple):
     """Means over the steps of a cycle. A unit is a gradient, as XLA counts it."""
 
     step_seconds: float  # of the whole step, its gradient included
-    # of the preconditioner's update. An upper bound: where it probes the examples that
-    # the solver sees, the step linearises once for both.
+    # of the preconditioner's update and prepare. An upper bound: where it probes the
+    # examples that the solver sees, the step linearises once for both.
     update_seconds: float
     apply_seconds: float  # of all its applications
     iterations: float  # of the solver
     products: float  # of the preconditioner, in units of those with the whole batch
     product_units: float  # what these cost
-    step_units: float  # of the step, without rotations and decompositions
+    step_units: float  # of the step, without the work on the factors
 
     @property
     def share(self) -> float:
@@ -103,8 +104,9 @@ class _Program(NamedTuple):
     """The step of a trainer, and the parts of it that are the preconditioner's."""
 
     step: Any  # ``step(params, state, data) -> (params, state)``, an executable
-    update: Callable[..., _Counted]  # of (params, state, grads, data)
-    apply: Callable[..., Params]  # of (preconditioner's state, r, damping, times)
+    # of (params, state, grads, data): its state, and what it prepares for the solve
+    update: Callable[..., tuple[_Counted, Any]]
+    apply: Callable[..., Params]  # of (what is prepared, r, damping, times)
 
 
 class _Step(NamedTuple):
@@ -158,8 +160,14 @@ class Counting(ncg.preconditioners.Preconditioner):
         share = getattr(product, "share", 1.0)
         return _Counted(following, jnp.asarray(products * share, float)), products
 
-    def apply(self, state: _Counted, r: Params, damping: jax.Array) -> Params:
-        return self.inner.apply(state.inner, r, damping)
+    def over(self, axes: tuple[str, ...]) -> "Counting":
+        return Counting(self.inner.over(axes))
+
+    def prepare(self, state: _Counted, damping: jax.Array) -> Any:
+        return self.inner.prepare(state.inner, damping)
+
+    def apply(self, state: Any, r: Params, damping: jax.Array) -> Params:
+        return self.inner.apply(state, r, damping)
 
 
 def _compile(
@@ -182,19 +190,23 @@ def parts(
     """The parts of a step that are the preconditioner's: its update, applications.
 
     Two jitted functions: ``update(params, state, grads, data)`` returns the state of
-    the preconditioner, ``apply(that state, r, damping, times)`` applies it repeatedly.
+    the preconditioner and what it prepares for its applications, and ``apply(prepared,
+    r, damping, times)`` applies it repeatedly.
     """
 
-    def update(params: Params, state: Any, grads: Params, data: Batch) -> Any:
-        # XLA drops everything that the state of the preconditioner does not need: the
-        # solve and the line search; and the loss, as it is said to be known.
+    def update(
+        params: Params, state: Any, grads: Params, data: Batch
+    ) -> tuple[Any, Any]:
+        # XLA drops everything that the preconditioner does not need: the solve and the
+        # line search; and the loss, as it is said to be known.
         known = as_objective(loss, data)._replace(reduced_value=jnp.zeros(()))
         _, state = tx.update(grads, state, params, value_fn=MappedLoss(known))
-        return optax.tree.get(state, "preconditioner")
+        own = optax.tree.get(state, "preconditioner")
+        return own, preconditioner.prepare(own, ncg.get_info(state).damping)
 
-    def apply(state: Any, r: Params, damping: Any, times: Any) -> Params:
+    def apply(prepared: Any, r: Params, damping: Any, times: Any) -> Params:
         return jax.lax.fori_loop(
-            0, times, lambda _, r: preconditioner.apply(state, r, damping), r
+            0, times, lambda _, r: preconditioner.apply(prepared, r, damping), r
         )
 
     return jax.jit(update), jax.jit(apply)
@@ -213,8 +225,8 @@ def _cycle(
         grads = gradient(params, data)
         following, new_state = program.step(params, state, data)
         info = ncg.get_info(new_state)
-        own = optax.tree.get(new_state, "preconditioner")
-        args = own, grads, info.damping, info.cg_iterations
+        own, prepared = program.update(params, state, grads, data)
+        args = prepared, grads, info.damping, info.cg_iterations
         calls = (
             functools.partial(program.step, params, state, data),
             functools.partial(program.update, params, state, grads, data),

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 import ncg_optax as ncg
 from benchmarks.measurements import preconditioners
@@ -61,48 +60,16 @@ class Spec(NamedTuple):
     share: bool = False  # whether to time the preconditioner's part of a step
 
 
-class Traffic(NamedTuple):
-    """Bytes that the all-reduces of a program average, at each place in it."""
-
-    gradient: int  # of gradient and loss, once a step
-    product: int  # of one curvature product; 0 if there is none
-    product_sites: int  # places in the program that make products
-    number: int  # of one trial value; 0 if there is none
-
-    def of_a_step(self, products: float, evaluations: float) -> float:
-        """Of a step with so many products and trial values."""
-        return self.gradient + products * self.product + evaluations * self.number
-
-
-def traffic(found: Iterable[Collective], weights: int) -> Traffic:
-    """Sorts the all-reduces of a step with float32 weights by their contents.
-
-    Raises:
-        ValueError: if something else is sent.
-    """
+def bytes_of_a_step(
+    found: Iterable[Collective], weights: int, products: float, evaluations: float
+) -> float:
+    """Bytes that a step sends: each product and trial value, and all else once."""
     found = list(found)
-    if not found:  # a single device
-        return Traffic(0, 0, 0, 0)
-    strangers = sorted({c.kind for c in found} - {"all-reduce"})
-    if strangers:
-        raise ValueError(
-            f"found: expected all-reduces only, got {', '.join(strangers)}."
-        )
-    numbers = [c for c in found if c.elements == 1 < weights]
-    vectors = [c for c in found if c not in numbers]
-    elements = sum(c.elements for c in vectors)
-    # XLA may cut a large vector into several: together they are whole ones. The loss
-    # goes with the gradient, and so may that of the curvature's sample.
-    copies, rest = divmod(elements, weights)
-    if not copies or rest > 2:
-        raise ValueError(
-            f"found: all-reduces of {elements} numbers are no whole copies of "
-            f"{weights} weights and a loss."
-        )
-    gradient, sites = 4 * (weights + rest), copies - 1
-    product = sum(c.bytes for c in vectors) - gradient
-    product = product // sites if sites else 0
-    return Traffic(gradient, product, sites, 4 if numbers else 0)
+    vectors = [c.bytes for c in found if c.elements == weights]
+    numbers = [c.bytes for c in found if c.elements == 1]
+    rest = sum(c.bytes for c in found) - sum(vectors) - sum(numbers)
+    made = products * statistics.fmean(vectors) if vectors else 0
+    return rest + made + (evaluations * statistics.fmean(numbers) if numbers else 0)
 
 
 def steady(seconds: Sequence[float], cycle: int = CYCLE) -> float:
@@ -145,7 +112,6 @@ def measure(spec: Spec) -> Record:
 
     # The program of one device has them, but nothing is sent.
     found = communication.collectives(program.as_text()) if spec.devices > 1 else []
-    sent = traffic(found, weights)
     products, evaluations = mean("products", 0.0), mean("evaluations", 0.0)
     memory = jax.local_devices()[0].memory_stats() or {}
     return timed | {
@@ -160,8 +126,7 @@ def measure(spec: Spec) -> Record:
         "evaluations": evaluations,
         "gradient_equivalents": mean("gradient_equivalents", 1.0),
         "peak_bytes": memory.get("peak_bytes_in_use"),
-        "traffic": sent._asdict(),
-        "bytes": float(sent.of_a_step(products, evaluations)),
+        "bytes": float(bytes_of_a_step(found, weights, products, evaluations)),
     }
 
 
@@ -178,11 +143,11 @@ def _timed(
     for count in range(warmup + spec.steps):
         taken = 0.0
         if own:  # what the values of the gradient are does not matter to the clock
-            taken, _ = _clock(own[0], *carry, carry[0], batch)
+            taken, (_, prepared) = _clock(own[0], *carry, carry[0], batch)
         step_taken, (*carry, metrics) = _clock(program, *carry, batch, {})
         if own:
-            state, info = optax.tree.get(carry[1], "preconditioner"), metrics.info
-            args = state, carry[0], info.damping, info.cg_iterations
+            info = metrics.info
+            args = prepared, carry[0], info.damping, info.cg_iterations
             taken += _clock(own[1], *args)[0]
         losses.append(float(metrics.loss))
         late = time.time() > spec.deadline

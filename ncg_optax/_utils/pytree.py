@@ -103,6 +103,11 @@ def scale(a: PyTree, factor: Scalar | float) -> PyTree:
     return jax.tree.map(lambda x: (factor * x).astype(x.dtype), a)
 
 
+def negative(a: PyTree) -> PyTree:
+    """``-a``."""
+    return jax.tree.map(jnp.negative, a)
+
+
 def where(condition: jax.Array, a: PyTree, b: PyTree) -> PyTree:
     """``a`` if the scalar ``condition`` is True, else ``b``; the other may be NaN."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)

@@ -120,6 +120,15 @@ def size(axes: Axes) -> int:
     return math.prod(jax.lax.axis_size(axis) for axis in axes)
 
 
+def index(axes: Axes) -> jax.Array | int:
+    """The number of this device over ``axes``, in the order of :func:`gather`."""
+    number, stride = 0, 1
+    for axis in axes:
+        number = number + stride * jax.lax.axis_index(axis)
+        stride *= jax.lax.axis_size(axis)
+    return number
+
+
 def total(tree: Any, axes: Axes) -> Any:
     """Sum over ``axes`` of leaves that differ between the devices."""
     return jax.lax.psum(tree, axes) if axes else tree

@@ -31,7 +31,23 @@ def linearize_model(
         outputs, push = jax.linearize(model, params)
         # A custom_vjp raises only when the product is compiled, where it cannot be
         # caught. So its primitive is searched for in the program.
-        if mode == "auto" and "custom_lin" in str(jax.make_jaxpr(push)(params)):
+        if mode == "auto" and _has_custom_vjp(jax.make_jaxpr(push)(params).jaxpr):
             outputs, push = _jvp_by_double_vjp(model, params)
-    _, pullback = jax.vjp(model, params)
+    # The model is traced once: the pullback is the transpose of its linearisation.
+    pullback = jax.linear_transpose(push, params)
     return outputs, push, lambda u: pullback(u)[0]
+
+
+def _has_custom_vjp(jaxpr: Any) -> bool:
+    """Whether a program contains the derivative of a layer with a ``custom_vjp``."""
+
+    def within(value):
+        if isinstance(value, (tuple, list)):
+            return any(map(within, value))
+        inner = getattr(value, "jaxpr", value)  # of a program with its constants
+        return hasattr(inner, "eqns") and _has_custom_vjp(inner)
+
+    return any(
+        eqn.primitive.name == "custom_lin" or within(tuple(eqn.params.values()))
+        for eqn in jaxpr.eqns
+    )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ncg_optax._utils import validate
+from ncg_optax._utils.conditional import compute_if
 from ncg_optax.globalization.base import Damping, Outcome
 
 
@@ -144,11 +145,9 @@ class levenberg_marquardt(Damping):
         """The damping of the state; at the first step it is calibrated."""
         if self.initial is not None:
             return state.damping, state, 0
-        # A cond, so that only the first step makes the product.
+        # Only the first step makes the product.
         fresh = state.unit == 0
-        unit = jax.lax.cond(
-            fresh, lambda: self.calibration * measure(), lambda: state.unit
-        )
+        unit = compute_if(fresh, lambda: self.calibration * measure(), state.unit)
         unit = jnp.where(jnp.isfinite(unit), unit, 0)
         damping = jnp.where(fresh, unit, state.damping)
         state = LevenbergMarquardtState(damping, unit)

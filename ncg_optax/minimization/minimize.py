@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ncg_optax._utils import pytree, validate
+from ncg_optax._utils import compile_log, pytree, validate
 from ncg_optax._utils.status import Status, first_match
 from ncg_optax.losses.objective import Objective, as_objective
 from ncg_optax.minimization.saddle import leave_saddle
@@ -160,7 +160,8 @@ def minimize(
         ftol=ftol,
         check_curvature=check_curvature,
     )
-    return jax.jit(functools.partial(_solve, settings))(params, data)
+    solve = jax.jit(functools.partial(_solve, settings))
+    return compile_log.compiled("minimize", solve, params, data)(params, data)
 
 
 def _solve(

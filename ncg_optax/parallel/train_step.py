@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from ncg_optax._utils import pytree, reductions, validate
+from ncg_optax._utils import compile_log, pytree, reductions, validate
 from ncg_optax.curvature.sampling.microbatches import value_and_grad
 from ncg_optax.losses.arguments import data_names
 from ncg_optax.losses.objective import MappedLoss, as_objective, bind_constants
@@ -84,8 +84,18 @@ class TrainStep:
     def __init__(self, step: Callable, mesh: Mesh, axis_name: str, donate: bool):
         self.mesh = mesh
         self.axis_name = axis_name
-        self._jitted = jax.jit(step, donate_argnums=(0, 1) if donate else ())
         self._shapes = None
+        self._logs = False  # whether a compilation is that of a call
+        self._compiling_since = None
+
+        def logged_step(*arguments):
+            # This runs while JAX traces the step, before a compilation.
+            if self._logs:
+                self._compiling_since = compile_log.log_start("make_train_step")
+            return step(*arguments)
+
+        donated = (0, 1) if donate else ()
+        self._jitted = jax.jit(logged_step, donate_argnums=donated)
 
     def _place(self, params, state, batch, extra):
         """The arguments on the devices where the step needs them."""
@@ -122,14 +132,19 @@ class TrainStep:
         """One step: the new parameters, the new state and the metrics."""
         arguments = self._place(params, state, batch, extra)
         traced = any(map(is_traced, jax.tree.leaves(arguments)))
+        self._logs, self._compiling_since = not traced, None
         if jax.process_count() > 1 and not traced:
             self._check_processes(arguments)
-        return self._jitted(*arguments)
+        result = self._jitted(*arguments)
+        if self._compiling_since is not None:
+            compile_log.log_end("make_train_step", self._compiling_since)
+        return result
 
     def lower(
         self, params: PyTree, state: PyTree, batch: PyTree, **extra: Any
     ) -> jax.stages.Lowered:
         """The step lowered for such arguments, for its HLO, cost or memory analysis."""
+        self._logs = False
         return self._jitted.lower(*self._place(params, state, batch, extra))
 
 

@@ -70,6 +70,22 @@ class Preconditioner(Part, Protocol):
         del product, grads, damping, key, count
         return state, 0
 
+    def over(self, axes: tuple[str, ...]) -> "Preconditioner":
+        """The same preconditioner, with its work shared over mapped axes.
+
+        By default each device does all of it. ``axes`` is empty without a mapped axis.
+        """
+        del axes
+        return self
+
+    def prepare(self, state: Any, damping: jax.Array) -> Any:
+        """What ``apply`` and ``sqrt`` get as ``state``; called once before the solve.
+
+        By default this is the state. What it returns is not kept for the next step.
+        """
+        del damping
+        return state
+
     def apply(self, state: Any, r: PyTree, damping: jax.Array) -> PyTree:
         """``M r``; called once per iteration of the solver."""
         ...

@@ -93,8 +93,10 @@ class compose(Preconditioner):
             state.inner, product, grads, damping, inner_key, count
         )
 
+        inner_prepared = self.inner.prepare(inner_state, damping)
+
         def root(v):
-            return self.inner.sqrt(inner_state, v, damping)
+            return self.inner.sqrt(inner_prepared, v, damping)
 
         def scaled_product(v):
             v = root(v)
@@ -107,6 +109,18 @@ class compose(Preconditioner):
         )
         products = inner_products + outer_products
         return ComposeState(inner_state, outer_state), products
+
+    def over(self, axes: tuple[str, ...]) -> Preconditioner:
+        """Both preconditioners share their work over the mapped axes."""
+        inner, outer = self.inner.over(axes), self.outer.over(axes)
+        return dataclasses.replace(self, inner=inner, outer=outer)
+
+    def prepare(self, state: ComposeState, damping: jax.Array) -> ComposeState:
+        """What both prepare."""
+        return ComposeState(
+            self.inner.prepare(state.inner, damping),
+            self.outer.prepare(state.outer, jnp.zeros_like(damping)),
+        )
 
     def apply(self, state: ComposeState, r: PyTree, damping: jax.Array) -> PyTree:
         """``S M S r`` with the ``S`` of ``inner`` and the ``M`` of ``outer``."""

@@ -1,4 +1,4 @@
-"""The Kronecker factors of one leaf: estimates, damped inverses, products."""
+"""The Kronecker factors of a leaf: their estimates, eigenvectors and inverses."""
 
 import math
 from typing import Any, NamedTuple
@@ -8,45 +8,28 @@ import jax.numpy as jnp
 
 from ncg_optax._utils import pytree
 
-PyTree = Any
+
+class Sides(NamedTuple):
+    """One array for each side of a leaf, which is a matrix of shape (m, n)."""
+
+    left: jax.Array
+    right: jax.Array
 
 
 class Factor(NamedTuple):
-    """The Kronecker factors of one leaf, which is a matrix of shape (m, n).
-
-    In :class:`KroneckerState` each field is a tree of the arrays of all leaves.
+    """A symmetric positive semidefinite Kronecker factor ``F``, of shape (k, k).
 
     Attributes:
-      left: running mean of ``Y Y^H``, shape (m, m), or its diagonal, shape (m,).
-      right: running mean of ``Y^H Y``, shape (n, n), or its diagonal, shape (n,).
-      left_inverse: inverse of the damped ``L`` or, with ``with_sqrt``, its square root;
-        shaped like ``left``.
-      right_inverse: inverse of the damped ``R`` or, with ``with_sqrt``, its square
-        root; shaped like ``right``.
+      gram: running mean of ``Y Y^H``, an estimate of ``F^2`` up to a scale, shape
+        (k, k), or its diagonal, shape (k,).
+      basis: approximate eigenvectors in columns, orthonormal, shape (k, k); shape () if
+        ``gram`` is a diagonal.
+      eigenvalues: approximate eigenvalues of ``F``, not negative, shape (k,).
     """
 
-    left: jax.Array
-    right: jax.Array
-    left_inverse: jax.Array
-    right_inverse: jax.Array
-
-
-def of_trees(factors: list[Factor], treedef: Any) -> Factor:
-    """The factors of all leaves as one :class:`Factor` of trees."""
-    fields = ([getattr(f, name) for f in factors] for name in Factor._fields)
-    return Factor(*map(treedef.unflatten, fields))
-
-
-def of_leaves(factors: Factor) -> list[Factor]:
-    """The inverse of :func:`of_trees`: a :class:`Factor` for each leaf."""
-    return list(map(Factor, *map(jax.tree.leaves, factors)))
-
-
-class Sides(NamedTuple):
-    """One array for each side of a leaf."""
-
-    left: jax.Array
-    right: jax.Array
+    gram: jax.Array
+    basis: jax.Array
+    eigenvalues: jax.Array
 
 
 def as_matrix(x: jax.Array) -> jax.Array:
@@ -56,58 +39,82 @@ def as_matrix(x: jax.Array) -> jax.Array:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-def _gram(y: jax.Array, full: bool) -> jax.Array:
-    """``Y Y^H`` or its diagonal."""
-    return y @ jnp.conj(y.T) if full else jnp.sum(jnp.abs(y) ** 2, axis=1)
+def first_factor(k: int, max_size: int, dtype: Any) -> Factor:
+    """The factor of a side of length k before the first estimate."""
+    real = jnp.finfo(dtype).dtype
+    if 1 < k <= max_size:
+        basis = jnp.eye(k, dtype=dtype)
+        return Factor(jnp.zeros_like(basis), basis, jnp.zeros((k,), real))
+    return Factor(jnp.zeros((k,), real), jnp.ones((), real), jnp.zeros((k,), real))
 
 
-def grams_like(factor: Factor, y: jax.Array) -> Sides:
-    """The contribution of a product ``y`` to the factors of its leaf."""
-    y = as_matrix(y)
-    return Sides(
-        _gram(y, factor.left.ndim == 2), _gram(jnp.conj(y.T), factor.right.ndim == 2)
-    )
+def is_full(factor: Factor) -> bool:
+    """Whether the factor is a matrix, not a diagonal."""
+    return factor.gram.ndim == 2
+
+
+def gram(rows: jax.Array, y: jax.Array, full: bool) -> jax.Array:
+    """Rows of ``Y Y^H``, or its diagonal; ``rows`` are the same rows of ``Y``."""
+    return rows @ jnp.conj(y.T) if full else jnp.sum(jnp.abs(y) ** 2, axis=1)
 
 
 # One matrix at a time, also under vmap. On a CPU with jax 0.10 several batched
 # decompositions that run at the same time can block each other for ever if there are
 # few threads. This happened with an ensemble of four networks on two cores.
-_eigh = jax.custom_batching.sequential_vmap(lambda gram: tuple(jnp.linalg.eigh(gram)))
+_orthonormal = jax.custom_batching.sequential_vmap(lambda x: jnp.linalg.qr(x)[0])
 
 
-class _Eigen(NamedTuple):
-    """Eigenvalues and eigenvectors of a factor."""
+def diagonalized(factor: Factor, iterations: jax.Array | int) -> Factor:
+    """Eigenvectors and eigenvalues after some orthogonal iterations from the last ones.
 
-    values: jax.Array  # not negative, shape (k,)
-    basis: jax.Array  # shape (k, k); for a diagonal factor (k,), and only for its dtype
-
-
-def _eigen(gram: jax.Array) -> _Eigen:
-    """Eigenvalues and eigenvectors of the factor whose square is ``gram``."""
-    if gram.ndim == 1:
-        return _Eigen(jnp.sqrt(gram.real), gram)
-    values, vectors = _eigh(gram)
-    return _Eigen(jnp.sqrt(jnp.maximum(values, 0)), vectors)
-
-
-def _function_of(eigen: _Eigen, values: jax.Array) -> jax.Array:
-    """The matrix, or the diagonal, with these eigenvectors and other eigenvalues."""
-    if eigen.basis.ndim == 1:
-        return values.astype(eigen.basis.dtype)
-    return (eigen.basis * values) @ jnp.conj(eigen.basis.T)
+    An iteration is ``Q <- qr(G Q)`` with ``G`` the Gram matrix (Golub and Van Loan
+    2013, section 8.2.4). The eigenvalues are the square roots of the Rayleigh quotients
+    of ``G``. If the result is not finite the factor does not change.
+    """
+    matrix = factor.gram
+    if not is_full(factor):
+        return factor._replace(eigenvalues=jnp.sqrt(matrix))
+    basis = jax.lax.fori_loop(
+        0, iterations, lambda _, q: _orthonormal(matrix @ q), factor.basis
+    )
+    quotients = jnp.sum((jnp.conj(basis) * (matrix @ basis)).real, axis=0)
+    new = Factor(matrix, basis, jnp.sqrt(jnp.maximum(quotients, 0)))
+    return pytree.where(pytree.all_finite(new), new, factor)
 
 
-def _damped(values: Sides, lam: jax.Array, own: jax.Array | float) -> Sides:
-    """Eigenvalues of both factors, each damped by ``c`` times its mean.
+def rescaled(factor: Factor) -> jax.Array:
+    """The eigenvalues, scaled to the trace of the present Gram matrix.
 
-    :func:`kronecker` has the equation. The right eigenvalues are divided by their mean,
-    and the left ones multiplied by it.
+    The scale of the curvature may change by orders of magnitude between two iterations,
+    and not at the same steps for all leaves.
+    """
+    matrix, values = factor.gram, factor.eigenvalues
+    present = jnp.sum(jnp.diagonal(matrix).real if is_full(factor) else matrix)
+    present = jnp.maximum(present, 0)
+    past = jnp.sum(jnp.square(values))
+    scaled = values * jnp.sqrt(present / jnp.where(past > 0, past, 1))
+    # Of a factor that was zero only the sum of the squares is known.
+    return jnp.where(past > 0, scaled, jnp.sqrt(present / max(values.size, 1)))
+
+
+def inverse_eigenvalues(
+    left: jax.Array, right: jax.Array, lam: jax.Array, own: jax.Array | float
+) -> Sides:
+    """The inverses of the eigenvalues of both factors of a leaf, damped.
+
+    With ``B = R (x) L`` and random ``V``, ``Y = L V R`` has ``E[Y Y^H] = tr(R^2) L^2``
+    and ``E[Y^H Y] = tr(L^2) R^2``, both of trace ``tr(L^2) tr(R^2)``. Each factor is
+    damped by ``c`` times its mean eigenvalue; :func:`kronecker` has the equation. The
+    right eigenvalues are divided by their mean, and the left ones multiplied by it.
 
     Args:
-      values: eigenvalues of both factors.
+      left: eigenvalues of the left factor, shape (m,), as :class:`Factor` has them.
+      right: eigenvalues of the right factor, shape (n,).
       lam: lambda, shape=().
       own: own damping of the preconditioner, in units of the mean, shape=().
     """
+    total = jnp.sum(jnp.square(left))
+    values = Sides(left, right / jnp.sqrt(jnp.where(total > 0, total, 1)))
     means = Sides(*map(jnp.mean, values))
     mean = means.left * means.right
     curved = mean > 0
@@ -122,55 +129,17 @@ def _damped(values: Sides, lam: jax.Array, own: jax.Array | float) -> Sides:
     c = relative + own if one_sided else jnp.sqrt(relative + jnp.square(own))
     c = jnp.where(c > 0, c, 1)
     if right.size == 1:
-        return Sides(unit * (left + c), jnp.ones_like(right))
+        return Sides(1 / (unit * (left + c)), jnp.ones_like(right))
     if left.size == 1:
-        return Sides(unit * jnp.ones_like(left), right + c)
-    return Sides(unit * (left + c), right + c)
+        return Sides(1 / (unit * jnp.ones_like(left)), 1 / (right + c))
+    return Sides(1 / (unit * (left + c)), 1 / (right + c))
 
 
-def _inverses(
-    factor: Factor, lam: jax.Array, own: jax.Array | float, power: float
-) -> Sides:
-    """The inverses of both damped factors, to the power ``power``.
+def times(inverses: Sides, x: jax.Array) -> jax.Array:
+    """Left inverse times ``x`` times right inverse; a diagonal has one axis.
 
-    With ``B = R (x) L`` and random ``V``, ``Y = L V R`` has ``E[Y Y^H] = tr(R^2) L^2``
-    and ``E[Y^H Y] = tr(L^2) R^2``, both of trace ``tr(L^2) tr(R^2)``.
+    A left inverse of some rows gives these rows of the result.
     """
-    left, right = _eigen(factor.left), _eigen(factor.right)
-    total = jnp.sum(jnp.square(left.values))
-    size = jnp.sqrt(jnp.where(total > 0, total, 1))
-    damped = _damped(Sides(left.values, right.values / size), lam, own)
-    new = Sides(
-        _function_of(left, damped.left**-power),
-        _function_of(right, damped.right**-power),
-    )
-    old = Sides(factor.left_inverse, factor.right_inverse)
-    # A decomposition may fail (on some GPUs it does): the last inverses stay.
-    usable = pytree.all_finite((left.values, right.values, new))
-    return pytree.where(usable, pytree.cast_like(new, old), old)
-
-
-def inverted(
-    factors: list[Factor], lam: jax.Array, own: jax.Array | float, power: float
-) -> list[Factor]:
-    """The factors with new inverses, to the power ``power``.
-
-    Factors with the same shapes, dtypes and sharding are stacked, so that they are
-    compiled once. A deep network has hundreds of leaves but only a few shapes.
-    """
-    kinds = pytree.indices_by(lambda f: tuple(map(jax.typeof, f)), factors)
-    inverted = list(factors)
-    for members in kinds.values():
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *(factors[k] for k in members))
-        inverses = jax.vmap(lambda f: _inverses(f, lam, own, power))(stacked)
-        for i, k in enumerate(members):
-            left, right = inverses.left[i], inverses.right[i]
-            inverted[k] = Factor(factors[k].left, factors[k].right, left, right)
-    return inverted
-
-
-def times(factor: Factor, x: jax.Array) -> jax.Array:
-    """The product of left inverse, ``x`` and right inverse, shape (m, n)."""
-    left, right = factor.left_inverse, factor.right_inverse
+    left, right = inverses
     x = left @ x if left.ndim == 2 else left[:, None] * x
     return x @ right if right.ndim == 2 else x * right

@@ -137,7 +137,7 @@ class averaged_gradient(KrylovSolver):
         """A step to the minimum of the model along the preconditioned mean."""
         rhs = model.rhs
         averaged, new_state = optax.ema(self.decay).update(rhs, state)
-        finite = pytree.all_finite(rhs)
+        finite = jnp.isfinite(pytree.max_norm(rhs))
         averaged = pytree.where(finite, averaged, pytree.zeros_like(rhs))
         new_state = pytree.where(finite, new_state, state)
 

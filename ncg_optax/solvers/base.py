@@ -59,7 +59,7 @@ class Model(NamedTuple):
     @property
     def rhs(self) -> PyTree:
         """The right-hand side ``b = -g`` of the Newton system."""
-        return pytree.scale(self.gradient, -1.0)
+        return pytree.negative(self.gradient)
 
     def damped_product(self, v: PyTree) -> PyTree:
         """``(B + lambda I) v``."""

@@ -21,12 +21,13 @@ PyTree = Any
 class _System(NamedTuple):
     """The linear system and the settings, which are the same in all iterations.
 
-    Lengths and the right-hand side are divided by the largest entry of ``b``, so that
-    squares of small numbers do not underflow.
+    Lengths and the right-hand side are divided by ``unit``, the largest entry of ``b``,
+    so that squares of small numbers do not underflow.
     """
 
     matvec: Operator
     rhs: PyTree
+    unit: jax.Array
     damping: jax.Array
     precondition: Operator | None
     maxiter: int | jax.Array
@@ -45,23 +46,10 @@ class _System(NamedTuple):
         bv = self.matvec(v)
         return bv, pytree.add_scaled(bv, self.damping, v)
 
-    def preconditioned(
-        self, r: PyTree, k: int | jax.Array
-    ) -> tuple[PyTree, jax.Array, jax.Array]:
-        """``z = M r``, ``r.z`` and ``r.r``; after the last iteration ``z = r``."""
-        rr = pytree.vdot(r, r)
-        if self.precondition is None:
-            return r, rr, rr
-        precondition = self.precondition
-        last = (k >= self.maxiter) | (rr <= self.tolerance2)
-        z = jax.lax.cond(last, lambda: r, lambda: precondition(r))
-        return z, pytree.vdot(r, z), rr
-
-    def residual_status(self, rz: jax.Array, rr: jax.Array) -> jax.Array:
+    def residual_status(self, rr: jax.Array) -> jax.Array:
         """The status by the residual alone; RUNNING if the loop may continue."""
         return first_match(
-            (~jnp.isfinite(rz + rr), Status.SOLVER_NON_FINITE),
-            ((rr > self.tolerance2) & (rz <= 0), Status.INDEFINITE_PRECONDITIONER),
+            (~jnp.isfinite(rr), Status.SOLVER_NON_FINITE),
             (rr <= self.tolerance2, Status.RESIDUAL_CONVERGED),
             otherwise=Status.RUNNING,
         )
@@ -71,14 +59,14 @@ class _Loop(NamedTuple):
     """The values that one iteration passes to the next.
 
     The names are those of Nocedal and Wright (2006), algorithm 5.3, with ``z = M r``.
-    The lengths for the trust region are in the norm of ``M^-1`` and are computed by
-    recurrence.
+    An iteration begins with ``z``, so that ``M`` is compiled once. Lengths are in the
+    norm of ``M^-1`` and are computed by recurrence.
     """
 
-    x: PyTree
+    x: PyTree  # times ``unit``: it is the solution
     r: PyTree
-    p: PyTree
-    rz: jax.Array  # r.z
+    p: PyTree  # of the last iteration; the residual before the first
+    rz: jax.Array  # r.z with the residual that ``p`` was made from
     rr: jax.Array  # r.r
     xx: jax.Array  # |x|^2 in the norm of M^-1
     xp: jax.Array  # x.p in the inner product of M^-1
@@ -163,6 +151,7 @@ def conjugate_gradient(
     system = _System(
         matvec=matvec,
         rhs=pytree.scale(rhs, 1 / unit),
+        unit=unit,
         damping=jnp.asarray(damping, dtype),
         precondition=precondition,
         maxiter=maxiter,
@@ -178,11 +167,11 @@ def conjugate_gradient(
     end = jax.lax.while_loop(
         keep_going,
         lambda loop: _iterate(system, loop),
-        _first(system, None if x0 is None else pytree.scale(x0, 1 / unit)),
+        _first(system, x0),
     )
-    zero_rhs = (end.k == 0) & (pytree.vdot(system.rhs, system.rhs) == 0)
+    zero_rhs = (end.k == 0) & (peak == 0)
     return SolverResult(
-        solution=pytree.scale(end.x, unit),
+        solution=end.x,
         iterations=end.k,
         products=end.k + (0 if x0 is None else 1),
         residual=unit * jnp.sqrt(end.rr),
@@ -204,52 +193,77 @@ def _first(system: _System, x0: PyTree | None) -> _Loop:
     if x0 is None:
         x, r, decrease = pytree.zeros_like(system.rhs), system.rhs, zero
     else:
-        r = pytree.add_scaled(system.rhs, -1.0, system.damped(x0)[1])
-        # Without a finite product it starts from zero.
-        usable = pytree.all_finite(r)
+        start = pytree.scale(x0, 1 / system.unit)
+        r = pytree.add_scaled(system.rhs, -1.0, system.damped(start)[1])
+        usable = pytree.all_finite(r)  # if not, it starts from zero
         x = pytree.where(usable, x0, pytree.zeros_like(x0))
         r = pytree.where(usable, r, system.rhs)
-        decrease = 0.5 * (pytree.vdot(x, system.rhs) + pytree.vdot(x, r))
+        decrease = 0.5 * (pytree.vdot(start, system.rhs) + pytree.vdot(start, r))
+        decrease = jnp.where(usable, decrease, 0)
     history = None
     if system.progress_tol is not None:
         history = jnp.full((system.maxiter + 1,), decrease, system.dtype)
-    z, rz, rr = system.preconditioned(r, 0)
+    rr = pytree.vdot(r, r)
     return _Loop(
         x=x,
         r=r,
-        p=z,
-        rz=rz,
+        p=r,
+        rz=jnp.ones_like(zero),
         rr=rr,
         xx=zero,
         xp=zero,
-        pp=rz,
+        pp=zero,
         decrease=decrease,
         history=history,
         curvature=zero,
         k=jnp.zeros((), jnp.int32),
-        status=system.residual_status(rz, rr),
+        status=system.residual_status(rr),
     )
 
 
+def _with_direction(system: _System, loop: _Loop) -> tuple[_Loop, jax.Array]:
+    """The loop with the next search direction, kept if ``M`` fails; status of ``M``."""
+    if system.precondition is None:
+        z, rz, status = loop.r, loop.rr, jnp.asarray(Status.RUNNING, jnp.int32)
+    else:
+        z = system.precondition(loop.r)
+        rz = pytree.vdot(loop.r, z)
+        status = first_match(
+            (~jnp.isfinite(rz), Status.SOLVER_NON_FINITE),
+            (rz <= 0, Status.INDEFINITE_PRECONDITIONER),
+            otherwise=Status.RUNNING,
+        )
+        rz = jnp.where(status == Status.RUNNING, rz, 0)
+    beta = jnp.where(loop.k == 0, 0, rz / loop.rz)
+    p = pytree.add_scaled(z, beta, loop.p)
+    if system.precondition is not None:
+        p = pytree.where(status == Status.RUNNING, p, loop.p)
+    xp, pp = beta * loop.xp, rz + beta * beta * loop.pp
+    return loop._replace(p=p, rz=rz, xp=xp, pp=pp), status
+
+
 def _iterate(system: _System, loop: _Loop) -> _Loop:
-    """One iteration, which makes one product."""
+    """One iteration and product; not counted if ``M`` is not positive definite."""
+    loop, status_of_m = _with_direction(system, loop)
+    definite = status_of_m == Status.RUNNING
     bp, ap = system.damped(loop.p)
     along = _curvature_along(system, loop.p, bp, ap)
     alpha, at_boundary = _step_length(system, loop, along)
+    alpha = jnp.where(definite, alpha, 0)
 
-    r = pytree.where(along.finite, pytree.add_scaled(loop.r, -alpha, ap), loop.r)
+    r = pytree.add_scaled(loop.r, -alpha, ap)
     gain = alpha * (loop.rz - 0.5 * alpha * along.pap)
     decrease = loop.decrease + gain
-    k = loop.k + 1
-    z, rz, rr = system.preconditioned(r, k)
-    beta = rz / loop.rz
+    k = loop.k + definite
+    rr = jnp.where(along.finite, pytree.vdot(r, r), loop.rr)
 
     history, stalled = None, False
     if system.progress_tol is not None and loop.history is not None:
         history = loop.history.at[k].set(decrease)
         stalled = _progress_stalled(history, decrease, k, system.progress_tol)
-    residual_status = system.residual_status(rz, rr)
+    residual_status = system.residual_status(rr)
     status = first_match(
+        (~definite, status_of_m),
         (~along.finite, Status.SOLVER_NON_FINITE),
         ((loop.k == 0) & along.zero, Status.ZERO_CURVATURE),
         (~along.positive, Status.NEGATIVE_CURVATURE),
@@ -257,20 +271,17 @@ def _iterate(system: _System, loop: _Loop) -> _Loop:
         ((residual_status == Status.RUNNING) & stalled, Status.PROGRESS_STALLED),
         otherwise=residual_status,
     )
-    continues = (status == Status.RUNNING) & (k < system.maxiter)
-    length2 = along.length2
-    return _Loop(
-        x=pytree.add_scaled(loop.x, alpha, loop.p),
+    length2 = jnp.where(along.length2 > 0, along.length2, 1)
+    curvature = along.pap / length2 - system.damping
+    return loop._replace(
+        x=pytree.add_scaled(loop.x, system.unit * alpha, loop.p),
         r=r,
-        p=pytree.where(continues, pytree.add_scaled(z, beta, loop.p), loop.p),
-        rz=rz,
         rr=rr,
         xx=loop.xx + alpha * (2 * loop.xp + alpha * loop.pp),
-        xp=beta * (loop.xp + alpha * loop.pp),
-        pp=rz + beta * beta * loop.pp,
+        xp=loop.xp + alpha * loop.pp,
         decrease=decrease,
         history=history,
-        curvature=along.pap / jnp.where(length2 > 0, length2, 1) - system.damping,
+        curvature=jnp.where(definite, curvature, loop.curvature),
         k=k,
         status=status,
     )

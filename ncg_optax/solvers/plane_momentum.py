@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ncg_optax._utils import pytree, validate
+from ncg_optax._utils.conditional import compute_if
 from ncg_optax.globalization.base import Outcome
 from ncg_optax.solvers.base import (
     KrylovSolver,
@@ -95,10 +96,9 @@ def _restrict(
 
     def products_with_av():
         av = model.damped_product(v)
-        return pytree.vdot(d, av), pytree.vdot(v, av), pytree.norm(av)
+        return jnp.stack([pytree.vdot(d, av), pytree.vdot(v, av), pytree.norm(av)])
 
-    zero = jnp.zeros((), bd.dtype)
-    dv, vv, av_norm = jax.lax.cond(needed, products_with_av, lambda: (zero, zero, zero))
+    dv, vv, av_norm = compute_if(needed, products_with_av, jnp.zeros((3,), bd.dtype))
     # Cancellation: the terms of each sum relative to the sum.
     safe_dd, safe_vv = jnp.where(dd > 0, dd, 1), jnp.where(vv > 0, vv, 1)
     cancelled = (
@@ -190,9 +190,8 @@ class quadratic_momentum(KrylovSolver):
     after this transformation does no harm.
 
     Cost: one product, :math:`B \delta`. It is omitted if there is no :math:`\delta` or
-    if the curvature along :math:`d` is not positive (`jax.vmap` computes it also then,
-    but it is not counted). :math:`d^T A d` follows from the result of ``solver``.
-    Memory: one vector the size of the parameters.
+    if the curvature along :math:`d` is not positive. :math:`d^T A d` follows from the
+    result of ``solver``. Memory: one vector the size of the parameters.
 
     In the result the fields ``solution``, ``model_decrease`` and ``products`` are those
     of the combination. ``residual`` is that of :math:`d`: the residual of the

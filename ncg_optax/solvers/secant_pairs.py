@@ -119,9 +119,10 @@ def _with_step(pairs: SecantPairs, old: _Point, new: _Point) -> SecantPairs:
     bend = pytree.vdot(s, y)
     convex = bend > jnp.finfo(bend.dtype).eps * pytree.norm(y)
 
-    slopes = -pytree.vdot(s, old.rhs), -pytree.vdot(s, new.rhs)
-    error = jnp.abs(new.loss - old.loss - 0.5 * length * sum(slopes))
-    allowed = TOLERANCE * 0.5 * length * (slopes[1] - slopes[0])
+    change = length * bend  # from the slope at the start to that at the end
+    slopes = change - 2 * pytree.vdot(s, old.rhs)  # the sum of both
+    error = jnp.abs(new.loss - old.loss - 0.5 * length * slopes)
+    allowed = TOLERANCE * 0.5 * length * change
     same_loss = error <= allowed + rounding_level(new.loss)
 
     good = old.known & convex & same_loss & jnp.isfinite(bend)

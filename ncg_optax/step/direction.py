@@ -25,6 +25,7 @@ class Direction(NamedTuple):
       slope: ``g.d``, the derivative of the loss along ``d``, shape=().
       bend: ``d.Bd``, the second derivative of the undamped model along ``d``, shape=();
         0 if ``fell_back``.
+      length2: ``d.d``, shape=().
       fell_back: whether ``d`` is the negative gradient because the solver's direction
         is not a descent direction, bool.
       usable: whether a step along ``d`` may be tried, bool.
@@ -39,6 +40,7 @@ class Direction(NamedTuple):
     d: PyTree
     slope: jax.Array
     bend: jax.Array
+    length2: jax.Array
     fell_back: jax.Array
     usable: jax.Array
     damping: jax.Array
@@ -64,24 +66,24 @@ def find_direction(
     length2 = pytree.vdot(solution, solution)
     bend = -2 * (result.model_decrease + slope) - damping * length2
     fell_back = jnp.zeros((), bool)
-    d = solution
+    d, finite = solution, pytree.all_finite(solution)
     if not solver.may_ascend:
         fell_back = jnp.logical_not(slope < -solver.descent_threshold)
-        steepest = pytree.scale(gradient, -1.0)
-        d = pytree.where(fell_back, steepest, solution)
-        slope = jnp.where(fell_back, pytree.vdot(gradient, steepest), slope)
+        d = pytree.where(fell_back, model.rhs, solution)
+        square = pytree.vdot(gradient, gradient)
+        slope = jnp.where(fell_back, -square, slope)
         bend = jnp.where(fell_back, 0, bend)
+        length2 = jnp.where(fell_back, square, length2)
+        finite = jnp.where(fell_back, point.has_finite_gradient, finite)
 
-    finite = pytree.all_finite(d) & jnp.isfinite(slope)
+    finite &= jnp.isfinite(slope)
     # Where a product is not finite the direction is the last finite one, or the
     # gradient. Its length means nothing, so it takes a search that evaluates the loss.
     failed = result.status == Status.SOLVER_NON_FINITE
     unchecked = isinstance(settings.linesearch, full_step)
     finite &= jnp.logical_not(failed & (unchecked | (slope == 0)))
     d = pytree.where(finite, d, pytree.zeros_like(d))
-    bend = jnp.where(finite, bend, 0)
-    # A finite direction may overflow in the dtype of the parameters, such as float16.
-    representable = pytree.all_finite(pytree.cast_like(d, point.params))
+    bend, length2 = jnp.where(finite, bend, 0), jnp.where(finite, length2, 0)
     sample_state, agreement_products = _compare_with_batch(
         settings, built, state, d, bend
     )
@@ -89,14 +91,28 @@ def find_direction(
         d=d,
         slope=slope,
         bend=bend,
+        length2=length2,
         fell_back=fell_back,
-        usable=finite & representable & jnp.logical_not(built.is_summed),
+        usable=finite
+        & _is_representable(d, point.params)
+        & jnp.logical_not(built.is_summed),
         damping=damping,
         result=result,
         solver=solver_state,
         sample=sample_state,
         agreement_products=agreement_products,
     )
+
+
+def _is_representable(d: PyTree, params: PyTree) -> jax.Array | bool:
+    """Whether a finite ``d`` is finite in the dtypes of the parameters.
+
+    It may overflow in float16.
+    """
+    pairs = zip(jax.tree.leaves(d), jax.tree.leaves(params), strict=True)
+    if all(x.dtype == y.dtype for x, y in pairs):
+        return True
+    return pytree.all_finite(pytree.cast_like(d, params))
 
 
 def _compare_with_batch(

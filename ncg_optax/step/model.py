@@ -14,7 +14,7 @@ from ncg_optax.curvature.sampling.every_kth import (
     curvature_sample,
     every_kth,
 )
-from ncg_optax.curvature.sampling.microbatches import in_microbatches
+from ncg_optax.losses.objective import Objective
 from ncg_optax.solvers.base import Model
 from ncg_optax.step.point import Point
 from ncg_optax.step.settings import Settings
@@ -99,14 +99,17 @@ def build_model(
     """
     curvature = _linearize(settings, point, state, curvature_batch)
     sample, whole = curvature.sample, curvature.sample.objective is point.objective
-    loss = _batch_loss(settings, point, curvature.sample_loss if whole else None)
+    loss = _batch_loss(point, curvature.sample_loss if whole else None)
     gradient, product = point.gradient, curvature.product
+    norm = pytree.norm(gradient)
 
     damping, damping_state, damping_products = validate.returned(
         settings.damping,
         "value",
         settings.damping.value(
-            state.damping, state.count, lambda: _curvature_scale(product, gradient)
+            state.damping,
+            state.count,
+            lambda: _curvature_scale(product, gradient, norm),
         ),
         "(damping, state, products)",
         *(object,) * 3,
@@ -161,19 +164,13 @@ def _linearize(
     sample = curvature_sample(
         point.objective, varying, curvature_batch, settings.sampling, state.count
     )
-    loss, of_sample = validate.returned(
-        settings.curvature,
-        "linearize",
-        settings.curvature.linearize(sample.objective, varying),
-        "(loss, product)",
-        *(object,) * 2,
-    )
+    loss, of_sample = _linearized(settings, sample.objective, varying)
     sample_product = _reduced(point, loss, of_sample, sample.share)
     may_grow = curvature_batch is None and sample.share < 1
     if settings.grow_below is None or not may_grow:
         return _Curvature(sample, loss, sample_product, sample_product, None)
     # XLA shares this linearisation with the user's gradient.
-    batch_loss, of_batch = settings.curvature.linearize(point.objective, varying)
+    batch_loss, of_batch = _linearized(settings, point.objective, varying)
     used = growth.sample_or_batch_product(state.sample, of_sample, of_batch)
     share = jnp.where(state.sample.grown, 1, sample.share)
     return _Curvature(
@@ -185,7 +182,28 @@ def _linearize(
     )
 
 
-def _batch_loss(settings: Settings, point: Point, local: jax.Array | None) -> jax.Array:
+def _linearized(
+    settings: Settings, objective: Objective, params: PyTree
+) -> tuple[jax.Array, Operator]:
+    """The loss and the product of the curvature on one device.
+
+    The product is jitted, so that it is traced once for all places where it is used.
+    """
+    loss, product = validate.returned(
+        settings.curvature,
+        "linearize",
+        settings.curvature.linearize(objective, params),
+        "(loss, product)",
+        *(object,) * 2,
+    )
+
+    def curvature_product(v):
+        return product(v)
+
+    return loss, jax.jit(curvature_product)
+
+
+def _batch_loss(point: Point, local: jax.Array | None) -> jax.Array:
     """The loss of the whole batch over all devices, shape=().
 
     ``local`` is the loss of this device, or None if it is not known.
@@ -193,14 +211,15 @@ def _batch_loss(settings: Settings, point: Point, local: jax.Array | None) -> ja
     if point.loss is not None:
         return point.loss.astype(point.dtype)
     if local is None:
-        size = settings.sampling.microbatch_size
-        local = in_microbatches(point.objective, size).value(point.varying)
+        local = point.batch_value(point.varying)
     return reductions.mean(local, point.axes).astype(point.dtype)
 
 
-def _curvature_scale(product: Operator, gradient: PyTree) -> jax.Array:
-    """``|B g| / |g|``, which lies between the extreme absolute eigenvalues of ``B``."""
-    norm = pytree.norm(gradient)
+def _curvature_scale(product: Operator, gradient: PyTree, norm: jax.Array) -> jax.Array:
+    """``|B g| / |g|``, which lies between the extreme absolute eigenvalues of ``B``.
+
+    ``norm`` is ``|g|``.
+    """
     return pytree.norm(product(gradient)) / jnp.where(norm > 0, norm, 1)
 
 
@@ -215,6 +234,7 @@ def _precondition(
     preconditioner = settings.preconditioner
     if preconditioner is None:
         return _Preconditioning(state=state.preconditioner)
+    preconditioner = preconditioner.over(point.axes)
     product, passes, varying = curvature.sample_product, 0.0, point.varying
     smaller = every_kth(
         point.objective,
@@ -225,7 +245,7 @@ def _precondition(
         settings.sampling.microbatch_size,
     )
     if smaller.share < curvature.sample.share:
-        loss, of_smaller = settings.curvature.linearize(smaller.objective, varying)
+        loss, of_smaller = _linearized(settings, smaller.objective, varying)
         product = _reduced(point, loss, of_smaller, smaller.share)
         passes = smaller.share
     key = jax.random.fold_in(jax.random.key(settings.seed), state.count)
@@ -239,8 +259,11 @@ def _precondition(
         *(object,) * 2,
     )
 
+    prepared = preconditioner.prepare(new_state, damping)
+
+    @jax.jit
     def apply(r):
-        z = preconditioner.apply(new_state, r, damping)
+        z = preconditioner.apply(prepared, r, damping)
         return validate.returned_tree(preconditioner, "apply", z, point.params)
 
     return _Preconditioning(

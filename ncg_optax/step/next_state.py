@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -41,8 +42,13 @@ def next_state(
     )
     require_same_structure(settings, new_state, state)
     new_state = pytree.cast_like(new_state, state)
-    known = jnp.isfinite(built.loss) & pytree.all_finite(point.gradient)
-    kept = pytree.where(known, new_state, state)
+    known = jnp.isfinite(built.loss) & point.has_finite_gradient
+    # A cond compiles to copies, and `where` to an operation for each array.
+    kept = (
+        jax.lax.cond(known, lambda new, _: new, lambda _, old: old, *pair)
+        for pair in zip(new_state, state, strict=True)
+    )
+    kept = ScaleByNewtonCGState(*kept)
     return kept._replace(count=new_state.count, info=new_state.info)
 
 
@@ -102,7 +108,7 @@ def _measurements(
     """The measurements of the step."""
     loss, search = built.loss, trial.search
     gradient_norm = pytree.norm(point.gradient)
-    length2 = pytree.vdot(direction.d, direction.d)
+    length2 = direction.length2
     predicted = trial.outcome.predicted_reduction
     actual = trial.outcome.actual_reduction
     return NewtonCGInfo(

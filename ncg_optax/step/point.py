@@ -1,12 +1,13 @@
 """Stage 1: the start of the step."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ncg_optax._utils import pytree, reductions, validate
+from ncg_optax.curvature.sampling.microbatches import in_microbatches
 from ncg_optax.losses.objective import Objective, as_objective
 from ncg_optax.step import mask as masks
 from ncg_optax.step.settings import Settings
@@ -25,6 +26,8 @@ class Point(NamedTuple):
       gradient: gradient of the trained leaves, the mean over all devices, float32 or
         wider.
       objective: the loss as a function of the trained leaves.
+      batch_value: the value of ``objective``, in microbatches. It is jitted, so that
+        all evaluations are traced once.
       loss: loss of the whole batch over all devices, shape=(); None unless the caller
         of ``update`` has averaged it.
       given_loss: the ``value`` given to ``update``, which is checked, shape=(); None
@@ -35,6 +38,7 @@ class Point(NamedTuple):
     params: PyTree
     gradient: PyTree
     objective: Objective
+    batch_value: Callable[[PyTree], jax.Array]
     loss: jax.Array | None
     given_loss: jax.Array | None
 
@@ -47,6 +51,12 @@ class Point(NamedTuple):
     def varying(self) -> PyTree:
         """The trained leaves, typed as varying over the mapped axes."""
         return reductions.to_varying(self.params, self.axes)
+
+    @property
+    def has_finite_gradient(self) -> jax.Array:
+        """Whether every entry of the gradient is finite, bool."""
+        # The solvers compute the same norm of the right-hand side, and XLA shares it.
+        return jnp.isfinite(pytree.max_norm(pytree.negative(self.gradient)))
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -90,6 +100,19 @@ def read_point(
         params=trained_params,
         gradient=pytree.widen(gradient),
         objective=objective,
+        batch_value=jitted_value(objective, settings.sampling.microbatch_size),
         loss=objective.reduced_value,
         given_loss=None if is_reduced else extra.get("value"),
     )
+
+
+def jitted_value(
+    objective: Objective, microbatch_size: int | None
+) -> Callable[[PyTree], jax.Array]:
+    """The value of a loss, in microbatches; traced once for all evaluations."""
+    value_at = in_microbatches(objective, microbatch_size).value
+
+    def loss_value(params):
+        return value_at(params)
+
+    return jax.jit(loss_value)

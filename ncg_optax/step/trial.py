@@ -1,5 +1,6 @@
 """Stage 4: the line search along the direction, and its outcome."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -7,17 +8,15 @@ import jax.numpy as jnp
 
 from ncg_optax._utils import pytree, reductions, validate
 from ncg_optax._utils.status import Status, first_match
-from ncg_optax.curvature.sampling.microbatches import in_microbatches
 from ncg_optax.globalization.base import (
     Line,
     Outcome,
     SearchResult,
     rounding_level,
 )
-from ncg_optax.losses.objective import Objective
 from ncg_optax.step.direction import Direction
 from ncg_optax.step.model import StepModel
-from ncg_optax.step.point import Point
+from ncg_optax.step.point import Point, jitted_value
 from ncg_optax.step.settings import Settings
 
 PyTree = Any
@@ -68,9 +67,7 @@ def _line(
     """The loss along the direction, on the batch and on the sample."""
     loss = built.loss
 
-    def along(objective: Objective, offset: jax.Array | float):
-        value_at = in_microbatches(objective, settings.sampling.microbatch_size).value
-
+    def along(value_at: Callable, offset: jax.Array | float):
         def loss_at(step):
             moved = pytree.add_scaled(pytree.widen(point.params), step, direction.d)
             moved = pytree.cast_like(moved, point.params)
@@ -79,12 +76,14 @@ def _line(
 
         return loss_at
 
-    line = Line(loss, direction.slope, direction.bend, along(point.objective, 0))
+    line = Line(loss, direction.slope, direction.bend, along(point.batch_value, 0))
     if built.sample.objective is point.objective:
         return line
+    size = settings.sampling.microbatch_size
+    sample_value = jitted_value(built.sample.objective, size)
     offset = loss - reductions.mean(built.sample_loss, point.axes)
     return line._replace(
-        sample_loss_at=along(built.sample.objective, offset),
+        sample_loss_at=along(sample_value, offset),
         sample_share=built.sample.share,
     )
 

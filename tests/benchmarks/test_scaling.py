@@ -3,6 +3,7 @@
 Nothing here is a timing.
 """
 
+import itertools
 import json
 import math
 
@@ -15,28 +16,47 @@ import ncg_optax as ncg
 from benchmarks.commands import app
 from benchmarks.measurements import memory
 from benchmarks.reports import scaling as scaling_report
-from benchmarks.scaling import cost_model
+from benchmarks.scaling import cost_model, kronecker_work
 from benchmarks.scaling import measure as scaling
 from benchmarks.scaling import models as scaling_models
 from benchmarks.scaling import prediction as scaling_prediction
 from benchmarks.scaling.communication import Collective, collectives
-from benchmarks.scaling.cost_model import Algorithm, Network, Pass, Processor, Recipe
-from benchmarks.scaling.measure import Spec, Traffic
+from benchmarks.scaling.cost_model import (
+    Algorithm,
+    Matrices,
+    Network,
+    Pass,
+    Processor,
+    Recipe,
+)
+from benchmarks.scaling.measure import Spec
 
 RING = Algorithm("ring", "ring", 1.0, 0.5, 2.0, 10.0, 5.0)
 TREE = Algorithm("tree", "tree", 1.0, 0.5, 2.0, 10.0, 5.0)
 FREE = Algorithm("free", "ring", 0.0, 0.0, 0.0, math.inf, math.inf)
 # 10 examples a second, half of it where it must be precise; a second a gradient beside.
-PROCESSOR = Processor(10.0, 5.0, 1.0, 1e3, 100.0, 10.0)
-IDEAL = Processor(10.0, 5.0, 0.0, math.inf, math.inf, math.inf)
+PROCESSOR = Processor(10.0, 5.0, 1.0, 1e3, 100.0, 0.1, 0.01)
+IDEAL = Processor(10.0, 5.0, 0.0, math.inf, math.inf, 0.0, 0.0)
+
+
+def matrices(devices):
+    return Matrices(
+        flops=50 / devices,
+        columns=20,
+        launches=5,
+        numbers=25,
+        gathered=((2, 30),),
+        reduced=((0.5, 60),),
+    )
+
+
 RECIPE = Recipe(
     "by hand",
     (Pass(1, 1), Pass(2, 1.5, fraction=1 / 4, precise=True)),
     products=3,
     numbers=1,
     sweeps=5,
-    matrix_flops=50,
-    eigen_flops=40,
+    matrices=matrices,
 )
 WEIGHTS = 10
 
@@ -53,34 +73,80 @@ def test_one_device_computes_and_sends_nothing():
     assert taken.overhead == pytest.approx(1 + 2 * 1.5)
     assert taken.communication == taken.latency == taken.bandwidth == 0
     assert taken.vectors == pytest.approx(4 * WEIGHTS * 5 / 1e3)
-    assert taken.preconditioner == pytest.approx(50 / 100 + 40 / 10)
-    assert taken.seconds == pytest.approx(20 + 4 + 0.2 + 4.5)
-    assert taken.limit == "preconditioner"
+    # Operations, columns, launches, and numbers of four bytes.
+    assert taken.preconditioner == pytest.approx(0.5 + 2 + 0.05 + 0.1)
+    assert taken.seconds == pytest.approx(20 + 4 + 0.2 + 2.65)
+    assert taken.limit == "overhead"
 
 
 def test_four_devices_by_hand():
     one, four = step(devices=1), step(devices=4)
     assert four.compute == pytest.approx(one.compute / 4)
     assert four.overhead == one.overhead
-    assert (four.vectors, four.preconditioner) == (one.vectors, one.preconditioner)
-    # Gradient and loss, three products, a number; each in 2 (4 - 1) hops of 0.5.
-    assert four.latency == pytest.approx(5 * (1 + 6 * 0.5))
-    sent = 4 * (WEIGHTS + 1) + 3 * 4 * WEIGHTS + 4
-    assert four.bandwidth == pytest.approx(2 * 3 / 4 * sent / 10)
+    assert four.vectors == one.vectors
+    assert one.preconditioner - four.preconditioner == pytest.approx(0.5 * 3 / 4)
+    # Gradient and loss, three products, a number, and half of a stack; each in
+    # 2 (4 - 1) hops of 0.5. Two all-gathers with half of the hops and bytes.
+    assert four.latency == pytest.approx(5.5 * (1 + 6 * 0.5) + 2 * (1 + 3 * 0.5))
+    reduced = 4 * (WEIGHTS + 1) + 3 * 4 * WEIGHTS + 4 + 0.5 * 4 * 60
+    assert four.bandwidth == pytest.approx(3 / 4 * (2 * reduced + 2 * 4 * 30) / 10)
 
 
 def test_half_the_bytes_of_products():
-    recipe = RECIPE._replace(product_bytes=2)
-    sent = 4 * (WEIGHTS + 1) + 3 * 2 * WEIGHTS + 4
-    assert step(4, recipe=recipe).bandwidth == pytest.approx(1.5 * sent / 10)
+    whole, half = step(4), step(4, recipe=RECIPE._replace(product_bytes=2))
+    saved = whole.bandwidth - half.bandwidth
+    assert saved == pytest.approx(1.5 * 3 * 2 * WEIGHTS / 10)
 
 
-def test_shared_decompositions():
-    recipe = RECIPE._replace(shared_numbers=100)
-    shared, alone = step(4, recipe=recipe), step(4)
-    assert alone.preconditioner - shared.preconditioner == pytest.approx(4 * 3 / 4)
-    assert shared.bandwidth - alone.bandwidth == pytest.approx(1.5 * 400 / 10)
-    assert shared.latency - alone.latency == pytest.approx(1 + 6 * 0.5)
+KRONECKER = ncg.kronecker(probes=3, iterations=2, refresh=2, max_size=512)
+SIDES = [(256, 64), (1000, 256), (256, 1)]
+
+
+def test_matrices_of_one_device_by_hand():
+    found = kronecker_work.matrices(SIDES, KRONECKER, 5, 0, devices=1)
+    # The sides of 256, 64, 256 and 256 have matrices; that of 1000 has a diagonal.
+    products = 2 * 256 * 64 * (256 + 64) + 2 * 1000 * 256 * 256 + 2 * 256 * 256
+    inverses = 2 * (3 * 256**3 + 64**3)
+    # In two steps each of the four is due once, with two iterations.
+    iterations = (2 * (2 + 8 / 3) + 2) / 2 * (3 * 256**3 + 64**3)
+    expected = (3 + 5) * products + inverses + iterations
+    assert found.flops == pytest.approx(expected)
+    assert found.columns == pytest.approx(2 * (3 * 256 + 64) / 2)
+    assert found.launches == (3 + 5) * 4 + 2 * 2
+
+
+def test_devices_share_matrices():
+    one, four = (
+        kronecker_work.matrices(SIDES, KRONECKER, 5, 0, devices=n) for n in (1, 4)
+    )
+    # Of the three sides of 256 one or two are due, each on a device of its own; the
+    # one of 64 is due in every second step.
+    assert four.columns == pytest.approx(2 * (256 + 64 / 2))
+    full = 3 * 256**2
+    assert four.gathered == ((2, full), (5, 256 * 64 + 1000 * 256 + 256))
+    stacks = {3 * (2 * 256**2 + 256): 1.0, 2 * 64**2 + 64: 0.5}
+    assert {numbers: count for count, numbers in four.reduced} == stacks
+    assert one.flops / 4 < four.flops < one.flops / 2
+    # Rows of sides below 128 are not shared.
+    small = [(100, 100)]
+    alone, shared = (
+        kronecker_work.matrices(small, KRONECKER, 5, 0, devices=n) for n in (1, 4)
+    )
+    assert shared.flops == alone.flops
+    assert shared.gathered == ((2, 0), (5, 0))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_shares_of_iterations_are_those_of_the_library(devices):
+    """Counted over a period, with the dealing of `sharing.in_turn`."""
+    members, period = 13, 4
+    turns = [math.floor(t * members / period) for t in range(period + 1)]
+    due = [last - first for first, last in itertools.pairwise(turns)]
+    rounds = sum(-(-number // devices) for number in due)
+    found = kronecker_work.matrices(
+        members * [(300, 1)], ncg.kronecker(iterations=1, refresh=period), 1, 0, devices
+    )
+    assert found.columns == pytest.approx(300 * rounds / period)
 
 
 def test_rings_and_trees_over_nodes():
@@ -103,7 +169,7 @@ def test_rings_and_trees_over_nodes():
 def test_efficiency_without_losses_is_one():
     for devices in (1, 2, 8):
         machine = {"processor": IDEAL, "network": Network(4, (FREE,))}
-        recipe = RECIPE._replace(sweeps=0, matrix_flops=0, eigen_flops=0)
+        recipe = RECIPE._replace(sweeps=0, matrices=lambda n: Matrices(50 / n))
         found = cost_model.strong_efficiency(recipe, WEIGHTS, 80, devices, **machine)
         assert found == pytest.approx(1)
         found = cost_model.weak_efficiency(recipe, WEIGHTS, 10, devices, **machine)
@@ -171,12 +237,8 @@ def test_the_model_against_published_measurements():
     assert 2 * 7 / 8 * 1e9 / one_gigabyte == pytest.approx(232.5e9, rel=0.05)
 
 
-def test_fits_say_what_they_need():
-    with pytest.raises(ValueError, match="rates must hold two"):
-        cost_model.fit_overhead({1: 1.0})
-    with pytest.raises(ValueError, match="serial_share: devices and seconds"):
-        cost_model.serial_share([1, 1], [2.0, 2.0])
-    # The poster: 238 to 37 seconds on 1 to 8 devices.
+def test_serial_share_of_the_poster():
+    """238 to 37 seconds on 1 to 8 devices."""
     share = cost_model.serial_share(
         scaling_prediction.POSTER_DEVICES, scaling_prediction.POSTER_SECONDS
     )
@@ -270,34 +332,19 @@ def vector(elements, dtype="f32", width=4):
     return Collective("all-reduce", (dtype,), elements, width * elements)
 
 
-def test_traffic_of_a_program():
+def test_bytes_of_a_step():
     hlo = """
       %a = f32[] all-reduce(%x), to_apply=%sum
       %b = (f32[3,4]{1,0}, f32[4]) all-reduce(%y, %z), to_apply=%sum
       %c = (f32[3,4]{1,0}, f32[4], f32[]) all-reduce-start(%u, %v, %w), to_apply=%sum
+      %d = f32[2,50]{1,0} all-gather(%q), dimensions={0}
     """
-    found = scaling.traffic(collectives(hlo), weights=16)
-    assert found == Traffic(gradient=68, product=64, product_sites=1, number=4)
-    assert found.of_a_step(products=5, evaluations=2) == 68 + 5 * 64 + 2 * 4
-
-
-def test_traffic_in_pieces_and_in_bfloat16():
-    pieces = [vector(60), vector(41)]
-    assert scaling.traffic(pieces, 100) == Traffic(404, 0, 0, 0)
-    both = [*pieces, vector(100, "bf16", 2), vector(1)]
-    assert scaling.traffic(both, 100) == Traffic(404, 200, 1, 4)
-    assert scaling.traffic([], 100) == Traffic(0, 0, 0, 0)
-    # The loss of the sample as well.
-    assert scaling.traffic([vector(102)], 100) == Traffic(408, 0, 0, 0)
-
-
-def test_traffic_that_does_not_belong_is_told():
-    with pytest.raises(ValueError, match="all-reduces only, got all-gather"):
-        scaling.traffic([vector(101), Collective("all-gather", ("f32",), 7, 28)], 100)
-    with pytest.raises(ValueError, match="150 numbers are no whole copies of 100"):
-        scaling.traffic([vector(150)], 100)
-    with pytest.raises(ValueError, match="103 numbers are no whole copies"):
-        scaling.traffic([vector(103)], 100)
+    found = collectives(hlo)
+    sent = scaling.bytes_of_a_step(found, 16, products=5, evaluations=2)
+    assert sent == 68 + 5 * 64 + 2 * 4 + 400
+    both = [vector(101), vector(100, "bf16", 2), vector(100, "bf16", 2)]
+    assert scaling.bytes_of_a_step(both, 100, 3, 1) == 404 + 3 * 200
+    assert scaling.bytes_of_a_step([], 100, 3, 1) == 0
 
 
 # Measuring
@@ -429,8 +476,6 @@ def test_two_fake_devices_do_what_one_does(tmp_path, monkeypatch):
         assert min(*one["all_seconds"], *two["all_seconds"]) > 0
         assert two["speedup"] == pytest.approx(one["seconds"] / two["seconds"])
     assert adam_2["bytes"] == 4 * 357
-    sites = newton_2["traffic"]
-    assert (sites["gradient"], sites["product"], sites["number"]) == (1428, 1424, 4)
     expected = 1428 + newton_2["products"] * 1424 + newton_2["evaluations"] * 4
     assert newton_2["bytes"] == pytest.approx(expected)
 

@@ -12,6 +12,7 @@ from mappings import AXIS, mesh
 import ncg_optax as ncg
 from benchmarks.scaling.communication import Collective, collectives
 from benchmarks.scenarios import _networks, _transformer
+from ncg_optax.preconditioners import sharing
 
 
 def mlp():
@@ -91,8 +92,12 @@ def test_a_step(network, optimizer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
-def test_a_hessian_free_step(network):
-    """Products of the solver, the calibration and the probes."""
+def test_a_hessian_free_step(network, monkeypatch):
+    """Products of the solver, the calibration and the probes.
+
+    What devices send to share the work of large matrices is in test_sharing.py.
+    """
+    monkeypatch.setattr(sharing, "MIN_ROWS", 1000)
     params, loss, batch, weights = setup(network)
     check(sent_by_a_step(loss, ncg.hessian_free(), params, batch), weights, 3)
 

@@ -34,14 +34,17 @@ def updated(preconditioner, a, damping=0.0):
     )
 
 
-@partial(jax.jit, static_argnums=0)
-def _columns(function, state, damping):
-    return jax.vmap(lambda v: function(state, v, damping))(jnp.eye(N))
+@partial(jax.jit, static_argnums=(0, 1))
+def _columns(preconditioner, method, state, damping):
+    prepared = preconditioner.prepare(state, damping)
+    function = getattr(preconditioner, method)
+    return jax.vmap(lambda v: function(prepared, v, damping))(jnp.eye(N))
 
 
-def dense(function, state, damping):
+def dense(preconditioner, state, damping, method="apply"):
     """A method of a preconditioner as a matrix."""
-    return np.asarray(_columns(function, state, jnp.asarray(damping))).T
+    damping = jnp.asarray(damping)
+    return np.asarray(_columns(preconditioner, method, state, damping)).T
 
 
 class diagonal(ncg.preconditioners.Preconditioner):  # noqa: N801
@@ -63,7 +66,7 @@ def test_the_product_is_that_of_the_parts():
     composed = ncg.compose(diagonal(SCALES), ncg.nystrom(N))
     state, products = updated(composed, BADLY_SCALED, damping=0.3)
     assert products == N
-    m = dense(composed.apply, state, 0.3)
+    m = dense(composed, state, 0.3)
     # The sketch of everything is the inverse, whatever came before.
     expected = np.linalg.inv(BADLY_SCALED + 0.3 * np.eye(N))
     np.testing.assert_allclose(m, expected, atol=1e-7 * np.abs(expected).max())
@@ -113,22 +116,49 @@ def test_the_identity_changes_nothing(first):
     composed = ncg.compose(*pair)
     state, products = updated(composed, np.diag(SCALES), damping=0.5)
     assert products == 20
-    r = vector(N)
-    np.testing.assert_allclose(
-        composed.apply(state, r, jnp.asarray(0.5)), r / (SCALES + 0.5), rtol=1e-12
-    )
+    r, damping = vector(N), jnp.asarray(0.5)
+    image = composed.apply(composed.prepare(state, damping), r, damping)
+    np.testing.assert_allclose(image, r / (SCALES + 0.5), rtol=1e-12)
+
+
+class spy(ncg.identity):  # noqa: N801
+    """Its prepared state is its name with the damping and the axes that it got."""
+
+    def __init__(self, name, axes=None):
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "axes", axes)
+
+    def over(self, axes):
+        return spy(self.name, axes)
+
+    def prepare(self, state, damping):
+        return self.name, self.axes, float(damping)
+
+
+def test_both_prepare_and_share_their_work():
+    """The damping is in the operator of the outer one."""
+    composed = ncg.compose(spy("inner"), spy("outer")).over(("data",))
+    prepared = composed.prepare(composed.init(jnp.ones(2)), jnp.asarray(0.3))
+    assert prepared == (("inner", ("data",), 0.3), ("outer", ("data",), 0.0))
+
+
+def test_by_default_nothing_is_prepared_or_shared():
+    plain = diagonal(SCALES)
+    assert plain.over(("data",)) is plain
+    assert plain.prepare("state", jnp.asarray(0.3)) == "state"
 
 
 @partial(jax.jit, static_argnums=0)
 def solve(preconditioner, a, damping):
     state, _ = updated(preconditioner, a, damping)
+    prepared = preconditioner.prepare(state, damping)
     return ncg.solvers.conjugate_gradient(
         lambda v: a @ v,
         jnp.asarray(vector(N)),
         damping,
         maxiter=2000,
         tolerance=1e-6,
-        precondition=lambda r: preconditioner.apply(state, r, damping),
+        precondition=lambda r: preconditioner.apply(prepared, r, damping),
     )
 
 
@@ -155,7 +185,7 @@ def test_compositions_nest_on_the_right():
     )
     state, products = updated(composed, BADLY_SCALED)
     assert products == 8
-    m = dense(composed.apply, state, 0.0)
+    m = dense(composed, state, 0.0)
     assert np.linalg.eigvalsh(m)[0] > 0
 
 
@@ -239,13 +269,13 @@ def test_it_is_symmetric_positive_definite_and_has_a_root(preconditioner):
     a = symmetric(np.r_[np.linspace(-1, 1, N - 2), [10.0, -5.0]])
     state, _ = updated(preconditioner, a, 0.1)
     for damping in (0.0, 0.1):
-        m = dense(preconditioner.apply, state, damping)
+        m = dense(preconditioner, state, damping)
         close = {"atol": 1e-12 * np.abs(m).max()}
         np.testing.assert_allclose(m, m.T, **close)
         assert np.linalg.eigvalsh(m)[0] > 0
         if not preconditioner.has_sqrt:
             continue
-        s = dense(preconditioner.sqrt, state, damping)
+        s = dense(preconditioner, state, damping, method="sqrt")
         np.testing.assert_allclose(s, s.T, **close)
         np.testing.assert_allclose(s @ s, m, **close)
         assert np.linalg.eigvalsh(s)[0] > 0

@@ -1,3 +1,5 @@
+import dataclasses
+from fractions import Fraction
 from functools import partial
 
 import jax
@@ -11,6 +13,8 @@ from oracles import assert_trees_close, assert_trees_equal, krylov, symmetric, v
 import ncg_optax as ncg
 from ncg_optax._utils import pytree
 from ncg_optax.curvature import SampledProduct
+from ncg_optax.preconditioners import kronecker_factors
+from ncg_optax.preconditioners.kronecker_factors import Factor
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -18,9 +22,11 @@ M, N = 4, 3
 SIZE = M * N
 DAMPING = 0.01
 # Of plain functions: four products at the first step, then two.
+# So many iterations find the eigenvectors.
 SETTINGS = dict(
     decay=0.75,
     refresh=3,
+    iterations=200,
     probes=8,
     first_probes=16,
     fraction=1 / 4,
@@ -55,18 +61,27 @@ def updated(
     return affine_step(of, state, a, y, damping, jax.random.key(seed))
 
 
-@partial(jax.jit, static_argnums=0)
-def columns(of, state, like):
+@partial(jax.jit, static_argnums=(0, 1))
+def columns(of, method, state, damping, like):
     vec, unravel = ravel_pytree(like)
-    # The damping is in the inverses: that of an application makes no difference.
-    image = lambda e: ravel_pytree(of(state, unravel(e), jnp.nan))[0]  # noqa: E731
+    prepared = of.prepare(state, damping)
+
+    def image(e):
+        # The damping is in the inverses: that of an application makes no difference.
+        return ravel_pytree(getattr(of, method)(prepared, unravel(e), jnp.nan))[0]
+
     return jax.vmap(image, out_axes=1)(jnp.eye(vec.size, dtype=vec.dtype))
 
 
-def dense(state, like=None, of=KRONECKER.apply):
-    """``M``, or whatever ``of`` applies, as a matrix."""
+def dense(state, damping=0.0, like=None, of=KRONECKER, method="apply"):
+    """``M``, or what another method applies, as a matrix."""
     like = jnp.zeros((M, N)) if like is None else like
-    return np.asarray(columns(of, state, like))
+    return np.asarray(columns(of, method, state, jnp.asarray(damping), like))
+
+
+@partial(jax.jit, static_argnums=0)
+def applied(of, state, r, damping):
+    return of.apply(of.prepare(state, damping), r, damping)
 
 
 def matrix(seed, shape=(M, N)):
@@ -78,7 +93,7 @@ def expected_sides(y, max_size=np.inf):
 
     def side(y):
         gram = y @ y.conj().T
-        if len(y) > max_size:
+        if len(y) > max_size or 1 in y.shape:
             return np.sqrt(np.diag(gram).real), np.eye(len(y))
         values, basis = np.linalg.eigh(gram)
         return np.sqrt(values.clip(0)), basis
@@ -109,15 +124,12 @@ def product_matrix(left, right):
     return np.kron(left, right.T)
 
 
-def by_leaf(factors, i):
-    """The factor of the i-th leaf."""
-    return type(factors)(*(jax.tree.leaves(tree)[i] for tree in factors))
-
-
 def recovery(operator, like, probes=PROBES):
     """Eigenvalues of ``M B``: 1 if it is recovered. And those with B's diagonal."""
     vec, unravel = ravel_pytree(like)
-    preconditioner = ncg.kronecker(first_probes=probes, fraction=1.0, damping=1e-9)
+    preconditioner = ncg.kronecker(
+        first_probes=probes, fraction=1.0, damping=1e-9, iterations=200
+    )
     b = jnp.asarray(operator)
     state, _ = jax.jit(
         lambda key: preconditioner.update(
@@ -129,7 +141,7 @@ def recovery(operator, like, probes=PROBES):
             0,
         )
     )(jax.random.key(0))
-    m = dense(state, like, preconditioner.apply)
+    m = dense(state, like=like, of=preconditioner)
     diagonal = np.diag(1 / np.diag(operator))
     return (np.linalg.eigvals(x @ operator) for x in (m, diagonal))
 
@@ -150,7 +162,7 @@ def test_a_kronecker_product_in_each_leaf_is_recovered():
         symmetric(np.geomspace(10, 0.1, 4)), symmetric(np.geomspace(3, 0.1, 3), 1)
     )
     operator[12, 12] = 0.7
-    operator[13:, 13:] = symmetric(np.geomspace(1, 1e-2, 3), 2)
+    operator[13:, 13:] = np.diag(np.geomspace(1, 1e-2, 3))  # as the factor of a vector
     assert_recovered(*recovery(operator, like), side=4)
 
 
@@ -168,75 +180,306 @@ def test_a_complex_kronecker_product_is_recovered():
 @pytest.mark.parametrize("damping", [0.0, 0.1, 10.0])
 def test_the_factors_of_one_product(damping):
     y = matrix(0)
-    factor = updated(y=y, damping=damping)[0].factors
-    np.testing.assert_allclose(factor.left, y @ y.T, rtol=1e-12)
-    np.testing.assert_allclose(factor.right, y.T @ y, rtol=1e-12)
+    state, _ = updated(y=y)
+    np.testing.assert_allclose(state.left.gram, y @ y.T, rtol=1e-12)
+    np.testing.assert_allclose(state.right.gram, y.T @ y, rtol=1e-12)
     (left, u), (right, v) = expected_sides(y)
     c = np.sqrt(DAMPING**2 + damping / (left.mean() * right.mean()))
     left_inverse = (u / (left + c * left.mean())) @ u.T
     right_inverse = (v / (right + c * right.mean())) @ v.T
+    (sides,) = KRONECKER.prepare(state, jnp.float64(damping))
     # Which of the two sides has a common factor, nobody sees.
     np.testing.assert_allclose(
-        np.kron(factor.left_inverse, factor.right_inverse),
+        np.kron(sides.left, sides.right),
         np.kron(left_inverse, right_inverse),
         rtol=1e-6,
         atol=1e-6 * np.abs(left_inverse).max() * np.abs(right_inverse).max(),
     )
 
 
-def test_running_means_move_each_step_and_inverses_at_each_refresh():
-    ys = [matrix(seed) for seed in range(5)]
+def share(count):
+    """The weight of the estimate after ``count`` others, as float32 has it."""
+    return max(np.float32(0.25), np.float32(2 / (count + 2)))
+
+
+def test_running_means_move_each_step_and_eigenvectors_in_turn():
+    ys = [matrix(seed) for seed in range(10)]
     left, right, state = ys[0] @ ys[0].T, ys[0].T @ ys[0], None
+    moved = {"left": [], "right": []}
     for count, y in enumerate(ys):
         old = state
         state, _ = updated(y=y, state=old)
-        share = 0.25 if count else 1.0
-        left = (1 - share) * left + share * y @ y.T
-        right = (1 - share) * right + share * y.T @ y
-        factor = state.factors
-        np.testing.assert_allclose(factor.left, left, rtol=1e-10)
-        np.testing.assert_allclose(factor.right, right, rtol=1e-10)
-        stale = count % 3 != 0
-        for name in ("left_inverse", "right_inverse"):
-            if old is not None:
-                same = getattr(factor, name) == getattr(old.factors, name)
-                assert bool(jnp.all(same)) == stale, (count, name)
-        if count == 3:  # the second refresh, with less of the own damping
-            values = [np.sqrt(np.linalg.eigvalsh(x).clip(0)) for x in (left, right)]
-            own = DAMPING / (1 + 3 / 20)
-            a, b = (x + own * x.mean() for x in values)
-            np.testing.assert_allclose(
-                np.linalg.eigvalsh(dense(state)),
-                np.sort(np.sqrt(np.trace(left)) / np.outer(a, b).ravel()),
-                rtol=1e-6,
-            )
+        left = (1 - share(count)) * left + share(count) * y @ y.T
+        right = (1 - share(count)) * right + share(count) * y.T @ y
+        np.testing.assert_allclose(state.left.gram, left, rtol=1e-10)
+        np.testing.assert_allclose(state.right.gram, right, rtol=1e-10)
+        for name, due in moved.items():
+            new = getattr(state, name)
+            kept = getattr(old, name) if count else KRONECKER.init(y).left
+            # Basis and eigenvalues change together.
+            changes = {
+                not np.array_equal(a, b) for a, b in zip(new[1:], kept[1:], strict=True)
+            }
+            assert len(changes) == 1
+            if changes == {True}:
+                due.append(count)
+                gram = {"left": left, "right": right}[name]
+                values = np.sqrt(np.linalg.eigvalsh(gram).clip(0))
+                np.testing.assert_allclose(
+                    np.sort(new.eigenvalues), values, rtol=1e-6, atol=1e-6
+                )
         assert state.steps == count + 1
+    assert moved == {"left": [0, 3, 6, 9], "right": [0, 2, 5, 8]}
 
 
-@pytest.mark.parametrize(
-    ("schedule", "due"),
-    [
-        (optax.linear_schedule(1, 10, 20), [0, 1, 2, 4, 6, 8, 10, 12]),
-        (lambda steps: 0.5, range(13)),  # every step at most
-        (lambda steps: jnp.where(steps < 5, 2, 5), [0, 2, 4, 5, 10]),
-    ],
-)
-def test_inverses_move_when_a_schedule_says(schedule, due):
-    preconditioner = ncg.kronecker(refresh=schedule)
+def test_the_weights_of_the_first_estimates_increase_linearly():
+    """Estimate i of n has the weight 2 i / (n (n + 1)) while this decays faster."""
+    of, state, n = dataclasses.replace(KRONECKER, decay=0.95), None, 7
+    left = right = 0.0
+    for i in range(1, n + 1):
+        y = matrix(i)
+        state, _ = updated(y=y, state=state, of=of)
+        weight = Fraction(2 * i, n * (n + 1))
+        left = left + float(weight) * y @ y.T
+        right = right + float(weight) * y.T @ y
+    # The weights are float32.
+    np.testing.assert_allclose(state.left.gram, left, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(state.right.gram, right, rtol=1e-6, atol=1e-6)
+
+
+def test_the_own_damping_and_the_eigenvalues_of_one_refresh():
+    ys = [matrix(seed) for seed in range(4)]
+    each_step = dataclasses.replace(KRONECKER, refresh=1)
+    left, right, state = 0.0, 0.0, None
+    for count, y in enumerate(ys):
+        state, _ = updated(y=y, state=state, of=each_step)
+        left = (1 - share(count)) * left + share(count) * y @ y.T
+        right = (1 - share(count)) * right + share(count) * y.T @ y
+    values = [np.sqrt(np.linalg.eigvalsh(x).clip(0)) for x in (left, right)]
+    own = DAMPING / (1 + 3 / 20)  # three steps after the first
+    a, b = (x + own * x.mean() for x in values)
+    np.testing.assert_allclose(
+        np.linalg.eigvalsh(dense(state, of=each_step)),
+        np.sort(np.sqrt(np.trace(left)) / np.outer(a, b).ravel()),
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.1, 10.0])
+def test_the_damping_is_that_of_the_present_step(damping):
+    y, r = matrix(0), matrix(1)
+    state, _ = updated(y=y, damping=0.7)
+    np.testing.assert_allclose(
+        applied(KRONECKER, state, jnp.asarray(r), jnp.float64(damping)),
+        expected_image(y, r, damping),
+        rtol=1e-5,
+    )
+
+
+# Eigenvectors in turn.
+
+
+def members_due(of, shapes, seeds, failing=0):
+    """Of each factor that is a matrix, the steps at which its eigenvectors change.
+
+    The first ``failing`` estimates are not finite.
+    """
+    params = [jnp.zeros(shape) for shape in shapes]
 
     @jax.jit
-    def step(state, y):
+    def step(state, ys):
         zero = jnp.zeros(())
-        return preconditioner.update(
-            state, lambda v: y, y, zero, jax.random.key(0), zero
-        )[0]
+        return of.update(state, lambda v: ys, ys, zero, jax.random.key(0), zero)[0]
 
-    states = [preconditioner.init(jnp.zeros((M, N)))]
-    for seed in range(13):
-        states.append(step(states[-1], jnp.asarray(matrix(seed))))
-    kept = [np.asarray(state.factors.left_inverse) for state in states]
-    moved = [k for k in range(13) if not np.array_equal(kept[k], kept[k + 1])]
-    assert moved == list(due)
+    states = [of.init(params)]
+    for seed in range(seeds):
+        ys = [
+            jnp.asarray(matrix(100 * i + seed, shape)) for i, shape in enumerate(shapes)
+        ]
+        bad = jnp.nan if seed < failing else 1.0
+        states.append(step(states[-1], [bad * y for y in ys]))
+    due = []
+    for i in range(len(shapes)):
+        for name in ("left", "right"):
+            values = [np.asarray(getattr(s, name).eigenvalues[i]) for s in states]
+            if getattr(states[0], name).gram[i].ndim == 2:
+                changes = zip(values, values[1:], strict=False)
+                due.append([k for k, (a, b) in enumerate(changes) if (a != b).any()])
+    return due
+
+
+def expected_due(place, members, offset, cycle, steps):
+    """When the member in this place of its stack is due, in exact numbers."""
+    due, position = [0], Fraction(offset) * members
+    for step in range(1, steps):
+        end = position + Fraction(members) / cycle(step)
+        if any(k % members == place for k in range(position // 1, end // 1)):
+            due.append(step)
+        position = end
+    return due
+
+
+SCHEDULES = {
+    "default": (ncg.kronecker().refresh, lambda step: max(1, Fraction(step, 20))),
+    "1": (1, lambda step: 1),
+    "3": (3, lambda step: 3),
+    "5": (5, lambda step: 5),
+    "9": (9, lambda step: 9),
+    "10": (10, lambda step: 10),
+    "linear": (
+        optax.linear_schedule(1, 9, 16),
+        lambda step: 1 + Fraction(min(step, 16), 2),
+    ),
+    "below one": (lambda steps: 0.5, lambda step: 1),
+    "switch": (
+        lambda steps: jnp.where(steps < 5, 2, 5),
+        lambda step: 2 if step < 5 else 5,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_each_factor_is_due_once_in_a_cycle(name):
+    refresh, cycle = SCHEDULES[name]
+    of = ncg.kronecker(refresh=refresh)
+    # A stack of four factors of side 4, and one of two factors of side 3.
+    shapes, steps = [(4, 3), (4, 3), (4, 4)], 40
+    lefts = [expected_due(i, 4, 0, cycle, steps) for i in range(4)]
+    rights = [expected_due(i, 2, Fraction(1, 2), cycle, steps) for i in range(2)]
+    expected = [lefts[0], rights[0], lefts[1], rights[1], lefts[2], lefts[3]]
+    due = members_due(of, shapes, steps)
+    assert due == expected
+    if isinstance(refresh, int):
+        for start in range(1, steps - refresh):
+            window = range(start, start + refresh)
+            counts = [sum(k in window for k in steps_of) for steps_of in due]
+            assert counts == 6 * [1]
+        for kind in (lefts, rights):
+            numbers = np.bincount(np.concatenate(kind), minlength=steps)[1:]
+            assert np.ptp(numbers) <= 1
+
+
+def test_a_failed_first_estimate_starts_all_factors_again():
+    shapes = [(4, 3), (4, 3)]
+    due = members_due(ncg.kronecker(refresh=4), shapes, seeds=9, failing=3)
+    without = members_due(ncg.kronecker(refresh=4), shapes, seeds=6)
+    assert due == [[k + 3 for k in steps] for steps in without]
+    assert all(steps[0] == 3 for steps in due)
+
+
+def a_factor(k=5, seed=0):
+    """A factor with a Gram matrix of its own and another one's eigenvectors."""
+    basis, _ = np.linalg.qr(matrix(seed, (k, k)))
+    y = matrix(seed + 1, (k, k))
+    return Factor(*map(jnp.asarray, (y @ y.T, basis, np.ones(k))))
+
+
+def test_an_iteration_is_that_of_numpy():
+    factor = a_factor()
+    new = jax.jit(kronecker_factors.diagonalized)(factor, 1)
+    gram = np.asarray(factor.gram)
+    basis, _ = np.linalg.qr(gram @ np.asarray(factor.basis))
+    # The sign of a column is arbitrary.
+    basis *= np.sign(np.sum(basis * np.asarray(new.basis), axis=0))
+    np.testing.assert_allclose(new.basis, basis, rtol=1e-12, atol=1e-12)
+    quotients = [q @ gram @ q for q in basis.T]
+    np.testing.assert_allclose(new.eigenvalues, np.sqrt(quotients), rtol=1e-12)
+    np.testing.assert_array_equal(new.gram, factor.gram)
+
+
+@pytest.mark.parametrize(("iterations", "first"), [(1, 8), (12, 12)])
+def test_the_number_of_iterations(iterations, first):
+    """At the first step at least eight, then those of the setting."""
+    of = ncg.kronecker(iterations=iterations, refresh=1, decay=0.0)
+    # Singular values that are near each other converge slowly.
+    ys = [symmetric([1.0, 0.9, 0.8, 0.7], seed)[:, :N] for seed in (0, 1)]
+    state, basis = None, np.eye(M)
+    for y, number in zip(ys, (first, iterations), strict=True):
+        state, _ = updated(y=y, state=state, of=of)
+
+        def differs(number, start=basis, y=y, ours=np.asarray(state.left.basis)):
+            """The basis of NumPy, and by how much ours differs apart from signs."""
+            for _ in range(number):
+                start, _ = np.linalg.qr(y @ y.T @ start)
+            # The last eigenvalue is 0, and its column rounding.
+            cosines = np.abs(np.sum(start * ours, axis=0))[:N]
+            return start, np.abs(cosines - 1).max()
+
+        basis, error = differs(number)
+        assert error < 1e-10 < 1e-8 < differs(number - 1)[1]
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_the_scale_is_that_of_the_present_estimate(full):
+    factor = kronecker_factors.diagonalized(a_factor(), 3)
+    if not full:
+        diagonal = jnp.arange(1.0, 6.0)
+        factor = Factor(diagonal, jnp.ones(()), jnp.sqrt(diagonal))
+    np.testing.assert_allclose(
+        kronecker_factors.rescaled(factor), factor.eigenvalues, rtol=1e-12
+    )
+    later = factor._replace(gram=49.0 * factor.gram)
+    np.testing.assert_allclose(
+        kronecker_factors.rescaled(later), 7 * factor.eigenvalues, rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_the_eigenvalues_of_a_factor_that_was_zero_are_equal(full):
+    """Their squares sum to the trace of the present Gram matrix."""
+    factor = a_factor()._replace(eigenvalues=jnp.zeros(5))
+    trace = np.trace(factor.gram)
+    if not full:
+        factor = Factor(jnp.arange(1.0, 6.0), jnp.ones(()), jnp.zeros(5))
+        trace = 15.0
+    values = kronecker_factors.rescaled(factor)
+    np.testing.assert_allclose(values, np.full(5, np.sqrt(trace / 5)), rtol=1e-12)
+    nothing = factor._replace(gram=0 * factor.gram)
+    np.testing.assert_array_equal(kronecker_factors.rescaled(nothing), np.zeros(5))
+
+
+def test_a_factor_that_is_not_due_has_the_present_scale():
+    """The curvature grows a hundredfold, and no factor is due at the second step."""
+    of = dataclasses.replace(KRONECKER, refresh=100, decay=0.0)
+    y, r = matrix(0), jnp.asarray(matrix(1))
+    old, _ = updated(y=y, of=of)
+    new, _ = updated(y=100 * y, state=old, of=of)
+    np.testing.assert_array_equal(new.left.eigenvalues, old.left.eigenvalues)
+    np.testing.assert_array_equal(new.right.eigenvalues, old.right.eigenvalues)
+    own = DAMPING / (1 + 1 / 20)
+    expected = expected_image(100 * y, np.asarray(r), 0.1, own=own)
+    np.testing.assert_allclose(applied(of, new, r, 0.1), expected, rtol=1e-5)
+
+
+def test_a_leaf_that_was_without_curvature_is_divided_by_its_mean():
+    """No factor is due at the second step, the first with curvature."""
+    of = dataclasses.replace(KRONECKER, refresh=100, decay=0.0)
+    y, damping = matrix(0), 0.1
+    state, _ = updated(of=of)
+    state, _ = updated(y=y, state=state, of=of)
+    # The mean eigenvalue of equal ones: SIZE squares sum to that of the norm of y.
+    mean = np.linalg.norm(y) / np.sqrt(SIZE)
+    c = np.sqrt((DAMPING / (1 + 1 / 20)) ** 2 + damping / mean)
+    expected = np.eye(SIZE) / (mean * (1 + c) ** 2)
+    np.testing.assert_allclose(dense(state, damping, of=of), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_result_that_is_not_finite_keeps_the_factor(bad, monkeypatch):
+    factor = a_factor()
+    # A product that overflows, or a decomposition that fails.
+    huge = factor._replace(gram=1e300 * factor.gram, basis=1e300 * factor.basis)
+    assert_trees_equal(kronecker_factors.diagonalized(huge, 2), huge)
+    monkeypatch.setattr(kronecker_factors, "_orthonormal", lambda x: bad * x)
+    assert_trees_equal(kronecker_factors.diagonalized(factor, 2), factor)
+
+
+def test_without_mapped_axes_nothing_is_shared():
+    assert KRONECKER.over(()) == KRONECKER
+    shared = KRONECKER.over(("data",))
+    assert shared.axes == ("data",)
+    assert shared.over(()) == KRONECKER
+    assert repr(KRONECKER.over(())) == repr(KRONECKER)
 
 
 def test_probes_differ_within_a_step_and_from_step_to_step():
@@ -244,10 +487,10 @@ def test_probes_differ_within_a_step_and_from_step_to_step():
     state, products = updated(a)
     # One probe has as many eigenvalues above 0 as its shorter side.
     assert products == 4
-    assert np.linalg.eigvalsh(state.factors.left)[0] > 1e-3
+    assert np.linalg.eigvalsh(state.left.gram)[0] > 1e-3
     again, other = updated(a)[0], updated(a, seed=1)[0]
     assert_trees_equal(again, state)
-    assert np.abs(other.factors.left - state.factors.left).max() > 0.1
+    assert np.abs(other.left.gram - state.left.gram).max() > 0.1
 
 
 # Safety.
@@ -268,10 +511,10 @@ OPERATORS = {
 @pytest.mark.parametrize("damping", [0.0, 0.1])
 def test_it_is_symmetric_and_positive_definite(a, damping):
     state, _ = updated(a, damping=damping)
-    m = dense(state)
+    m = dense(state, damping)
     np.testing.assert_allclose(m, m.T, atol=1e-12 * np.abs(m).max())
     lowest, *_, highest = np.linalg.eigvalsh(m)
-    (left, right) = (np.linalg.eigvalsh(x) for x in state.factors[:2])
+    (left, right) = (np.linalg.eigvalsh(x.gram) for x in state[2:])
     total = max(left.sum(), 1e-300)
     mean = np.sqrt(left.clip(0)).mean() * np.sqrt(right.clip(0) / total).mean()
     assert lowest > 0.03
@@ -285,7 +528,7 @@ def test_a_negative_operator_counts_as_a_positive_one():
 
 def test_the_zero_operator_leaves_the_damping():
     np.testing.assert_allclose(
-        dense(updated(damping=0.3)[0]), np.eye(SIZE) / 0.3, rtol=1e-12
+        dense(updated(damping=0.3)[0], 0.3), np.eye(SIZE) / 0.3, rtol=1e-12
     )
     np.testing.assert_allclose(dense(updated()[0]), np.eye(SIZE), rtol=1e-12)
 
@@ -293,7 +536,7 @@ def test_the_zero_operator_leaves_the_damping():
 def test_without_any_damping_it_is_still_definite():
     undamped = ncg.kronecker(**SETTINGS | {"damping": 0.0})
     state, _ = updated(NULL_ROWS, of=undamped)
-    assert np.linalg.eigvalsh(dense(state))[0] > 0
+    assert np.linalg.eigvalsh(dense(state, of=undamped))[0] > 0
 
 
 def test_dead_inputs_are_divided_by_the_own_damping():
@@ -303,9 +546,9 @@ def test_dead_inputs_are_divided_by_the_own_damping():
         """By how much dead inputs are stretched more than the others, at most."""
         of = ncg.kronecker(**SETTINGS | {"damping": own})
         state, _ = updated(NULL_ROWS, damping=damping, of=of)
-        image = of.apply(state, dead, 0.0)
+        image = applied(of, state, dead, damping)
         assert not image[0].any() and not image[2].any()
-        live = of.apply(state, jnp.zeros((M, N)).at[0].set(1.0), 0.0)
+        live = applied(of, state, jnp.zeros((M, N)).at[0].set(1.0), damping)
         return float(pytree.norm(image) / pytree.norm(dead)), live
 
     sizes = [stretch(own)[0] for own in (0.4, 0.04, 0.004)]
@@ -320,12 +563,12 @@ def test_dead_inputs_are_divided_by_the_own_damping():
 def test_the_own_damping_falls_from_step_to_step(halving, left):
     """The fifth estimate, the same as the first, is damped by what is left."""
     y = matrix(3)
-    of = ncg.kronecker(**SETTINGS | {"damping_halving": halving, "refresh": 4})
+    of = ncg.kronecker(**SETTINGS | {"damping_halving": halving})
     state, r = None, matrix(4)
     for _ in range(5):
         state, _ = updated(y=y, state=state, of=of)
     np.testing.assert_allclose(
-        of.apply(state, jnp.asarray(r), 0.0),
+        applied(of, state, jnp.asarray(r), 0.0),
         expected_image(y, r, 0.0, own=DAMPING * left),
         rtol=1e-5,
     )
@@ -341,7 +584,7 @@ def test_leaves_without_elements_take_part():
     state, _ = KRONECKER.update(
         state, lambda v: v, params, jnp.zeros(()), jax.random.key(0), 0
     )
-    image = KRONECKER.apply(state, params, jnp.ones(()))
+    image = applied(KRONECKER, state, params, jnp.ones(()))
     assert jax.tree.map(jnp.shape, image) == jax.tree.map(jnp.shape, params)
     assert jnp.all(image["some"] > 0)
 
@@ -349,12 +592,14 @@ def test_leaves_without_elements_take_part():
 @pytest.mark.parametrize("damping", [0.0, 0.1])
 def test_the_root_applied_twice(damping):
     a = symmetric(np.linspace(-1, 3, SIZE))
-    m = dense(updated(a, damping=damping)[0])
-    state, _ = updated(a, damping=damping, of=ROOTED)
-    root = dense(state, of=ROOTED.sqrt)
+    m = dense(updated(a)[0], damping)
+    state, _ = updated(a, of=ROOTED)
+    root = dense(state, damping, of=ROOTED, method="sqrt")
     np.testing.assert_allclose(root, root.T, atol=1e-10)
     np.testing.assert_allclose(root @ root, m, rtol=1e-8, atol=1e-8 * m.max())
-    np.testing.assert_allclose(dense(state, of=ROOTED.apply), root @ root, rtol=1e-10)
+    np.testing.assert_allclose(
+        dense(state, damping, of=ROOTED), root @ root, rtol=1e-10
+    )
     assert np.linalg.eigvalsh(root)[0] > 0
 
 
@@ -362,7 +607,7 @@ def test_the_root_applied_twice(damping):
 def test_a_first_estimate_that_failed_is_tried_again(bad):
     state, products = updated(y=bad, damping=0.5)
     assert (int(state.steps), int(products)) == (0, 4)
-    np.testing.assert_allclose(dense(state), 2 * np.eye(SIZE), rtol=1e-12)
+    np.testing.assert_allclose(dense(state, 0.5), 2 * np.eye(SIZE), rtol=1e-12)
     y = matrix(0)
     state, products = updated(y=y, state=state)
     assert (int(state.steps), int(products)) == (1, 4)
@@ -376,7 +621,8 @@ def test_products_that_are_not_finite_keep_the_factors(bad):
     y[2, 1] = bad
     kept, products = updated(y=y, state=state)
     assert (int(kept.steps), int(products)) == (2, 2)
-    assert_trees_equal(kept.factors, state.factors)
+    # At the second step of three no eigenvectors are due.
+    assert_trees_equal(kept[2:], state[2:])
 
 
 # A spectrum up to 100, whose fourth power at a scale of 2^27 is beyond float32.
@@ -387,7 +633,7 @@ def test_it_does_not_know_the_scale(scale):
     )
     like = jnp.zeros((M, N), jnp.float32)
     m, scaled = (
-        dense(updated(c * a, dtype=jnp.float32, damping=c * 0.5)[0], like)
+        dense(updated(c * a, dtype=jnp.float32)[0], jnp.float32(c * 0.5), like)
         for c in (1, scale)
     )
     assert np.linalg.eigvalsh(m)[0] > 1e-3
@@ -401,9 +647,11 @@ def leaves(dtype=jnp.float64):
     """Real leaves in ``dtype`` whose sides are up to and above a ``max_size`` of 4."""
     return {
         "bias": jnp.zeros(4, dtype),
+        "column": jnp.zeros((2, 2, 1), dtype),
         "complex": jnp.zeros((6, 2), complex),
         "kernel": jnp.zeros((1, 2, 2, 3), dtype),
         "long": jnp.zeros(7, dtype),
+        "row": jnp.zeros((1, 3), dtype),
         "scalar": jnp.zeros((), dtype),
         "wide": jnp.zeros((2, 5), dtype),
     }
@@ -414,21 +662,82 @@ def typed(tree):
 
 
 def test_the_shapes_of_the_state():
-    factors = KRONECKER.init(leaves()).factors
-    by_name = {k: [tree[k] for tree in factors] for k in leaves()}
-    shapes = {k: [x.shape for x in f] for k, f in by_name.items()}
-    assert shapes == {
-        # left, right, left_inverse, right_inverse
-        "bias": [(4, 4), (1, 1)] * 2,
-        "complex": [(6,), (2, 2)] * 2,
-        "kernel": [(4, 4), (3, 3)] * 2,
-        "long": [(7,), (1, 1)] * 2,
-        "scalar": [(1, 1), (1, 1)] * 2,
-        "wide": [(2, 2), (5,)] * 2,
+    state = KRONECKER.init(leaves())
+    by_name = {
+        k: [getattr(side, name)[k] for name in Factor._fields for side in state[2:]]
+        for k in leaves()
     }
-    dtypes = {k: {x.dtype.name for x in f} for k, f in by_name.items()}
-    assert dtypes.pop("complex") == {"complex128"}
-    assert set.union(*dtypes.values()) == {"float64"}
+    shapes = {k: [x.shape for x in f] for k, f in by_name.items()}
+    diagonal = ()
+    assert shapes == {
+        # gram, basis, eigenvalues, each of the left and of the right factor
+        "bias": [(4,), (1,), diagonal, diagonal, (4,), (1,)],
+        "column": [(4,), (1,), diagonal, diagonal, (4,), (1,)],
+        "complex": [(6,), (2, 2), diagonal, (2, 2), (6,), (2,)],
+        "kernel": [(4, 4), (3, 3), (4, 4), (3, 3), (4,), (3,)],
+        "long": [(7,), (1,), diagonal, diagonal, (7,), (1,)],
+        "row": [(1,), (3,), diagonal, diagonal, (1,), (3,)],
+        "scalar": [(1,), (1,), diagonal, diagonal, (1,), (1,)],
+        "wide": [(2, 2), (5,), (2, 2), diagonal, (2,), (5,)],
+    }
+    dtypes = {k: [x.dtype.name for x in f] for k, f in by_name.items()}
+    matrices = ["complex128" if len(x) == 2 else "float64" for x in shapes["complex"]]
+    assert dtypes.pop("complex") == matrices
+    assert set().union(*dtypes.values()) == {"float64"}
+
+
+def test_the_operations_of_the_inverses_and_of_an_application():
+    m, n = 120, 70
+    x = jax.ShapeDtypeStruct((m, n), jnp.float32)
+    of = ncg.kronecker()
+    damping = jax.ShapeDtypeStruct((), jnp.float32)
+    state = jax.eval_shape(of.init, x)
+    prepared = jax.eval_shape(of.prepare, state, damping)
+
+    def flops(fn, *args):
+        return jax.jit(fn).lower(*args).compile().cost_analysis()["flops"]
+
+    inverses = flops(of.prepare, state, damping)
+    assert inverses == pytest.approx(2 * (m**3 + n**3), rel=0.03)
+    application = flops(of.apply, prepared, x, damping)
+    assert application == pytest.approx(2 * m * n * (m + n), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "shape", [(30, 20), (30,), (30, 1), (1, 30), (2, 5, 3, 7), (2000, 3), ()]
+)
+def test_the_memory_of_the_state(shape):
+    """At most twice the squares of both sides, and the eigenvalues.
+
+    A vector has its diagonal and its eigenvalues.
+    """
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    state = jax.eval_shape(ncg.kronecker().init, x)
+    m, n = jax.eval_shape(kronecker_factors.as_matrix, x).shape
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(state))
+    sides = [k for k in (m, n) if k <= 1024 and min(m, n) > 1]
+    others = [k for k in (m, n) if k not in sides]
+    # Steps and turn; a diagonal has eigenvalues as well, and a basis of one number.
+    scalars = 2 + len(others) + sum(others)
+    assert numbers == sum(2 * k * k for k in sides) + m + n + scalars
+    assert numbers <= 2 * (m * m + n * n) + m + n + 4
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 1), (1, 5), (2, 3, 1), (1, 1, 5)])
+@pytest.mark.parametrize("damping", [0.0, 0.1])
+def test_a_leaf_of_one_row_or_column_is_divided_by_a_diagonal(shape, damping):
+    y, r = matrix(0, shape), matrix(1, shape)
+    of = ncg.kronecker(**SETTINGS | {"max_size": 1024, "damping_halving": None})
+    a = jnp.zeros((y.size, y.size))
+    state, _ = affine_step(
+        of, of.init(jnp.zeros(shape)), a, jnp.asarray(y), damping, jax.random.key(0)
+    )
+    size = np.abs(y)
+    np.testing.assert_allclose(
+        applied(of, state, jnp.asarray(r), damping),
+        r / (size + DAMPING * size.mean() + damping),
+        rtol=1e-12,
+    )
 
 
 def test_every_leaf_is_folded_to_a_matrix():
@@ -451,7 +760,7 @@ def test_every_leaf_is_folded_to_a_matrix():
     def run(of, key):
         count = jnp.zeros((), jnp.int32)
         state, _ = of.update(of.init(like), lambda v: ys, like, damping, key, count)
-        return state, of.apply(state, r, damping)
+        return state, applied(of, state, r, damping)
 
     state, image = run(KRONECKER, jax.random.key(0))
     twice = run(ROOTED, jax.random.key(0))[1]
@@ -469,7 +778,8 @@ def test_every_leaf_is_folded_to_a_matrix():
 def test_the_state_keeps_its_shapes_and_dtypes(dtype):
     params = leaves(dtype)
     start = KRONECKER.init(params)
-    narrow = [{k: x for k, x in t.items() if k != "complex"} for t in start.factors]
+    trees = [tree for side in start[2:] for tree in side]
+    narrow = [{k: x for k, x in t.items() if k != "complex"} for t in trees]
     assert {x.dtype.name for x in jax.tree.leaves(narrow)} == {"float32"}
     grads = pytree.widen(params)
 
@@ -480,7 +790,7 @@ def test_the_state_keeps_its_shapes_and_dtypes(dtype):
             return KRONECKER.update(state, product, grads, 0.0, key, 0)
 
         state, products = jax.lax.scan(body, state, jax.random.split(key, 4))
-        return state, products, KRONECKER.apply(state, grads, 0.1)
+        return state, products, applied(KRONECKER, state, grads, 0.1)
 
     state, products, image = jax.eval_shape(run, start, jax.random.key(0))
     assert typed(state) == typed(start)
@@ -568,13 +878,14 @@ def test_conjugate_gradients_take_a_third_of_the_iterations():
         state, _ = preconditioner.update(
             preconditioner.init(params), product, params, damping, key, 0
         )
+        prepared = preconditioner.prepare(state, damping)
         return ncg.solvers.conjugate_gradient(
             product,
             unravel(b),
             damping,
             maxiter=3,
             tolerance=0.0,
-            precondition=lambda r: preconditioner.apply(state, r, damping),
+            precondition=lambda r: preconditioner.apply(prepared, r, damping),
         ).model_decrease
 
     def decrease(basis):
@@ -591,9 +902,9 @@ def test_conjugate_gradients_take_a_third_of_the_iterations():
 
 
 def ranks_of_decomposed(jaxpr):
-    """The ranks of the operands of all eigendecompositions in ``jaxpr``."""
+    """The ranks of the operands of all QR decompositions in ``jaxpr``."""
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "eigh":
+        if eqn.primitive.name == "qr":
             yield eqn.invars[0].aval.ndim
         for sub in jax.tree.leaves(list(eqn.params.values())):
             sub = getattr(sub, "jaxpr", sub)
@@ -613,12 +924,12 @@ def member_update(state, a, y, key):
 
 
 def test_an_ensemble_never_decomposes_a_batch_of_matrices():
-    batched = jax.make_jaxpr(jax.vmap(jnp.linalg.eigh))(jnp.zeros((3, 2, 2)))
+    batched = jax.make_jaxpr(jax.vmap(jnp.linalg.qr))(jnp.zeros((3, 2, 2)))
     assert list(ranks_of_decomposed(batched.jaxpr)) == [3]
     operators, ys, keys = ensemble()
     states = jax.vmap(KRONECKER.init)(ys)
     step = jax.make_jaxpr(jax.vmap(member_update))(states, operators, ys, keys)
-    assert list(ranks_of_decomposed(step.jaxpr)) == [2, 2]
+    assert list(ranks_of_decomposed(step.jaxpr)) == [2, 2]  # a kind each
 
 
 def test_an_ensemble_equals_separate_updates():
@@ -635,7 +946,7 @@ def test_an_ensemble_equals_separate_updates():
             assert alone == counted[i]
             member = jax.tree.map(lambda x, i=i: x[i], together)
             assert member.steps == state.steps
-            np.testing.assert_allclose(dense(member), dense(state), 1e-9)
+            np.testing.assert_allclose(dense(member, 0.1), dense(state, 0.1), 1e-9)
             separate[i] = state
 
 
@@ -646,6 +957,8 @@ def test_an_ensemble_equals_separate_updates():
         ({"decay": np.nan}, ValueError, "kronecker: decay .* got nan"),
         ({"decay": "0.9"}, TypeError, "kronecker: decay must be a number"),
         ({"refresh": 0}, ValueError, "kronecker: refresh must be .*schedule, got 0"),
+        ({"iterations": 0}, ValueError, "kronecker: iterations"),
+        ({"iterations": 2.0}, TypeError, "kronecker: iterations must be an integer"),
         ({"probes": 0}, ValueError, "kronecker: probes"),
         ({"probes": 2.0}, TypeError, "kronecker: probes must be an integer"),
         ({"first_probes": 0}, ValueError, "kronecker: first_probes"),

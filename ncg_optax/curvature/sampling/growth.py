@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ncg_optax._utils import pytree
+from ncg_optax._utils.conditional import compute_if
 
 PyTree = Any
 Product = Callable[[PyTree], PyTree]
@@ -91,7 +92,6 @@ def measure_agreement(
         ratio = bend / jnp.where(whole > 0, whole, bend)
         return jnp.where(jnp.isfinite(ratio), ratio, state.agreement)
 
-    agreement = jax.lax.cond(due, measured, lambda: state.agreement)
-    agreement = agreement.astype(state.agreement.dtype)
+    agreement = compute_if(due, measured, state.agreement)
     grown = state.grown | (agreement < below)
     return GrowthState(agreement, grown), due.astype(jnp.int32)
