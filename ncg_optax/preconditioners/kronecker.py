@@ -30,6 +30,8 @@ PyTree = Any
 
 # Number of orthogonal iterations at the first step, which begins with the identity.
 FIRST_ITERATIONS = 8
+# Longest vector with a full factor. Each product adds one column to its estimate.
+MAX_VECTOR = 16
 
 
 class KroneckerState(NamedTuple):
@@ -83,9 +85,10 @@ class kronecker(Preconditioner):
     The own damping decreases with :math:`t`: the early steps of autoencoders need a
     large one, the long runs of physics-informed networks a small one. For mini-batches
     :func:`stochastic_hessian_free` keeps it at 0.5. A vector is a matrix of one column
-    and has one factor, a diagonal: each product gives one column for a full one, and
-    steps along the directions that the few columns leave out would be too long. There
-    :math:`c` is the sum of both terms without the squares.
+    and has one factor; there :math:`c` is the sum of both terms without the squares.
+    The factor of a vector of more than 16 elements is a diagonal: each product gives
+    one column for a full one, and steps along the directions that the few columns leave
+    out would be too long.
     Kernels of more than two axes are reshaped to (product of all axes but the last,
     last axis). A side longer than ``max_size`` gets a diagonal factor.
 
@@ -256,7 +259,7 @@ class kronecker(Preconditioner):
         """Both factors of a leaf, which may be a `jax.ShapeDtypeStruct`."""
         wide = jnp.result_type(jnp.float32, leaf.dtype)
         sides = jax.eval_shape(as_matrix, leaf).shape
-        largest = self.max_size if min(sides) > 1 else 1
+        largest = self.max_size if min(sides) > 1 else min(MAX_VECTOR, self.max_size)
         return [first_factor(k, largest, wide) for k in sides]
 
     def _estimate(

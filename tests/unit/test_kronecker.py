@@ -1,4 +1,5 @@
 import dataclasses
+import sys
 from fractions import Fraction
 from functools import partial
 
@@ -16,7 +17,17 @@ from ncg_optax.curvature import SampledProduct
 from ncg_optax.preconditioners import kronecker_factors
 from ncg_optax.preconditioners.kronecker_factors import Factor
 
-pytestmark = pytest.mark.usefixtures("x64")
+# The package has the class under the name of the module.
+MODULE = sys.modules["ncg_optax.preconditioners.kronecker"]
+
+pytestmark = pytest.mark.usefixtures("x64", "diagonal_vectors")
+
+
+@pytest.fixture
+def diagonal_vectors(monkeypatch):
+    """The vectors of these tests are short; their factors shall be diagonals."""
+    monkeypatch.setattr(MODULE, "MAX_VECTOR", 1)
+
 
 M, N = 4, 3
 SIZE = M * N
@@ -796,6 +807,24 @@ def test_the_state_keeps_its_shapes_and_dtypes(dtype):
     assert typed(state) == typed(start)
     assert products.shape == (4,)
     assert typed(image) == typed(grads)
+
+
+def test_vectors_of_few_elements_have_full_factors(monkeypatch):
+    monkeypatch.setattr(MODULE, "MAX_VECTOR", 16)
+    params = [jnp.zeros(16), jnp.zeros((1, 16)), jnp.zeros(17), jnp.zeros((17, 1))]
+    state = ncg.kronecker().init(params)
+    shapes = [
+        (a.shape, b.shape)
+        for a, b in zip(state.left.gram, state.right.gram, strict=True)
+    ]
+    assert shapes == [
+        ((16, 16), (1,)),
+        ((1,), (16, 16)),
+        ((17,), (1,)),
+        ((17,), (1,)),
+    ]
+    small = ncg.kronecker(max_size=8).init(params)
+    assert [x.shape for x in small.left.gram] == [(16,), (1,), (17,), (17,)]
 
 
 def test_init_works_on_abstract_parameters():

@@ -135,7 +135,8 @@ def test_consecutive_steps_agree_more_than_their_gradients():
         found["updates"] += cosines(updates)
     assert len(found["updates"]) > 60
     assert np.mean(found["gradients"]) < 0.5
-    assert np.mean(found["updates"]) > 0.7
+    # 0.70 +- 0.025 with every version of the preconditioner so far.
+    assert np.mean(found["updates"]) > 0.6
 
 
 def test_what_the_curvature_does_not_see_makes_no_step_go_far_wrong():
