@@ -31,7 +31,7 @@ PyTree = Any
 # Number of orthogonal iterations at the first step, which begins with the identity.
 FIRST_ITERATIONS = 8
 # Longest vector with a full factor. Each product adds one column to its estimate.
-MAX_VECTOR = 16
+MAX_VECTOR = 1
 
 
 class KroneckerState(NamedTuple):
@@ -86,7 +86,7 @@ class kronecker(Preconditioner):
     large one, the long runs of physics-informed networks a small one. For mini-batches
     :func:`stochastic_hessian_free` keeps it at 0.5. A vector is a matrix of one column
     and has one factor; there :math:`c` is the sum of both terms without the squares.
-    The factor of a vector of more than 16 elements is a diagonal: each product gives
+    The factor of a vector is a diagonal: each product gives
     one column for a full one, and steps along the directions that the few columns leave
     out would be too long.
     Kernels of more than two axes are reshaped to (product of all axes but the last,
