@@ -17,6 +17,7 @@ from ncg_optax.preconditioners.kronecker_factors import (
     Factor,
     Sides,
     as_matrix,
+    estimate_weight,
     first_factor,
     gram,
     inverse_eigenvalues,
@@ -31,7 +32,7 @@ PyTree = Any
 # Number of orthogonal iterations at the first step, which begins with the identity.
 FIRST_ITERATIONS = 8
 # Longest vector with a full factor. Each product adds one column to its estimate.
-MAX_VECTOR = 1
+MAX_VECTOR = 16
 
 
 class KroneckerState(NamedTuple):
@@ -81,16 +82,14 @@ class kronecker(Preconditioner):
     Kronecker product by :math:`\bar l \bar r c^2` in its eigenbasis, and the result is
     better: a Kronecker product is least accurate in directions in which only one factor
     has a small eigenvalue. The first term of :math:`c^2` is the preconditioner's own
-    damping. With :math:`\lambda` alone, inputs that are always zero prevent progress.
-    The own damping decreases with :math:`t`: the early steps of autoencoders need a
-    large one, the long runs of physics-informed networks a small one. For mini-batches
-    :func:`stochastic_hessian_free` keeps it at 0.5. A vector is a matrix of one column
-    and has one factor; there :math:`c` is the sum of both terms without the squares.
-    The factor of a vector is a diagonal: each product gives
-    one column for a full one, and steps along the directions that the few columns leave
-    out would be too long.
-    Kernels of more than two axes are reshaped to (product of all axes but the last,
-    last axis). A side longer than ``max_size`` gets a diagonal factor.
+    damping; with :math:`\lambda` alone, inputs that are always zero prevent progress.
+    It decreases: early steps of autoencoders need a large one, late ones a small one.
+
+    A vector is a matrix of one column and has one factor; there :math:`c` is the sum of
+    both terms without the squares. The factor of more than 16 elements is a diagonal:
+    few columns leave out directions, in which steps are too long. Kernels of more than
+    two axes are reshaped to (product of all axes but the last, last axis). A side
+    longer than ``max_size`` gets a diagonal factor.
 
     The eigenvectors of each factor are followed by orthogonal iterations ``Q <- qr(G
     Q)`` with ``G`` the estimate of the squared factor: a few from the last eigenvectors
@@ -113,7 +112,8 @@ class kronecker(Preconditioner):
 
     Attributes:
       decay: factor on the running means at each step, in [0, 1). In the first steps t
-        it is less, t / (t + 2): the first estimates are of another curvature.
+        it is less: a new estimate has the weight 2 / (t + 2), but at most c / (c + 3 k)
+        with c columns for a side of length k.
       refresh: number of steps in which each factor is due once, at least 1, or an optax
         schedule of the number of steps done (1 where it is less). By default a
         twentieth of the steps done, 10 at most: in the first steps the curvature may
@@ -183,7 +183,7 @@ class kronecker(Preconditioner):
 
     @property
     def has_sqrt(self) -> bool:
-        """Whether the square roots of the inverses are stored."""
+        """Whether there are square roots of the inverses."""
         return self.with_sqrt
 
     def over(self, axes: tuple[str, ...]) -> "kronecker":
@@ -203,14 +203,17 @@ class kronecker(Preconditioner):
         factors = _sides(state)
         grams, number = self._estimate(factors, product, grads, key, fresh)
         usable = pytree.all_finite(grams)
-        share = jnp.maximum(1 - self.decay, 2 / (state.steps + 2))
+        weights = []
+        for sides in map(Sides, factors[::2], factors[1::2]):
+            weight = estimate_weight(sides, number, state.steps, self.decay)
+            weights += [weight, weight]
 
-        def averaged(factor, total):
-            mixed = (1 - share) * factor.gram + share * total / number
+        def averaged(factor, total, weight):
+            mixed = (1 - weight) * factor.gram + weight * total / number
             mixed = jnp.where(usable, mixed, factor.gram).astype(factor.gram.dtype)
             return factor._replace(gram=mixed)
 
-        factors = list(map(averaged, factors, grams))
+        factors = list(map(averaged, factors, grams, weights))
         advance = jnp.where(fresh, stacks.CYCLE, self._advance(state.steps))
         with matmul_precision("highest"):
             least = jnp.where(fresh, FIRST_ITERATIONS, 0)

@@ -10,10 +10,10 @@ from ncg_optax._utils import pytree
 
 
 class Sides(NamedTuple):
-    """One array for each side of a leaf, which is a matrix of shape (m, n)."""
+    """What belongs to each side of a leaf, which is a matrix of shape (m, n)."""
 
-    left: jax.Array
-    right: jax.Array
+    left: Any
+    right: Any
 
 
 class Factor(NamedTuple):
@@ -56,6 +56,31 @@ def is_full(factor: Factor) -> bool:
 def gram(rows: jax.Array, y: jax.Array, full: bool) -> jax.Array:
     """Rows of ``Y Y^H``, or its diagonal; ``rows`` are the same rows of ``Y``."""
     return rows @ jnp.conj(y.T) if full else jnp.sum(jnp.abs(y) ** 2, axis=1)
+
+
+def estimate_weight(
+    sides: Sides, number: jax.Array, steps: jax.Array, decay: float
+) -> jax.Array:
+    """The weight of a new estimate in the running means of both sides of a leaf.
+
+    At first it is 2 / (t + 2), not ``1 - decay``: the first estimates are of another
+    curvature. An estimate of a side of length k has c columns, ``number`` products
+    times the length of the other side. Few columns leave out directions. So the weight
+    is at most c / (c + 3 k), and earlier estimates keep a part.
+
+    Args:
+      sides: both :class:`Factor` of the leaf; a diagonal sets no limit.
+      number: number of products in the estimate, shape=().
+      steps: number of estimates before, shape=().
+      decay: factor on the running means at each step.
+    """
+    weight = 2 / (steps + 2)
+    for factor, other in (sides, sides[::-1]):
+        if is_full(factor):
+            columns = number * len(other.gram)
+            limit = columns / (columns + 3 * len(factor.gram))
+            weight = jnp.minimum(weight, limit)
+    return jnp.where(steps == 0, 1.0, jnp.maximum(1 - decay, weight))
 
 
 # One matrix at a time, also under vmap. On a CPU with jax 0.10 several batched

@@ -8,8 +8,6 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-import ncg_optax as ncg
-
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text(encoding="utf8")
@@ -63,9 +61,7 @@ def test_quickstart_trains(capsys):
     assert found["value"] < 1e-3
     assert found["loss"](found["params"], x=found["x"], y=found["y"]) < 1e-3
     shown = capsys.readouterr().out
-    assert "step 40: loss" in shown
-    sentences = map(ncg.explain, (ncg.Status.ACCEPTED, ncg.Status.SHORTENED))
-    assert shown.splitlines()[-1] in sentences
+    assert "step 40: loss" in shown and "The full step was accepted." in shown
 
 
 def test_minimize_converges(capsys):

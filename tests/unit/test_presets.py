@@ -115,28 +115,20 @@ def test_steps_are_cut_to_the_learning_rate(default):
     assert default[0][1].step_size == 1
 
 
-def test_consecutive_steps_agree_more_than_their_gradients():
+def test_consecutive_steps_agree_more_than_their_gradients(default):
     """At a minimum a gradient is all noise: a step is the mean of some ten of them."""
 
     def cosines(trees):
         flat = [np.asarray(ravel_pytree(tree)[0]) for tree in trees]
-        # A step that is not accepted has no direction.
-        unit = [x / np.linalg.norm(x) for x in flat if x.any()]
+        unit = [x / np.linalg.norm(x) for x in flat]
         return [a @ b for a, b in itertools.pairwise(unit)]
 
-    params, tx = minimum(), ncg.stochastic_hessian_free()
-    found = {"gradients": [], "updates": []}
-    # The mean over one order of the batches varies by 0.05.
-    for seed in range(8):
-        order = np.random.default_rng(seed).permutation(20).tolist()
-        gradients = [jax.grad(LOSS)(params, **batch(k)) for k in order[10:]]
-        updates = [u for u, _ in steps(tx, order, params)[10:]]
-        found["gradients"] += cosines(gradients)
-        found["updates"] += cosines(updates)
-    assert len(found["updates"]) > 60
-    assert np.mean(found["gradients"]) < 0.5
-    # 0.70 +- 0.025 with every version of the preconditioner so far.
-    assert np.mean(found["updates"]) > 0.6
+    batches = range(20)
+    params = minimum()
+    gradients = [jax.grad(LOSS)(params, **batch(seed)) for seed in batches]
+    updates = [u for u, _ in steps(ncg.stochastic_hessian_free(), batches, params)]
+    assert np.mean(cosines(gradients[10:])) < 0.5
+    assert np.mean(cosines(updates[10:])) > 0.7
 
 
 def test_what_the_curvature_does_not_see_makes_no_step_go_far_wrong():
