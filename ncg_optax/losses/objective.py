@@ -78,7 +78,9 @@ class MappedLoss:
 
     A data-parallel step passes it to ``update`` as ``value_fn``. The optimizer then
     needs no ``axis_name``, and does not average again what is averaged already. A call
-    returns the loss over all devices, as optax's line searches need it.
+    returns the loss over all devices, and its derivatives are those of this loss, as
+    optax's line searches need them: with local gradients the devices would leave the
+    loop of a search at different trials, and wait for each other for ever.
 
     Attributes:
       objective: the loss of one device's share, with its data, its axes and its
@@ -89,7 +91,9 @@ class MappedLoss:
 
     def __call__(self, params: PyTree) -> jax.Array:
         """The loss over all devices, the same on each."""
-        return reductions.mean(self.objective.value(params), self.objective.axes)
+        axes = self.objective.axes
+        params = reductions.same_on_all_devices(params, axes)
+        return reductions.mean(self.objective.value(params), axes)
 
 
 def as_objective(value_fn: Any, extra: Mapping[str, Any], axes: Axes = ()) -> Objective:
