@@ -22,6 +22,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ncg_optax._utils import validate
+
 Axes = tuple[str, ...]
 
 
@@ -258,6 +260,7 @@ def value_and_grad(
       [3.5 3.5] 3.5
     """
     axes = as_axes(axis_name)
+    validate.function("value_and_grad: value_fn", value_fn)
     differentiate = jax.value_and_grad(value_fn, has_aux=has_aux)
 
     def reduced(params, *args, **kwargs):
