@@ -145,6 +145,8 @@ def _scale(rate: optax.ScalarOrSchedule | None) -> optax.GradientTransformation:
         if isinstance(rate, np.generic):
             # A NumPy number would widen the updates of bfloat16 parameters.
             rate = float(rate)
+    else:
+        validate.schedule("learning_rate", rate)
     return optax.scale_by_learning_rate(rate)
 
 

@@ -1,16 +1,25 @@
-"""The short repr of the parts of an optimizer, which are frozen dataclasses."""
+"""What the parts of an optimizer have in common, which are frozen dataclasses.
+
+That is a short repr, and a message for a setting that they do not have.
+"""
 
 import dataclasses
 import functools
-from typing import Any, Protocol
+import inspect
+from typing import Any, Protocol, Self
 
 import jax
+
+from ncg_optax._utils import names
 
 
 class Part(Protocol):
     """A base class of dataclasses whose repr omits settings that have their defaults.
 
     Functions are shown by name, and arrays by dtype and shape.
+
+    Raises:
+      TypeError: if a part is made with a setting that it does not have.
 
     Examples:
       >>> import dataclasses, optax
@@ -21,6 +30,19 @@ class Part(Protocol):
       >>> solver(), solver(maxiter=5), solver(rtol=optax.constant_schedule(0.2))
       (solver(), solver(maxiter=5), solver(rtol=constant_schedule(...)))
     """
+
+    def __new__(cls, *args: Any, **settings: Any) -> Self:
+        # Python's message would not say which settings there are.
+        parameters = inspect.signature(cls).parameters if settings else {}
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for name in settings:
+            if name not in parameters and not takes_any:
+                raise TypeError(
+                    f"{cls.__name__} has no setting {name}"
+                    f"{names.meant(name, parameters)}; it has "
+                    f"{names.listed(parameters)}."
+                )
+        return super().__new__(cls)
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)

@@ -22,6 +22,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ncg_optax._utils import validate
+
 Axes = tuple[str, ...]
 
 
@@ -144,6 +146,33 @@ def gather(tree: Any, axes: Axes) -> Any:
     return tree
 
 
+def same_on_all_devices(tree: Any, axes: Axes) -> Any:
+    """``tree``, whose leaves are the same on all devices, with averaged derivatives.
+
+    For a loss that is averaged over ``axes``. If types do not show variation, JAX
+    differentiates such a loss on each device with respect to the parameters of that
+    device only: the gradients are those of the local losses. With the parameters passed
+    through this function they are the mean of these, which is the gradient of the
+    averaged loss, and the same on all devices.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    flags = [jnp.issubdtype(jnp.result_type(x), jnp.inexact) for x in leaves]
+
+    @jax.custom_jvp
+    def identity(values):
+        return values
+
+    @identity.defjvp
+    def _(primals, tangents):
+        return primals[0], mean(tangents[0], axes)
+
+    some = [x for x, flag in zip(leaves, flags, strict=True) if flag]
+    passed = iter(identity(some))
+    return treedef.unflatten(
+        next(passed) if flag else x for x, flag in zip(leaves, flags, strict=True)
+    )
+
+
 def derivative_reducer(value: jax.Array, axes: Axes) -> Callable[[Any], Any]:
     """The reduction that a derivative of ``value`` still needs.
 
@@ -231,6 +260,7 @@ def value_and_grad(
       [3.5 3.5] 3.5
     """
     axes = as_axes(axis_name)
+    validate.function("value_and_grad: value_fn", value_fn)
     differentiate = jax.value_and_grad(value_fn, has_aux=has_aux)
 
     def reduced(params, *args, **kwargs):

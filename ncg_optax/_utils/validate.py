@@ -4,8 +4,9 @@ Numbers may be tracers, because `optax.inject_hyperparams` passes settings as ar
 The range of a tracer is not checked.
 """
 
+import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -62,11 +63,79 @@ def integer(name: str, x: Any, *, low: int, other: str = "") -> Any:
 
     ``other`` names another kind of value that is accepted, for the message.
     """
-    wanted = f"{name} must be an integer of at least {low}{other and f' or {other}'}"
+    wanted = f"{name} must be an integer of at least {low}{other}"
     if isinstance(x, bool) or not isinstance(x, (int, np.integer)):
         raise TypeError(f"{wanted}, got {x!r} of type {type(x).__name__}.")
     if x < low:
         raise ValueError(f"{wanted}, got {x}.")
+    return x
+
+
+def flag(name: str, x: Any) -> Any:
+    """``x`` unchanged if it is a bool, of Python or NumPy."""
+    if not isinstance(x, (bool, np.bool_)):
+        raise TypeError(
+            f"{name} must be True or False, got {x!r} of type {type(x).__name__}."
+        )
+    return x
+
+
+def function(name: str, x: Any, of: str = "the parameters") -> Any:
+    """``x`` unchanged if it can be called; ``of`` says with what."""
+    if not callable(x):
+        raise TypeError(
+            f"{name} must be a function of {of}, got {x!r} of type {type(x).__name__}."
+        )
+    return x
+
+
+def integer_or_schedule(name: str, x: Any, *, low: int) -> Any:
+    """``x`` unchanged if it is such an integer, or an optax schedule."""
+    if callable(x):
+        return schedule(name, x)
+    return integer(name, x, low=low, other=" or an optax schedule")
+
+
+def schedule(name: str, x: Callable[..., Any]) -> Any:
+    """``x`` unchanged if it can be called with one number."""
+    try:
+        signature = inspect.signature(x)
+    except ValueError:  # Some functions that are not written in Python have none.
+        return x
+    try:
+        signature.bind(0)
+    except TypeError:
+        shown = getattr(x, "__qualname__", type(x).__qualname__)
+        raise TypeError(
+            f"{name} must be an optax schedule, a function of the number of steps "
+            f"done; got {shown}{signature}."
+        ) from None
+    return x
+
+
+def matmul_precision(name: str, x: Any) -> Any:
+    """``x`` unchanged if it is a value of `jax.default_matmul_precision`, or None."""
+    try:
+        jax.default_matmul_precision(x)
+    except ValueError:
+        raise ValueError(
+            f"{name} must be a value of jax.default_matmul_precision, such as "
+            f"'highest' or 'float32', or None; got {x!r}."
+        ) from None
+    return x
+
+
+def float_dtype(name: str, x: Any, example: str) -> Any:
+    """``x`` unchanged if it is a real floating-point dtype."""
+    try:
+        is_float = jnp.issubdtype(x, jnp.floating)
+    except TypeError:
+        is_float = False
+    if not is_float:
+        raise TypeError(
+            f"{name} must be a floating-point dtype such as {example}, or None; got "
+            f"{x!r}."
+        )
     return x
 
 
@@ -93,9 +162,15 @@ def component(name: str, x: Any, kind: type, examples: str) -> Any:
 
 
 def type_name(x: Any) -> str:
-    """The name of the type of ``x``; for a tuple, also those of its elements."""
+    """The name of the type of ``x``: of an array the shape, of a tuple the elements."""
     if type(x) is tuple:
-        return f"a tuple of {', '.join(type(part).__name__ for part in x) or 'nothing'}"
+        return f"a tuple of {', '.join(map(_type_name, x)) or 'nothing'}"
+    return _type_name(x)
+
+
+def _type_name(x: Any) -> str:
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        return f"array of shape {x.shape}"
     return type(x).__name__
 
 
@@ -122,6 +197,22 @@ def returned(part: Any, method: str, value: Any, wanted: str, *kinds: type) -> A
     )
 
 
+def returned_scalars(part: Any, method: str, results: Mapping[str, Any]) -> None:
+    """Raises unless each of the results that ``method`` of ``part`` returned is scalar.
+
+    ``results`` are the numbers by name; None is not checked.
+
+    Raises:
+      TypeError: if one has another shape than ().
+    """
+    for name, x in results.items():
+        if x is not None and jnp.shape(x) != ():
+            raise TypeError(
+                f"{part!r}: {method} must return {name} as a number, of shape (); got "
+                f"shape {jnp.shape(x)}."
+            )
+
+
 def returned_tree(part: Any, method: str, tree: Any, like: Any) -> Any:
     """``tree`` unchanged if it has the structure and the shapes of ``like``.
 
@@ -143,6 +234,25 @@ def _path(path: Any) -> str:
 
 def _list(paths: Iterable[str]) -> str:
     return ", ".join(path or "(the tree itself)" for path in paths)
+
+
+def is_numeric(x: Any) -> bool:
+    """Whether ``x`` is a number or an array that JAX accepts."""
+    if isinstance(x, np.ndarray | np.generic):
+        return x.dtype.kind in "biufcV"  # V: bfloat16 and narrower
+    return isinstance(x, (bool, int, float, complex, jax.Array)) or (
+        hasattr(x, "dtype") and hasattr(x, "shape")
+    )
+
+
+def numeric_tree(name: str, tree: Any) -> None:
+    """Raises a TypeError unless every leaf is a number or an array of numbers."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not is_numeric(leaf):
+            raise TypeError(
+                f"{name}{_path(path)} must be an array, got {leaf!r} of type "
+                f"{type(leaf).__name__}."
+            )
 
 
 def trainable_tree(name: str, tree: Any, empty_ok: bool = False) -> None:

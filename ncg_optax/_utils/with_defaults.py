@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+from ncg_optax._utils import names
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -35,7 +37,9 @@ def with_defaults(
             given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:  # Python's message would name ``base``.
             known = ", ".join(defaults)
-            raise TypeError(f"{name}() {error}; it takes {known}.") from None
+            wrong = [key for key in kwargs if key not in defaults]
+            hint = names.meant(wrong[0], defaults) if wrong else ""
+            raise TypeError(f"{name}() {error}{hint}; it takes {known}.") from None
         return base(**defaults | given)  # pyright: ignore[reportCallIssue]
 
     derived.__name__ = derived.__qualname__ = name

@@ -38,8 +38,8 @@ class empirical_fisher(Curvature):
         `jax.default_matmul_precision`; None keeps the one that is set outside.
 
     Raises:
-      ValueError: if ``mode`` is unknown. In ``update``: if the outputs have no common
-        first axis.
+      ValueError: if ``mode`` or ``precision`` is unknown. In ``update``: if the outputs
+        have no common first axis.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -61,6 +61,7 @@ class empirical_fisher(Curvature):
 
     def __post_init__(self):
         validate.choice("empirical_fisher: mode", self.mode, MODES)
+        validate.matmul_precision("empirical_fisher: precision", self.precision)
 
     def linearize(
         self, objective: Objective, params: PyTree

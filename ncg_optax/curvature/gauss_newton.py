@@ -37,7 +37,7 @@ class gauss_newton(Curvature):
         `jax.default_matmul_precision`; None keeps the one that is set outside.
 
     Raises:
-      ValueError: if ``mode`` is unknown.
+      ValueError: if ``mode`` or ``precision`` is unknown.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -59,6 +59,7 @@ class gauss_newton(Curvature):
 
     def __post_init__(self):
         validate.choice("gauss_newton: mode", self.mode, MODES)
+        validate.matmul_precision("gauss_newton: precision", self.precision)
 
     def linearize(
         self, objective: Objective, params: PyTree

@@ -34,7 +34,7 @@ class hessian(Curvature):
         `jax.default_matmul_precision`; None keeps the one that is set outside.
 
     Raises:
-      ValueError: if ``mode`` is unknown.
+      ValueError: if ``mode`` or ``precision`` is unknown.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -52,6 +52,7 @@ class hessian(Curvature):
 
     def __post_init__(self):
         validate.choice("hessian: mode", self.mode, MODES)
+        validate.matmul_precision("hessian: precision", self.precision)
 
     def linearize(
         self, objective: Objective, params: PyTree

@@ -25,7 +25,10 @@ class fixed(Damping):
 
     def value(self, state, count, measure):
         """The number, or the value of the schedule."""
-        damping = self.damping(count) if callable(self.damping) else self.damping
+        if not callable(self.damping):
+            return self.damping, state, 0
+        damping = self.damping(count)
+        validate.number("damping: the value of the schedule", damping, low=0.0)
         return damping, state, 0
 
 
@@ -40,7 +43,7 @@ def as_damping(damping: Any) -> Damping:
         return fixed(validate.number("damping", damping, low=0.0, high_open=True))
     # A class, such as levenberg_marquardt without (), is callable but no schedule.
     if callable(damping) and not isinstance(damping, type):
-        return fixed(cast(optax.Schedule, damping))
+        return fixed(cast(optax.Schedule, validate.schedule("damping", damping)))
     examples = "levenberg_marquardt(), or a number or an optax schedule"
     return validate.component("damping", damping, Damping, examples)
 

@@ -1,8 +1,11 @@
 """Which data arguments a function takes by name, and which of those given it gets."""
 
 import inspect
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+from ncg_optax._utils import names
 
 # Names that `update` takes itself and never passes to a value_fn.
 RESERVED = frozenset({"updates", "state", "params", "value", "grad", "value_fn"})
@@ -46,6 +49,47 @@ def data_names(fn: Callable[..., Any]) -> tuple[list[str], bool]:
     return [p.name for p in named], _takes_any_name(fn)
 
 
+def unused_names(
+    fns: Iterable[Callable[..., Any]], given: Iterable[str]
+) -> tuple[list[str], list[str]]:
+    """The names that none of the functions takes, and those that they take.
+
+    The first list is empty if a function has ``**kwargs``.
+    """
+    taken = [data_names(fn) for fn in fns]
+    known = list(dict.fromkeys(name for some, _ in taken for name in some))
+    if any(takes_any for _, takes_any in taken):
+        return [], known
+    return [name for name in given if name not in known], known
+
+
+def warn_of_unused(
+    who: str,
+    fns: Iterable[Callable[..., Any]],
+    given: Iterable[str],
+    only_similar: bool = False,
+) -> None:
+    """Warns of data that no function takes: probably its name is misspelt.
+
+    With ``only_similar`` the arguments may be for other functions, and a warning needs
+    a similar name that is not given.
+    """
+    given = [name for name in given if name not in RESERVED]
+    unused, known = unused_names(fns, given)
+    missing = [name for name in known if name not in given]
+    for name in unused:
+        if only_similar and not names.meant(name, missing):
+            continue
+        # As of this line, so that Python shows each text once.
+        warnings.warn(
+            f"ncg_optax: {who}: no function takes the argument {name}"
+            f"{names.meant(name, known)}; the loss takes {names.listed(known)}. To "
+            "silence this: warnings.filterwarnings('ignore', 'ncg_optax: .* no "
+            "function takes').",
+            stacklevel=1,
+        )
+
+
 def select_arguments(
     role: str, fn: Callable[..., Any], given: Mapping[str, Any], partial: bool = False
 ) -> dict[str, Any]:
@@ -81,6 +125,7 @@ def select_arguments(
         )
         raise TypeError(
             f"{role} needs the argument(s) {', '.join(missing)}, which were not given; "
-            f"available: {', '.join(sorted(available)) or 'none'}.{hint}"
+            f"available: {names.listed(sorted(available))}"
+            f"{names.meant(missing[0], available)}.{hint}"
         )
     return {p.name: available[p.name] for p in by_name if p.name in available}

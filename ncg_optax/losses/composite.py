@@ -6,9 +6,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from ncg_optax.losses.arguments import named_parameters, select_arguments
+from ncg_optax._utils import validate
+from ncg_optax.losses.arguments import (
+    named_parameters,
+    select_arguments,
+    warn_of_unused,
+)
+from ncg_optax.losses.broadcasting import warn_of_pairs
 from ncg_optax.losses.scalar import scalar_loss
 
 PyTree = Any
@@ -63,12 +70,9 @@ class CompositeLoss:
 
     def __post_init__(self):
         for name in ("model_fn", "loss_fn"):
-            fn = getattr(self, name)
-            if not callable(fn):
-                raise TypeError(
-                    f"CompositeLoss: {name} must be a function, got {fn!r} of type "
-                    f"{type(fn).__name__}."
-                )
+            of = "the parameters" if name == "model_fn" else "the outputs"
+            validate.function(f"CompositeLoss: {name}", getattr(self, name), of)
+        validate.flag("CompositeLoss: has_aux", self.has_aux)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -85,16 +89,38 @@ class CompositeLoss:
         return inspect.Signature(list(parameters.values()))
 
     def bind(self, **data: Any) -> "CompositeLoss":
-        """The same loss with data arguments bound; they replace those bound before."""
+        """The same loss with data arguments bound; they replace those bound before.
+
+        Warns of an argument that neither of the two functions takes.
+        """
+        warn_of_unused("CompositeLoss.bind", (self.model_fn, self.loss_fn), data)
         return dataclasses.replace(self, data={**self.data, **data})
 
     def model(self, params: PyTree, **data: Any) -> PyTree:
-        """The outputs of the network alone, without aux."""
-        return self._model_and_aux(params, {**self.data, **data})[0]
+        """The outputs of the network alone, without aux.
+
+        Raises:
+          TypeError: if they are not floating-point, so that they have no derivatives.
+        """
+        outputs = self._model_and_aux(params, {**self.data, **data})[0]
+        for path, x in jax.tree_util.tree_leaves_with_path(outputs):
+            if not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+                hint = (
+                    " If it returns (outputs, aux), pass has_aux=True to CompositeLoss."
+                    if isinstance(outputs, tuple) and len(outputs) == 2
+                    else ""
+                )
+                raise TypeError(
+                    "model_fn must return floating-point arrays, but "
+                    f"outputs{jax.tree_util.keystr(path)} has dtype "
+                    f"{jnp.result_type(x)}.{hint}"
+                )
+        return outputs
 
     def loss(self, outputs: PyTree, **data: Any) -> jax.Array:
         """The scalar loss of given outputs."""
         data = select_arguments("loss_fn", self.loss_fn, {**self.data, **data})
+        warn_of_pairs(self.loss_fn, outputs, data)
         return scalar_loss(self.loss_fn(outputs, **data))
 
     def __call__(self, params: PyTree, **data: Any) -> Any:
@@ -106,4 +132,11 @@ class CompositeLoss:
     def _model_and_aux(self, params, data):
         data = select_arguments("model_fn", self.model_fn, data)
         out = self.model_fn(params, **data)
-        return out if self.has_aux else (out, None)
+        if not self.has_aux:
+            return out, None
+        if not isinstance(out, (tuple, list)) or len(out) != 2:
+            raise TypeError(
+                "model_fn must return (outputs, aux), because has_aux=True; got "
+                f"{validate.type_name(out)}."
+            )
+        return out

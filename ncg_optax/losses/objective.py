@@ -7,9 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ncg_optax._utils import reductions
+from ncg_optax._utils import reductions, validate
 from ncg_optax._utils.reductions import Axes
-from ncg_optax.losses.arguments import RESERVED, select_arguments
+from ncg_optax.losses.arguments import (
+    RESERVED,
+    select_arguments,
+    warn_of_unused,
+)
 from ncg_optax.losses.composite import CompositeLoss
 from ncg_optax.losses.scalar import scalar_loss, split_aux
 
@@ -78,7 +82,9 @@ class MappedLoss:
 
     A data-parallel step passes it to ``update`` as ``value_fn``. The optimizer then
     needs no ``axis_name``, and does not average again what is averaged already. A call
-    returns the loss over all devices, as optax's line searches need it.
+    returns the loss over all devices, and its derivatives are those of this loss, as
+    optax's line searches need them: with local gradients the devices would leave the
+    loop of a search at different trials, and wait for each other for ever.
 
     Attributes:
       objective: the loss of one device's share, with its data, its axes and its
@@ -89,7 +95,9 @@ class MappedLoss:
 
     def __call__(self, params: PyTree) -> jax.Array:
         """The loss over all devices, the same on each."""
-        return reductions.mean(self.objective.value(params), self.objective.axes)
+        axes = self.objective.axes
+        params = reductions.same_on_all_devices(params, axes)
+        return reductions.mean(self.objective.value(params), axes)
 
 
 def as_objective(value_fn: Any, extra: Mapping[str, Any], axes: Axes = ()) -> Objective:
@@ -105,13 +113,12 @@ def as_objective(value_fn: Any, extra: Mapping[str, Any], axes: Axes = ()) -> Ob
             "update(grads, state, params, value=value, grad=grads, "
             "value_fn=lambda params: loss(params, batch))."
         )
-    if not callable(value_fn):
-        raise TypeError(
-            f"value_fn must be a function of the parameters, got {value_fn!r} of type "
-            f"{type(value_fn).__name__}."
-        )
+    validate.function("value_fn", value_fn)
     if isinstance(value_fn, MappedLoss):
         return value_fn.objective
+    bound = value_fn.data if isinstance(value_fn, CompositeLoss) else {}
+    names = {**bound, **extra}
+    warn_of_unused("update", functions_of(value_fn), names, only_similar=True)
     if isinstance(value_fn, CompositeLoss):
         given = {k: v for k, v in extra.items() if k not in RESERVED}
         return _of_composite(value_fn, {**value_fn.data, **given}, axes)
@@ -121,7 +128,7 @@ def as_objective(value_fn: Any, extra: Mapping[str, Any], axes: Axes = ()) -> Ob
 def _of_composite(
     loss: CompositeLoss, data: Mapping[str, Any], axes: Axes
 ) -> Objective:
-    bound = loss.bind(**data)
+    bound = dataclasses.replace(loss, data=data)
     return Objective(
         value=lambda p: scalar_loss(bound(p)),
         value_and_aux=lambda p: split_aux(bound(p)),
@@ -143,6 +150,13 @@ def _of_function(
         with_data=lambda new: _of_function(value_fn, {**data, **new}, axes),
         axes=axes,
     )
+
+
+def functions_of(value_fn: Any) -> tuple[Callable[..., Any], ...]:
+    """The functions of ``value_fn`` that take data: the two of a composite loss."""
+    if isinstance(value_fn, CompositeLoss):
+        return value_fn.model_fn, value_fn.loss_fn
+    return (value_fn,)
 
 
 def bind_constants(value_fn: Any, constants: Mapping[str, Any]) -> Any:

@@ -13,10 +13,14 @@ def drop_aux(out: Any) -> Any:
     return out[0] if isinstance(out, tuple) else out
 
 
+def has_aux(out: Any) -> bool:
+    """Whether a loss function has returned ``(loss, aux)``."""
+    return isinstance(out, tuple) and len(out) > 1
+
+
 def split_aux(out: Any) -> tuple[jax.Array, PyTree]:
     """Loss and aux of ``loss`` or ``(loss, aux)``; the aux is None if there is none."""
-    aux = out[1] if isinstance(out, tuple) and len(out) > 1 else None
-    return scalar_loss(out), aux
+    return scalar_loss(out), out[1] if has_aux(out) else None
 
 
 def scalar_loss(out: Any) -> jax.Array:

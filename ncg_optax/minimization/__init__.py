@@ -1,5 +1,5 @@
 """Whole minimisations on the device."""
 
-from ncg_optax.minimization.minimize import MinimizeResult
+from ncg_optax.minimization.result import MinimizeResult
 
 __all__ = ["MinimizeResult"]

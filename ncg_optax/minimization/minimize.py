@@ -11,46 +11,21 @@ import optax
 from ncg_optax._utils import compile_log, pytree, validate
 from ncg_optax._utils.status import Status, first_match
 from ncg_optax.losses.objective import Objective, as_objective
+from ncg_optax.minimization.arguments import (
+    arrays_and_constants,
+    require_known_names,
+)
+from ncg_optax.minimization.result import MinimizeResult
 from ncg_optax.minimization.saddle import leave_saddle
 from ncg_optax.presets import newton_cg
 from ncg_optax.step.info import find_infos
 
 PyTree = Any
 
+SETTINGS = ("optimizer", "maxiter", "gtol", "ftol", "check_curvature")
+
 # Steps in a row without progress, in value or gradient norm, before it stops.
 PATIENCE = 20
-
-
-class MinimizeResult(NamedTuple):
-    """How a minimisation ended; arrays of shape=().
-
-    Attributes:
-      value: the loss at the returned parameters.
-      gradient_norm: the largest absolute entry of the gradient there.
-      iterations: updates done, int32.
-      products: curvature products spent, int32.
-      evaluations: evaluations of the loss alone, int32.
-      gradient_equivalents: all of it in gradients, by the rule of thumb: 1 for each
-        gradient, ``curvature.cost`` for a product, 1/3 for an evaluation.
-      status: a :class:`Status` code, int32; :func:`explain` it.
-      converged: whether a tolerance was met, bool.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> import ncg_optax as ncg
-      >>> _, _, result = ncg.minimize(lambda w: jnp.sum((w - 1.0) ** 2), jnp.zeros(3))
-      >>> print(result.value, result.converged, ncg.Status(int(result.status)).name)
-      0.0 True CONVERGED_GRADIENT
-    """
-
-    value: jax.Array
-    gradient_norm: jax.Array
-    iterations: jax.Array
-    products: jax.Array
-    evaluations: jax.Array
-    gradient_equivalents: jax.Array
-    status: jax.Array
-    converged: jax.Array
 
 
 class _Settings(NamedTuple):
@@ -62,6 +37,7 @@ class _Settings(NamedTuple):
     gtol: float
     ftol: float
     check_curvature: bool
+    constants: Mapping[str, Any]
 
 
 class _Cost(NamedTuple):
@@ -123,14 +99,16 @@ def minimize(
         absolute value; 0 for no such test.
       check_curvature: whether to search for negative curvature before convergence is
         reported. Needs the Hessian of ``value_fn``.
-      **data: further arguments of ``value_fn``, by name.
+      **data: further arguments of ``value_fn``, by name. Those that are not arrays or
+        numbers, such as strings and bools, are constants of the program.
 
     Returns:
       ``(params, state, result)``: the parameters, the optimizer's state and a
       :class:`MinimizeResult`.
 
     Raises:
-      TypeError: as ``update`` of :func:`newton_cg`.
+      TypeError: as ``update`` of :func:`newton_cg`, or if a keyword argument is
+        neither a setting nor an argument of ``value_fn``.
       ValueError: if a setting is out of range.
 
     Examples:
@@ -143,15 +121,20 @@ def minimize(
       >>> ncg.explain(result.status)[:9]
       'Converged'
     """
+    validate.function("minimize: value_fn", value_fn)
+    require_known_names(value_fn, SETTINGS, data)
     validate.integer("minimize: maxiter", maxiter, low=0)
     validate.number("minimize: gtol", gtol, low=0.0)
     validate.number("minimize: ftol", ftol, low=0.0)
+    validate.flag("minimize: check_curvature", check_curvature)
     optimizer = newton_cg() if optimizer is None else optimizer
     validate.component(
         "optimizer", optimizer, optax.GradientTransformation, "newton_cg()"
     )
+    validate.numeric_tree("params", params)
     params = jax.tree.map(jnp.asarray, params)
     validate.trainable_tree("params", params)
+    data, constants = arrays_and_constants(data)
     settings = _Settings(
         value_fn=value_fn,
         optimizer=optax.with_extra_args_support(optimizer),
@@ -159,6 +142,7 @@ def minimize(
         gtol=gtol,
         ftol=ftol,
         check_curvature=check_curvature,
+        constants=constants,
     )
     solve = jax.jit(functools.partial(_solve, settings))
     return compile_log.compiled("minimize", solve, params, data)(params, data)
@@ -168,6 +152,7 @@ def _solve(
     settings: _Settings, params: PyTree, data: Mapping[str, Any]
 ) -> tuple[PyTree, Any, MinimizeResult]:
     """The whole minimisation, as one program."""
+    data = {**data, **settings.constants}
     objective = as_objective(settings.value_fn, data)
     end = jax.lax.while_loop(
         lambda loop: loop.status == Status.RUNNING,

@@ -13,15 +13,25 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from ncg_optax._utils import compile_log, pytree, reductions, validate
 from ncg_optax.curvature.sampling.microbatches import value_and_grad
-from ncg_optax.losses.arguments import data_names
-from ncg_optax.losses.objective import MappedLoss, as_objective, bind_constants
+from ncg_optax.losses.arguments import (
+    data_names,
+    named_parameters,
+    warn_of_unused,
+)
+from ncg_optax.losses.objective import (
+    MappedLoss,
+    Objective,
+    as_objective,
+    bind_constants,
+    functions_of,
+)
+from ncg_optax.losses.scalar import has_aux as has_aux_output
 from ncg_optax.parallel.placement import (
     automatic_mesh,
     check_rows,
@@ -149,10 +159,27 @@ class TrainStep:
 
 
 def _by_name(value_fn: Callable, batch: PyTree) -> Mapping[str, PyTree]:
-    """The batch as keyword arguments of ``value_fn``: a dictionary of them, or one."""
+    """The batch as keyword arguments of ``value_fn``: a dictionary of them, or one.
+
+    Raises:
+      TypeError: if the batch is no dictionary, or empty, and ``value_fn`` needs data.
+    """
     names, takes_any = data_names(value_fn)
     if isinstance(batch, Mapping) and (takes_any or set(names) & set(batch)):
+        warn_of_unused("make_train_step", functions_of(value_fn), batch)
         return batch
+    needed = [p.name for p in named_parameters(value_fn) if p.default is p.empty]
+    example = ", ".join(f"{name}=..." for name in needed)
+    if len(needed) > 1:
+        raise TypeError(
+            f"make_train_step: batch must be dict({example}), because value_fn takes "
+            f"several arguments; got {validate.type_name(batch)}."
+        )
+    if needed and not jax.tree.leaves(batch):
+        raise TypeError(
+            f"make_train_step: batch has no arrays, but value_fn takes data: pass "
+            f"dict({example})."
+        )
     return {names[0] if names else "batch": batch}
 
 
@@ -224,19 +251,15 @@ def make_train_step(
       [1. 2.] 2.5
     """
     who = "make_train_step"
-    if not callable(value_fn):
-        raise TypeError(
-            f"{who}: value_fn must be a function of the parameters, got {value_fn!r} "
-            f"of type {type(value_fn).__name__}."
-        )
+    validate.function(f"{who}: value_fn", value_fn)
+    validate.flag(f"{who}: has_aux", has_aux)
+    validate.flag(f"{who}: donate", donate)
+    reductions.as_axes(axis_name)
     validate.component(f"{who}: tx", tx, optax.GradientTransformation, "hessian_free()")
     if microbatch_size is not None:
         validate.integer(f"{who}: microbatch_size", microbatch_size, low=1)
-    if product_dtype is not None and not jnp.issubdtype(product_dtype, jnp.floating):
-        raise TypeError(
-            f"{who}: product_dtype must be a floating-point dtype such as "
-            f"jnp.bfloat16, or None; got {product_dtype!r}."
-        )
+    if product_dtype is not None:
+        validate.float_dtype(f"{who}: product_dtype", product_dtype, "jnp.bfloat16")
     mesh = data_mesh(axis_name) if mesh is None else mesh
     mesh = automatic_mesh(mesh, axis_name, who)
     local_step = functools.partial(
@@ -262,6 +285,17 @@ def make_train_step(
     return TrainStep(step, mesh, axis_name, donate)
 
 
+def _require_aux(value_fn: Any, objective: Objective, params: PyTree) -> None:
+    """Raises unless ``value_fn`` returns ``(loss, aux)``; the aux may be None."""
+    out = jax.eval_shape(lambda p: value_fn(p, **objective.data), params)
+    if not has_aux_output(out):
+        raise TypeError(
+            "make_train_step: value_fn must return (loss, aux), because has_aux=True; "
+            "got the loss alone. (A CompositeLoss returns both if it has has_aux=True "
+            "itself.)"
+        )
+
+
 def _local_step(
     value_fn: Callable[..., Any],
     tx: optax.GradientTransformationExtraArgs,
@@ -276,6 +310,7 @@ def _local_step(
 ) -> tuple[PyTree, PyTree, StepMetrics]:
     """The step on one device, with its share of the batch."""
     # `extra` is not data, which may be cut to fewer examples.
+    warn_of_unused("make_train_step", functions_of(value_fn), extra)
     loss = bind_constants(value_fn, extra)
     objective = as_objective(loss, _by_name(loss, batch), (axis_name,))
     (value, aux), grads = value_and_grad(objective, params, microbatch_size)
@@ -284,6 +319,8 @@ def _local_step(
             "make_train_step: value_fn returned a tuple (loss, aux), expected a scalar "
             "loss: pass has_aux=True."
         )
+    if has_aux and aux is None:
+        _require_aux(loss, objective, params)
     # optax wants the gradients of complex parameters conjugated.
     local = value, aux, pytree.conj(grads)
     value, aux, grads = reductions.mean_or_first(local, axis_name)

@@ -170,8 +170,7 @@ class kronecker(Preconditioner):
             validate.integer(f"kronecker: {name}", getattr(self, name), **limits)
 
         number("decay", low=0.0, high=1.0, high_open=True)
-        if not callable(self.refresh):
-            integer("refresh", low=1, other="an optax schedule")
+        validate.integer_or_schedule("kronecker: refresh", self.refresh, low=1)
         integer("iterations", low=1)
         integer("probes", low=1)
         integer("first_probes", low=1)
@@ -180,6 +179,7 @@ class kronecker(Preconditioner):
         if self.damping_halving is not None:
             number("damping_halving", low=0.0, low_open=True)
         integer("max_size", low=1)
+        validate.flag("kronecker: with_sqrt", self.with_sqrt)
 
     @property
     def has_sqrt(self) -> bool:

@@ -178,6 +178,9 @@ def checked_solve(solver: Solver, model: Model, state: Any) -> tuple[SolverResul
         *(SolverResult, object),
     )
     validate.returned_tree(solver, "solve", result.solution, model.gradient)
+    vectors = ("solution", "last_direction")
+    scalars = {k: v for k, v in result._asdict().items() if k not in vectors}
+    validate.returned_scalars(solver, "solve", scalars)
     return result, state
 
 

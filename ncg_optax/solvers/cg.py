@@ -107,11 +107,8 @@ class cg(KrylovSolver):
     descent_threshold: float = 0.0
 
     def __post_init__(self):
-        if not callable(self.maxiter):
-            validate.integer(
-                "cg: maxiter", self.maxiter, low=1, other="an optax schedule"
-            )
-        elif self.progress_tol is not None:
+        validate.integer_or_schedule("cg: maxiter", self.maxiter, low=1)
+        if callable(self.maxiter) and self.progress_tol is not None:
             raise ValueError(
                 "cg: progress_tol must be None if maxiter is a schedule, got "
                 f"{self.progress_tol!r}. The test stores the values of all iterations, "

@@ -35,9 +35,17 @@ def resolve(mask: PyTree | Callable[[PyTree], PyTree] | None, tree: PyTree) -> P
             )
     try:
         full = jax.tree.broadcast(given, tree)
-    except ValueError as error:
+    except ValueError:
+        ours, theirs = (
+            ", ".join(
+                jax.tree_util.keystr(path) or "(the tree itself)"
+                for path, _ in jax.tree_util.tree_leaves_with_path(t)
+            )
+            for t in (given, tree)
+        )
         raise ValueError(
-            f"mask must have the structure of the parameters or a prefix of it: {error}"
+            "mask must have the structure of the parameters or a prefix of it, but it "
+            f"has the leaves {ours} and the parameters have {theirs}."
         ) from None
     if jax.tree.leaves(tree) and not any(jax.tree.leaves(full)):
         raise ValueError("mask must train at least one leaf; it is False everywhere.")

@@ -114,6 +114,7 @@ def build_model(
         "(damping, state, products)",
         *(object,) * 3,
     )
+    validate.returned_scalars(settings.damping, "value", {"damping": damping})
     damping = jnp.asarray(damping, point.dtype)
 
     m = _precondition(settings, point, state, curvature, damping)

@@ -49,6 +49,7 @@ def try_step(
     search = validate.returned(
         linesearch, "search", linesearch.search(line), "a SearchResult", SearchResult
     )
+    validate.returned_scalars(linesearch, "search", search._asdict())
     finite = jnp.isfinite(search.loss)  # a loss of minus infinity is rejected
     search = search._replace(
         accepted=search.accepted & finite,

@@ -485,3 +485,53 @@ class TestSummedLoss:
         stays = all(not np.any(u) for u in jax.tree.leaves(updates))
         assert stays == summed
         assert "averaged" in ncg.explain(ncg.Status.SUMMED_LOSS)
+
+
+# optax's line searches call the loss that the step passes to the optimizer.
+
+
+def gradient_of_value_fn():
+    """An optimizer whose update is the gradient of ``value_fn``."""
+
+    def update(grads, state, params, *, value_fn, **extra):
+        del grads, extra
+        value, grads = jax.value_and_grad(value_fn)(params)
+        return grads, {"value": value, "norm": optax.tree.norm(grads)}
+
+    zero = {"value": jnp.zeros(()), "norm": jnp.zeros(())}
+    return optax.GradientTransformationExtraArgs(lambda params: zero, update)
+
+
+def test_the_loss_that_the_optimizer_gets_has_the_gradient_of_the_whole_batch():
+    params, batch = small_batch()
+    step = ncg.make_train_step(make_loss(), gradient_of_value_fn(), donate=False)
+    new, state, metrics = step(params, {"value": 0.0, "norm": 0.0}, batch)
+    grads = jax.grad(make_loss())(params, **batch)
+    expected = optax.apply_updates(params, grads)
+    assert largest_difference(jax.device_get(new), expected) < 1e-12
+    norms = [float(x.data) for x in state["norm"].addressable_shards]
+    assert len(set(norms)) == 1  # on all devices
+    np.testing.assert_allclose(state["value"], metrics.loss, rtol=1e-14)
+
+
+@pytest.mark.parametrize("search", ["backtracking", "zoom"])
+def test_a_line_search_of_optax_behind_the_bare_transformation(search):
+    # With local gradients the devices leave the loop of the zoom search at different
+    # trials, and wait for each other for ever.
+    searches = {
+        "backtracking": optax.scale_by_backtracking_linesearch(20),
+        "zoom": optax.scale_by_zoom_linesearch(max_linesearch_steps=20),
+    }
+    tx = optax.chain(
+        ncg.scale_by_newton_cg(damping=1e-3, linesearch=None),
+        optax.scale(-1.0),
+        searches[search],
+    )
+    params, batch = small_batch()
+    runs = [
+        train(ncg.make_train_step(make_loss(), tx, m), tx, params, batch, steps=5)
+        for m in (one_device(), None)
+    ]
+    (alone, _, _), (shared, _, metrics) = runs
+    assert largest_difference(alone[-1], shared[-1]) < 1e-8
+    assert metrics.loss < make_loss()(params, **batch)

@@ -77,7 +77,7 @@ def test_an_uncalled_factory_is_recognised(name):
 
 @pytest.mark.parametrize("preset", [ncg.hessian_free, ncg.stochastic_hessian_free])
 def test_a_misspelt_setting_of_a_preset(preset):
-    sentence = rf"^{preset.__name__}\(\) got .*'precond'; it takes learning_rate,"
+    sentence = rf"^{preset.__name__}\(\) got .*'precond' .did you mean pre.*; it takes learning_rate,"
     with pytest.raises(TypeError, match=sentence):
         preset(precond=ncg.jacobi())
     with pytest.raises(TypeError, match=rf"^{preset.__name__}\(\) too many positional"):
