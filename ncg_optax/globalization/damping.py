@@ -156,6 +156,10 @@ class levenberg_marquardt(Damping):
         state = LevenbergMarquardtState(damping, unit)
         return damping, state, fresh.astype(jnp.int32)
 
+    def unit(self, state: LevenbergMarquardtState) -> jax.Array:
+        """The first damping."""
+        return state.unit
+
     def update(
         self, state: LevenbergMarquardtState, outcome: Outcome
     ) -> LevenbergMarquardtState:

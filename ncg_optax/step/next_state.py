@@ -107,7 +107,8 @@ def _measurements(
 ) -> NewtonCGInfo:
     """The measurements of the step."""
     loss, search = built.loss, trial.search
-    gradient_norm = pytree.norm(point.gradient)
+    model = built.model
+    norm = pytree.norm(model.gradient)  # in the unit of the model, as the residual
     length2 = direction.length2
     predicted = trial.outcome.predicted_reduction
     actual = trial.outcome.actual_reduction
@@ -116,12 +117,11 @@ def _measurements(
         solver_status=direction.result.status,
         loss=loss,
         next_loss=jnp.where(search.evaluations > 0, search.loss, 0),
-        gradient_norm=gradient_norm,
+        gradient_norm=model.unit * norm,
         damping=direction.damping,
         cg_iterations=direction.result.iterations,
         **_cost(settings, built, direction, trial)._asdict(),
-        residual=direction.result.residual
-        / jnp.where(gradient_norm > 0, gradient_norm, 1),
+        residual=direction.result.residual / jnp.where(norm > 0, norm, 1),
         predicted_reduction=predicted,
         actual_reduction=actual,
         reduction_ratio=actual / jnp.where(predicted > 0, predicted, 1),
