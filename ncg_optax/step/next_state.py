@@ -1,5 +1,6 @@
 """Stage 5: the updates, the next state, and the cost of the step."""
 
+import functools
 from typing import Any
 
 import jax
@@ -77,14 +78,16 @@ def _cost(
     on_share = result.products + built.damping_products
     on_batch = direction.agreement_products
     of_preconditioner = built.preconditioner_products
+    # Strict types have no product of a share and an integer.
+    real = functools.partial(jnp.asarray, dtype=built.loss.dtype)
     batch_products = (
-        built.share * on_share
-        + built.preconditioner_share * of_preconditioner
-        + on_batch
+        built.share * real(on_share)
+        + built.preconditioner_share * real(of_preconditioner)
+        + real(on_batch)
     )
     batch_evaluations = (
-        search.share * search.evaluations
-        + built.sample.share * result.evaluations
+        search.share * real(search.evaluations)
+        + built.sample.share * real(result.evaluations)
         + built.sample_passes
     )
     return Cost(
