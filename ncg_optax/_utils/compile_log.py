@@ -25,9 +25,12 @@ def log_end(who: str, start: float) -> None:
 def compiled(who: str, jitted: Any, *arguments: Any) -> Callable:
     """``jitted`` compiled for these arguments, with both messages.
 
-    It is returned as it is while another function is traced, which compiles it.
+    It is returned as it is while another function is traced, which compiles it, and if
+    jit is disabled.
     """
-    if any(isinstance(x, Tracer) for x in jax.tree.leaves(arguments)):
+    if jax.config.jax_disable_jit or any(
+        isinstance(x, Tracer) for x in jax.tree.leaves(arguments)
+    ):
         return jitted
     start = log_start(who)
     result = jitted.lower(*arguments).compile()

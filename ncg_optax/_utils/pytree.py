@@ -86,6 +86,22 @@ def norm(a: PyTree) -> Scalar:
     return jnp.sqrt(vdot(a, a))
 
 
+def power_of_two(x: Scalar) -> Scalar:
+    """The largest power of two that is not above ``x``, between 2^-100 and 2^100.
+
+    1 if ``x`` is 0 or not finite. Products and quotients with it are exact.
+    """
+    exponent = jnp.frexp(x)[1] - 1
+    exponent = jnp.where((x > 0) & jnp.isfinite(x), jnp.clip(exponent, -100, 100), 0)
+    return jnp.ldexp(jnp.ones_like(x), exponent)
+
+
+def scaled_norm(a: PyTree) -> Scalar:
+    """:func:`norm`, also if the squares of the entries would overflow or underflow."""
+    unit = power_of_two(max_norm(a))
+    return unit * norm(scale(a, 1 / unit))
+
+
 def max_norm(a: PyTree) -> Scalar:
     """Largest absolute entry."""
     dtype = scalar_dtype(a)
@@ -180,9 +196,20 @@ def in_dtypes_of(like: PyTree, matvec: Callable[[PyTree], PyTree]) -> Callable:
 
     The vectors of the solvers have the dtypes of :func:`widen`, but a product needs a
     tangent in the dtypes of the parameters. So ``v`` is cast to those, and the product
-    is widened.
+    is widened. In float16 a vector with entries above 65504 or below 6e-8 would be cast
+    to infinity or zero. So a vector whose largest entry is not between 2^-10 and 2^10
+    is divided by a power of two near that.
     """
-    return lambda v: widen(matvec(cast_like(v, like)))
+    if not any(x.dtype == jnp.float16 for x in jax.tree.leaves(like)):
+        return lambda v: widen(matvec(cast_like(v, like)))
+
+    def product(v):
+        peak = max_norm(v)
+        usual = (peak >= 2.0**-10) & (peak <= 2.0**10)
+        unit = jnp.where(usual, 1, power_of_two(peak))
+        return scale(widen(matvec(cast_like(scale(v, 1 / unit), like))), unit)
+
+    return product
 
 
 def as_real(tree: PyTree) -> PyTree:

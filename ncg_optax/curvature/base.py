@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
-from ncg_optax._utils import validate
+from ncg_optax._utils import pytree, validate
 from ncg_optax._utils.parts import Part
 from ncg_optax.losses.objective import Objective, as_objective
 
@@ -86,6 +86,11 @@ class SampledProduct(NamedTuple):
     def __call__(self, v: PyTree) -> PyTree:
         """``B v``."""
         return self.product(v)
+
+    def divided(self, unit: jax.Array) -> "SampledProduct":
+        """The product with ``B / unit``."""
+        factor = 1 / unit
+        return self._replace(product=lambda v: pytree.scale(self.product(v), factor))
 
 
 def share_of(product: Operator) -> float | jax.Array:

@@ -104,6 +104,16 @@ class Damping(Part, Protocol):
         """
         ...
 
+    def unit(self, state: Any) -> jax.Array | None:
+        """The scale of the curvature in this run, shape=(), after ``value``.
+
+        It must stay the same over the run. If it is far from 1, gradient and curvature
+        are divided by it during a step, so that their squares do not overflow. None if
+        the rule does not know it; then the gradient defines the unit.
+        """
+        del state
+        return None
+
     def update(self, state: Any, outcome: Outcome) -> Any:
         """The state for the next step, after this one was tried."""
         del outcome

@@ -85,7 +85,8 @@ class levenberg_marquardt(Damping):
     2/3). The denominator of :math:`\rho` is the decrease of the undamped model. The
     comparison does not divide, and a difference within rounding counts in favour of the
     step. A step that the line search shortened counts as a bad ratio. A rejected step
-    multiplies the damping by ``increase`` twice.
+    multiplies the damping by ``increase`` twice. If the loss is multiplied by a number,
+    so is the damping, but it is never below the smallest normal number of its dtype.
 
     Attributes:
       initial: first damping, in units of the curvature (loss per squared parameter),
@@ -155,6 +156,10 @@ class levenberg_marquardt(Damping):
         damping = jnp.where(fresh, unit, state.damping)
         state = LevenbergMarquardtState(damping, unit)
         return damping, state, fresh.astype(jnp.int32)
+
+    def unit(self, state: LevenbergMarquardtState) -> jax.Array:
+        """The first damping."""
+        return state.unit
 
     def update(
         self, state: LevenbergMarquardtState, outcome: Outcome

@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ncg_optax._utils import names
@@ -65,20 +65,26 @@ def unused_names(
 
 def warn_of_unused(
     who: str,
-    fns: Iterable[Callable[..., Any]],
+    fns: Sequence[Callable[..., Any]],
     given: Iterable[str],
     only_similar: bool = False,
 ) -> None:
     """Warns of data that no function takes: probably its name is misspelt.
 
     With ``only_similar`` the arguments may be for other functions, and a warning needs
-    a similar name that is not given.
+    the similar name of an optional argument that is not given. (A required one that is
+    not given is an error, which names the similar one as well.)
     """
     given = [name for name in given if name not in RESERVED]
     unused, known = unused_names(fns, given)
-    missing = [name for name in known if name not in given]
+    optional = [
+        p.name
+        for fn in fns
+        for p in named_parameters(fn)
+        if p.default is not p.empty and p.name not in given
+    ]
     for name in unused:
-        if only_similar and not names.meant(name, missing):
+        if only_similar and not names.meant(name, optional):
             continue
         # As of this line, so that Python shows each text once.
         warnings.warn(

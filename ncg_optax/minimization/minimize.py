@@ -244,9 +244,8 @@ def _check_minimum(settings: _Settings, objective: Objective, loop: _Loop) -> _L
     moved = lower & (loop.k < settings.maxiter)
     params = pytree.where(moved, found.params, loop.params)
     value, grads = _gradient_if_moved(objective, loop, moved, params)
-    cost = loop.cost.plus(
-        found.products, found.evaluations, found.gradient_equivalents + moved
-    )
+    gradients = found.gradient_equivalents + jnp.where(moved, 1, 0)
+    cost = loop.cost.plus(found.products, found.evaluations, gradients)
     new = _advance(settings, loop, params, loop.state, value, grads, cost)
     return new._replace(
         status=first_match(

@@ -142,5 +142,5 @@ def _find_negative_curvature(
         found=negative & (result.curvature < -rounding),
         direction=result.last_direction,
         curvature=result.curvature,
-        products=result.products + negative,
+        products=result.products + negative.astype(jnp.int32),
     )

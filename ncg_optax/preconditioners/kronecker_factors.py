@@ -167,4 +167,4 @@ def times(inverses: Sides, x: jax.Array) -> jax.Array:
     """
     left, right = inverses
     x = left @ x if left.ndim == 2 else left[:, None] * x
-    return x @ right if right.ndim == 2 else x * right
+    return x @ right if right.ndim == 2 else x * right[None, :]

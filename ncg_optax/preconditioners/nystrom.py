@@ -69,11 +69,11 @@ def _eigenpairs(omega: Sketch, y: Sketch) -> tuple[Sketch, jax.Array]:
     w += jnp.maximum(-2 * w[0], eps * w[-1])
 
     # Y W^-1 Y^T = F F^T, whose eigenvectors are F times those of F^T F.
-    f = _combine((whiten.T @ q * _inverse_root(w)).T, y)
+    f = _combine((whiten.T @ q * _inverse_root(w)[None, :]).T, y)
     values, p = jnp.linalg.eigh(_contract(f, f))
     # The eigenvalues of F^T F have rounding errors relative to the largest one.
     values = jnp.where(values > 10 * eps * values[-1], values, 0)
-    return _combine((p * _inverse_root(values)).T, f), values
+    return _combine((p * _inverse_root(values)[None, :]).T, f), values
 
 
 def _check_rank(rank: int, params: PyTree) -> None:

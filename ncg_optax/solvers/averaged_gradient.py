@@ -136,7 +136,10 @@ class averaged_gradient(KrylovSolver):
     ) -> tuple[SolverResult, optax.EmaState]:
         """A step to the minimum of the model along the preconditioned mean."""
         rhs = model.rhs
-        averaged, new_state = optax.ema(self.decay).update(rhs, state)
+        mean, new_state = optax.ema(self.decay, debias=False).update(rhs, state)
+        # The correction of optax has a float to the power of an integer.
+        count = new_state.count.astype(pytree.scalar_dtype(rhs))
+        averaged = pytree.scale(mean, 1 / (1 - self.decay**count))
         finite = jnp.isfinite(pytree.max_norm(rhs))
         averaged = pytree.where(finite, averaged, pytree.zeros_like(rhs))
         new_state = pytree.where(finite, new_state, state)

@@ -35,6 +35,9 @@ class Model(NamedTuple):
         is not known.
       objective: the loss as a function of the trained parameters, on the examples of
         the curvature's sample; see :class:`CompositeLoss` for its fields.
+      unit: gradient, damping, product and loss are divided by this power of two, so
+        that their squares neither overflow nor underflow; 1 unless the loss is very
+        large or very small. An absolute tolerance has to be divided by it.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -55,6 +58,7 @@ class Model(NamedTuple):
     params: PyTree = None
     loss: jax.Array | float = math.nan
     objective: Objective | None = None
+    unit: jax.Array | float = 1.0
 
     @property
     def rhs(self) -> PyTree:

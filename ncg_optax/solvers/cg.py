@@ -150,7 +150,7 @@ class cg(KrylovSolver):
             model.rhs,
             model.damping,
             maxiter=maxiter,
-            tolerance=jnp.maximum(eta * norm, self.atol),
+            tolerance=jnp.maximum(eta * norm, self.atol / model.unit),
             x0=x0,
             precondition=model.precondition,
             progress_tol=self.progress_tol,

@@ -254,7 +254,7 @@ def _iterate(system: _System, loop: _Loop) -> _Loop:
     r = pytree.add_scaled(loop.r, -alpha, ap)
     gain = alpha * (loop.rz - 0.5 * alpha * along.pap)
     decrease = loop.decrease + gain
-    k = loop.k + definite
+    k = loop.k + definite.astype(jnp.int32)
     rr = jnp.where(along.finite, pytree.vdot(r, r), loop.rr)
 
     history, stalled = None, False
@@ -338,7 +338,7 @@ def _progress_stalled(history, decrease, k, progress_tol):
     """Martens' stopping test; see :func:`conjugate_gradient`."""
     window = jnp.maximum(10, k // 10)
     gain = decrease - history[jnp.maximum(k - window, 0)]
-    slow = gain < window * progress_tol * decrease
+    slow = gain < window.astype(gain.dtype) * progress_tol * decrease
     return (k > window) & (decrease > 0) & slow
 
 

@@ -340,7 +340,7 @@ class minres(KrylovSolver):
             model.rhs,
             model.damping,
             maxiter=self.maxiter,
-            tolerance=jnp.maximum(self.rtol * norm, self.atol),
+            tolerance=jnp.maximum(self.rtol * norm, self.atol / model.unit),
             precondition=model.precondition,
         )
         return result, state

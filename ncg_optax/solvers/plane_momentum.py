@@ -269,7 +269,8 @@ class quadratic_momentum(KrylovSolver):
         # The step that will be taken: the optimizer replaces a direction that is not a
         # descent direction by -g.
         rhs = model.rhs
-        descends = pytree.vdot(rhs, result.solution) > self.descent_threshold
+        threshold = self.descent_threshold / model.unit
+        descends = pytree.vdot(rhs, result.solution) > threshold
         kept = jnp.logical_or(self.may_ascend, descends)
         step = pytree.where(kept, result.solution, rhs)
         return result, QuadraticMomentumState(inner, step)

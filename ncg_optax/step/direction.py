@@ -68,7 +68,7 @@ def find_direction(
     fell_back = jnp.zeros((), bool)
     d, finite = solution, pytree.all_finite(solution)
     if not solver.may_ascend:
-        fell_back = jnp.logical_not(slope < -solver.descent_threshold)
+        fell_back = jnp.logical_not(slope < -solver.descent_threshold / model.unit)
         d = pytree.where(fell_back, model.rhs, solution)
         square = pytree.vdot(gradient, gradient)
         slope = jnp.where(fell_back, -square, slope)
@@ -89,14 +89,14 @@ def find_direction(
     )
     return Direction(
         d=d,
-        slope=slope,
-        bend=bend,
+        slope=model.unit * slope,
+        bend=model.unit * bend,
         length2=length2,
         fell_back=fell_back,
         usable=finite
         & _is_representable(d, point.params)
         & jnp.logical_not(built.is_summed),
-        damping=damping,
+        damping=model.unit * damping,
         result=result,
         solver=solver_state,
         sample=sample_state,

@@ -15,9 +15,10 @@ from ncg_optax.curvature.sampling.every_kth import (
     every_kth,
 )
 from ncg_optax.losses.objective import Objective
-from ncg_optax.solvers.base import Model
+from ncg_optax.solvers.base import DirectSolver, Model
 from ncg_optax.step.point import Point
 from ncg_optax.step.settings import Settings
+from ncg_optax.step.unit import model_unit
 
 PyTree = Any
 
@@ -101,7 +102,6 @@ def build_model(
     sample, whole = curvature.sample, curvature.sample.objective is point.objective
     loss = _batch_loss(point, curvature.sample_loss if whole else None)
     gradient, product = point.gradient, curvature.product
-    norm = pytree.norm(gradient)
 
     damping, damping_state, damping_products = validate.returned(
         settings.damping,
@@ -109,24 +109,29 @@ def build_model(
         settings.damping.value(
             state.damping,
             state.count,
-            lambda: _curvature_scale(product, gradient, norm),
+            lambda: _curvature_scale(product, gradient),
         ),
         "(damping, state, products)",
         *(object,) * 3,
     )
     validate.returned_scalars(settings.damping, "value", {"damping": damping})
-    damping = jnp.asarray(damping, point.dtype)
+    unit = jnp.asarray(1, point.dtype)
+    if not isinstance(settings.solver, DirectSolver):  # it takes the loss itself
+        unit = model_unit(settings.damping, damping_state, gradient)
+    damping = jnp.asarray(damping, point.dtype) / unit
+    gradient, curvature = pytree.scale(gradient, 1 / unit), _divided(curvature, unit)
 
-    m = _precondition(settings, point, state, curvature, damping)
+    m = _precondition(settings, point, state, curvature, gradient, damping, unit)
 
     return StepModel(
         model=Model(
             gradient=gradient,
             damping=damping,
-            product=product,
+            product=curvature.product,
             precondition=m.apply,
             params=point.params,
-            loss=loss,
+            loss=loss / unit,
+            unit=unit,
             objective=sample.objective,
         ),
         loss=loss,
@@ -216,12 +221,21 @@ def _batch_loss(point: Point, local: jax.Array | None) -> jax.Array:
     return reductions.mean(local, point.axes).astype(point.dtype)
 
 
-def _curvature_scale(product: Operator, gradient: PyTree, norm: jax.Array) -> jax.Array:
-    """``|B g| / |g|``, which lies between the extreme absolute eigenvalues of ``B``.
+def _curvature_scale(product: Operator, gradient: PyTree) -> jax.Array:
+    """``|B g| / |g|``, which lies between the extreme absolute eigenvalues of ``B``."""
+    g = pytree.scale(gradient, 1 / pytree.power_of_two(pytree.max_norm(gradient)))
+    norm = pytree.norm(g)
+    return pytree.scaled_norm(product(g)) / jnp.where(norm > 0, norm, 1)
 
-    ``norm`` is ``|g|``.
-    """
-    return pytree.norm(product(gradient)) / jnp.where(norm > 0, norm, 1)
+
+def _divided(curvature: _Curvature, unit: jax.Array) -> _Curvature:
+    """``curvature`` with all products divided by ``unit``."""
+    whole = curvature.batch_product
+    return curvature._replace(
+        sample_product=curvature.sample_product.divided(unit),
+        product=curvature.product.divided(unit),
+        batch_product=None if whole is None else SampledProduct(whole).divided(unit),
+    )
 
 
 def _precondition(
@@ -229,9 +243,14 @@ def _precondition(
     point: Point,
     state: Any,
     curvature: _Curvature,
+    gradient: PyTree,
     damping: jax.Array,
+    unit: jax.Array,
 ) -> _Preconditioning:
-    """Updates the preconditioner, on the sample or on a smaller one if sufficient."""
+    """Updates the preconditioner, on the sample or on a smaller one if sufficient.
+
+    ``curvature``, ``gradient`` and ``damping`` are divided by ``unit``.
+    """
     preconditioner = settings.preconditioner
     if preconditioner is None:
         return _Preconditioning(state=state.preconditioner)
@@ -247,14 +266,14 @@ def _precondition(
     )
     if smaller.share < curvature.sample.share:
         loss, of_smaller = _linearized(settings, smaller.objective, varying)
-        product = _reduced(point, loss, of_smaller, smaller.share)
+        product = _reduced(point, loss, of_smaller, smaller.share).divided(unit)
         passes = smaller.share
     key = jax.random.fold_in(jax.random.key(settings.seed), state.count)
     new_state, products = validate.returned(
         preconditioner,
         "update",
         preconditioner.update(
-            state.preconditioner, product, point.gradient, damping, key, state.count
+            state.preconditioner, product, gradient, damping, key, state.count
         ),
         "(state, products)",
         *(object,) * 2,

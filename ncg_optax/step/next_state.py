@@ -1,5 +1,6 @@
 """Stage 5: the updates, the next state, and the cost of the step."""
 
+import functools
 from typing import Any
 
 import jax
@@ -77,14 +78,16 @@ def _cost(
     on_share = result.products + built.damping_products
     on_batch = direction.agreement_products
     of_preconditioner = built.preconditioner_products
+    # Strict types have no product of a share and an integer.
+    real = functools.partial(jnp.asarray, dtype=built.loss.dtype)
     batch_products = (
-        built.share * on_share
-        + built.preconditioner_share * of_preconditioner
-        + on_batch
+        built.share * real(on_share)
+        + built.preconditioner_share * real(of_preconditioner)
+        + real(on_batch)
     )
     batch_evaluations = (
-        search.share * search.evaluations
-        + built.sample.share * result.evaluations
+        search.share * real(search.evaluations)
+        + built.sample.share * real(result.evaluations)
         + built.sample_passes
     )
     return Cost(
@@ -107,7 +110,8 @@ def _measurements(
 ) -> NewtonCGInfo:
     """The measurements of the step."""
     loss, search = built.loss, trial.search
-    gradient_norm = pytree.norm(point.gradient)
+    model = built.model
+    norm = pytree.norm(model.gradient)  # in the unit of the model, as the residual
     length2 = direction.length2
     predicted = trial.outcome.predicted_reduction
     actual = trial.outcome.actual_reduction
@@ -116,12 +120,11 @@ def _measurements(
         solver_status=direction.result.status,
         loss=loss,
         next_loss=jnp.where(search.evaluations > 0, search.loss, 0),
-        gradient_norm=gradient_norm,
+        gradient_norm=model.unit * norm,
         damping=direction.damping,
         cg_iterations=direction.result.iterations,
         **_cost(settings, built, direction, trial)._asdict(),
-        residual=direction.result.residual
-        / jnp.where(gradient_norm > 0, gradient_norm, 1),
+        residual=direction.result.residual / jnp.where(norm > 0, norm, 1),
         predicted_reduction=predicted,
         actual_reduction=actual,
         reduction_ratio=actual / jnp.where(predicted > 0, predicted, 1),

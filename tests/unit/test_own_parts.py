@@ -39,6 +39,11 @@ class OnlyDirection(ncg.solvers.Solver):
         return model.rhs, state
 
 
+class VectorStatus(ncg.solvers.Solver):
+    def solve(self, model, state):
+        return solve(model)._replace(status=jnp.ones(2, int)), state
+
+
 class WrongShape(ncg.solvers.Solver):
     def solve(self, model, state):
         return solve(model)._replace(solution=jnp.zeros(4)), state
@@ -57,6 +62,7 @@ class NewState(ncg.solvers.Solver):
         (ncg.quadratic_momentum(NoSolve()), r"NoSolve\(\): solve must return"),
         (OnlyResult(), r"return \(SolverResult, state\), got SolverResult\."),
         (OnlyDirection(), "got a tuple of .*, tuple"),
+        (VectorStatus(), "solve must return status as a number"),
         (WrongShape(), r"the result of solve has shape \(4,\).* shape \(3,\)"),
         (NewState(), r"NewState\(\): the state must keep .* with \(2,\), expected"),
     ],
@@ -75,11 +81,18 @@ class TupleSearch(ncg.globalization.LineSearch):
         return 0.5, line.loss_at(0.5)
 
 
+class VectorStep(ncg.globalization.LineSearch):
+    def search(self, line):
+        step = jnp.ones(2)
+        return ncg.globalization.SearchResult(step, line.loss, jnp.array(1), True)
+
+
 @pytest.mark.parametrize(
     ("linesearch", "sentence"),
     [
         (NoSearch(), r"NoSearch\(\): search must return a SearchResult, got NoneType"),
         (TupleSearch(), "search must return a SearchResult, got a tuple of float"),
+        (VectorStep(), r"VectorStep\(\): search must return step_size as a number"),
     ],
 )
 def test_a_line_search(linesearch, sentence):
@@ -94,6 +107,11 @@ class NoValue(ncg.globalization.Damping):
 class OneValue(ncg.globalization.Damping):
     def value(self, state, count, measure):
         return 0.1
+
+
+class VectorValue(ncg.globalization.Damping):
+    def value(self, state, count, measure):
+        return jnp.ones(2), state, 0
 
 
 class NoState(ncg.globalization.Damping):
@@ -112,6 +130,7 @@ class NoState(ncg.globalization.Damping):
     [
         (NoValue(), r"NoValue\(\): value must return \(damping, state, products\)"),
         (OneValue(), r"value must return .*got float\."),
+        (VectorValue(), r"value must return damping as a number, .* got shape \(2,\)"),
         (NoState(), r"NoState\(\): the state must keep .* got NoneType, expected"),
     ],
 )

@@ -174,7 +174,7 @@ def weighted_jacobian(
         passes = {code: mode.passes for code, mode in modes.items()}
         slow = mode == WHOLE_BATCH
         products = jnp.where(slow, passes[WHOLE_BATCH], passes[PER_EXAMPLE])
-        products += 2 * unknown
+        products += 2 * unknown.astype(jnp.int32)
     return WeightedJacobian(
         objective=objective,
         blocks=blocks,
