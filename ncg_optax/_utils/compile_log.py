@@ -22,14 +22,28 @@ def log_end(who: str, start: float) -> None:
     _LOGGER.info("%s: compiled in %.1f s", who, time.perf_counter() - start)
 
 
-def compiled(who: str, jitted: Any, *arguments: Any) -> Callable:
-    """``jitted`` compiled for these arguments, with both messages.
+def logged_jit(who: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``jax.jit(function)`` with both messages for each call that compiles it.
 
-    It is returned as it is while another function is traced, which compiles it.
+    While another function is traced, which compiles it, nothing is said.
     """
-    if any(isinstance(x, Tracer) for x in jax.tree.leaves(arguments)):
-        return jitted
-    start = log_start(who)
-    result = jitted.lower(*arguments).compile()
-    log_end(who, start)
-    return result
+    started: list[float] = []
+
+    def traced(*args):
+        started.append(log_start(who))
+        return function(*args)
+
+    logged, silent = jax.jit(traced), jax.jit(function)
+
+    def call(*args):
+        if any(isinstance(x, Tracer) for x in jax.tree.leaves(args)):
+            return silent(*args)
+        try:
+            result = logged(*args)
+            if started:
+                log_end(who, started[0])
+            return result
+        finally:
+            started.clear()
+
+    return call

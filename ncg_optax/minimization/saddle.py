@@ -12,6 +12,7 @@ from ncg_optax.curvature.hessian import hessian
 from ncg_optax.globalization.armijo import armijo
 from ncg_optax.globalization.base import Line, SearchResult
 from ncg_optax.losses.objective import Objective
+from ncg_optax.minimization.box import Box, only
 from ncg_optax.solvers.linear_cg import conjugate_gradient
 
 PyTree = Any
@@ -52,6 +53,7 @@ def leave_saddle(
     value: jax.Array,
     grads: PyTree,
     count: jax.Array,
+    box: Box | None = None,
 ) -> SaddleResult:
     """Searches for negative curvature at a stationary point, and for a lower point.
 
@@ -63,6 +65,7 @@ def leave_saddle(
       value: the loss there, shape=().
       grads: the gradient there, for the sign of the step.
       count: selects the random vector of the search.
+      box: bounds on the parameters; those at a bound stay there.
 
     Returns:
       A :class:`SaddleResult`.
@@ -71,9 +74,11 @@ def leave_saddle(
     _, product = curvature.linearize(objective, params)
     dtype = pytree.scalar_dtype(params)
     value = value.astype(dtype)
-    negative = _find_negative_curvature(
-        pytree.in_dtypes_of(params, product), params, count
-    )
+    product = pytree.in_dtypes_of(params, product)
+    if box is not None:
+        free, whole = box.free(params, grads), product
+        product = lambda v: only(free, whole(only(free, v)))  # noqa: E731
+    negative = _find_negative_curvature(product, params, count)
 
     # The one of +p and -p along which the loss does not rise, as long as params.
     p = negative.direction
@@ -82,9 +87,9 @@ def leave_saddle(
     bend = negative.curvature * pytree.vdot(d, d)
 
     def moved(step):
-        return pytree.cast_like(
-            pytree.add_scaled(pytree.widen(params), step, d), params
-        )
+        new = pytree.add_scaled(pytree.widen(params), step, d)
+        new = pytree.cast_like(new, params)
+        return new if box is None else box.project(new)
 
     def search_line():
         def loss_at(step):
