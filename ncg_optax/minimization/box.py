@@ -103,7 +103,7 @@ def _like(name: str, bound: Any, default: float, params: PyTree) -> PyTree:
     """A bound as a tree like the parameters; a number holds for all of them."""
     bound = default if bound is None else bound
     if jax.tree.structure(bound) != jax.tree.structure(params):
-        if jnp.ndim(bound) != 0 or not validate.is_numeric(bound):
+        if not validate.is_numeric(bound) or jnp.ndim(bound) != 0:
             validate.same_structure(
                 f"minimize: bounds[{name}]", bound, "params", params
             )
@@ -111,11 +111,12 @@ def _like(name: str, bound: Any, default: float, params: PyTree) -> PyTree:
 
     def spread(b, x):
         b = jnp.asarray(b, x.dtype)
-        if jnp.broadcast_shapes(b.shape, x.shape) != x.shape:
+        try:
+            return jnp.broadcast_to(b, x.shape)
+        except ValueError:
             raise ValueError(
                 f"minimize: bounds: {name} has shape {b.shape} for parameters of shape "
                 f"{x.shape}."
-            )
-        return jnp.broadcast_to(b, x.shape)
+            ) from None
 
     return jax.tree.map(spread, bound, params)

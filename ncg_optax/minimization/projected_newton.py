@@ -166,7 +166,9 @@ def _next_face(box: Box, product: Any, g: PyTree, eta: jax.Array, path: _Path) -
             return point, bent, pytree.vdot(step, bent)
 
         kept = projected, bent, own
-        return *jax.lax.cond(lower, lambda: kept, to_first_bound), 2 - lower.astype(jnp.int32)
+        return *jax.lax.cond(lower, lambda: kept, to_first_bound), 2 - lower.astype(
+            jnp.int32
+        )
 
     point, bent, own, products = jax.lax.cond(outside, to_bounds, stay_inside)
     step = jax.tree.map(jnp.subtract, point, at)
