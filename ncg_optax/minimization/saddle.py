@@ -72,17 +72,21 @@ def leave_saddle(
     """
     curvature = hessian()
     _, product = curvature.linearize(objective, params)
+    product = pytree.in_dtypes_of(params, product)
     dtype = pytree.scalar_dtype(params)
     value = value.astype(dtype)
-    product = pytree.in_dtypes_of(params, product)
+    key = jax.random.fold_in(jax.random.key(0), count)
+    probe = pytree.random_normal(key, pytree.widened_zeros_like(params))
     if box is not None:
         free, whole = box.free(params, grads), product
-        product = lambda v: only(free, whole(only(free, v)))  # noqa: E731
-    negative = _find_negative_curvature(product, params, count)
+        product = lambda v: only(free, whole(v))  # noqa: E731
+        probe = only(free, probe)
+    negative = _find_negative_curvature(product, probe)
 
     # The one of +p and -p along which the loss does not rise, as long as params.
     p = negative.direction
-    length = jnp.maximum(1, pytree.norm(params)) / pytree.norm(p)
+    size = pytree.norm(p)  # zero if all parameters are held at bounds
+    length = jnp.maximum(1, pytree.norm(params)) / jnp.where(size > 0, size, 1)
     d = pytree.scale(p, jnp.where(pytree.vdot(grads, p) > 0, -length, length))
     bend = negative.curvature * pytree.vdot(d, d)
 
@@ -121,18 +125,16 @@ def leave_saddle(
 
 
 def _find_negative_curvature(
-    product: Callable[[PyTree], PyTree], params: PyTree, count: jax.Array
+    product: Callable[[PyTree], PyTree], probe: PyTree
 ) -> _NegativeCurvature:
-    """Conjugate gradients on the Hessian, with a random right-hand side.
+    """Conjugate gradients on the Hessian, with a random right-hand side ``probe``.
 
     They find a direction of negative curvature if the Krylov space contains one (Royer,
     O'Neill and Wright 2020). Curvature that is negative by rounding alone does not
     count.
     """
-    dtype = pytree.scalar_dtype(params)
-    key = jax.random.fold_in(jax.random.key(0), count)
-    probe = pytree.random_normal(key, pytree.widened_zeros_like(params))
     size = pytree.norm(probe)
+    dtype = size.dtype
     result = conjugate_gradient(
         product, probe, maxiter=CHECK_PRODUCTS, tolerance=1e-3 * size
     )
