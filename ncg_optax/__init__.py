@@ -25,6 +25,7 @@ from ncg_optax.globalization.armijo import armijo
 from ncg_optax.globalization.damping import levenberg_marquardt
 from ncg_optax.globalization.safeguard import safeguard
 from ncg_optax.losses.composite import CompositeLoss
+from ncg_optax.minimization.covariance import covariance
 from ncg_optax.minimization.minimize import minimize
 from ncg_optax.parallel.train_step import make_train_step
 from ncg_optax.preconditioners.base import identity
@@ -54,6 +55,7 @@ __all__ = [
     "cg",
     "check_operator",
     "compose",
+    "covariance",
     "diagnose",
     "empirical_fisher",
     "explain",

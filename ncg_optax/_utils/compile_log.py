@@ -22,17 +22,30 @@ def log_end(who: str, start: float) -> None:
     _LOGGER.info("%s: compiled in %.1f s", who, time.perf_counter() - start)
 
 
-def compiled(who: str, jitted: Any, *arguments: Any) -> Callable:
-    """``jitted`` compiled for these arguments, with both messages.
+def logged_jit(who: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``jax.jit(function)`` with both messages for each call that compiles it.
 
-    It is returned as it is while another function is traced, which compiles it, and if
-    jit is disabled.
+    While another function is traced, which compiles it, and if jit is disabled nothing
+    is said.
     """
-    if jax.config.jax_disable_jit or any(
-        isinstance(x, Tracer) for x in jax.tree.leaves(arguments)
-    ):
-        return jitted
-    start = log_start(who)
-    result = jitted.lower(*arguments).compile()
-    log_end(who, start)
-    return result
+    started: list[float] = []
+
+    def announced(*args):
+        started.append(log_start(who))
+        return function(*args)
+
+    logged, silent = jax.jit(announced), jax.jit(function)
+
+    def call(*args):
+        traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(args))
+        if traced or jax.config.jax_disable_jit:
+            return silent(*args)
+        try:
+            result = logged(*args)
+            if started:
+                log_end(who, started[0])
+            return result
+        finally:
+            started.clear()
+
+    return call

@@ -50,6 +50,9 @@ class Status(enum.IntEnum):
     STALLED = 43
     SADDLE_POINT = 44
     DIVERGED = 45
+    CONVERGED_STEP = 46
+    STOPPED = 47
+    OUT_OF_TIME = 48
 
 
 _SENTENCES = {
@@ -101,11 +104,16 @@ _SENTENCES = {
     "to its size.",
     Status.MAX_STEPS: "Stopped after maxiter steps; no tolerance was reached.",
     Status.STALLED: "Stopped: no step reduced the loss although the gradient is above "
-    "gtol. The reason is often rounding (try float64).",
+    "gtol (then the reason is often rounding: try float64), or the optimizer has "
+    "reached a stationary point that is above a point that it has left.",
     Status.SADDLE_POINT: "Stopped at a stationary point that is not a minimum: "
     "negative curvature was found, but no step along it decreased the loss.",
-    Status.DIVERGED: "Stopped: the loss or its gradient is not finite at the current "
+    Status.DIVERGED: "Stopped: the loss or its gradient is not finite at the start, or "
+    "after a step; then the best point before is returned.",
+    Status.CONVERGED_STEP: "Converged: the step was shorter than xtol, relative to the "
     "parameters.",
+    Status.STOPPED: "Stopped by the callback.",
+    Status.OUT_OF_TIME: "Stopped after max_seconds; no tolerance was reached.",
 }
 
 

@@ -9,6 +9,21 @@ from ncg_optax._utils import names, validate
 from ncg_optax.losses.arguments import unused_names
 from ncg_optax.losses.objective import functions_of
 
+# What people try who know scipy.optimize.minimize or curve_fit.
+_ELSEWHERE = {
+    "args": "pass the arguments of value_fn by name",
+    "constraints": "there are bounds only",
+    "disp": "that is progress",
+    "fun": "that is value_fn",
+    "hess": "JAX computes the products with the Hessian",
+    "hessp": "JAX computes the products with the Hessian",
+    "jac": "JAX computes the gradient",
+    "method": "pass an optimizer instead, newton_cg() with settings or one of optax",
+    "options": "pass the settings by name, such as maxiter",
+    "tol": "there are gtol, gtol_relative, ftol and xtol",
+    "x0": "that is params",
+}
+
 
 def require_known_names(
     value_fn: Callable[..., Any], settings: Iterable[str], data: Mapping[str, Any]
@@ -25,10 +40,13 @@ def require_known_names(
     """
     unused, known = unused_names(functions_of(value_fn), data)
     if unused:
+        name = unused[0]
+        hint = names.meant(name, [*settings, *known])
+        if name in _ELSEWHERE:
+            hint = f" ({_ELSEWHERE[name]})"
         raise TypeError(
-            f"minimize: neither minimize nor value_fn takes {unused[0]}"
-            f"{names.meant(unused[0], [*settings, *known])}; minimize takes "
-            f"{names.listed(settings)}, and value_fn takes {names.listed(known)}."
+            f"minimize: neither minimize nor value_fn takes {name}{hint}; minimize "
+            f"takes {names.listed(settings)}, and value_fn takes {names.listed(known)}."
         )
 
 

@@ -12,6 +12,7 @@ from ncg_optax.curvature.hessian import hessian
 from ncg_optax.globalization.armijo import armijo
 from ncg_optax.globalization.base import Line, SearchResult
 from ncg_optax.losses.objective import Objective
+from ncg_optax.minimization.box import Box, only
 from ncg_optax.solvers.linear_cg import conjugate_gradient
 
 PyTree = Any
@@ -52,6 +53,7 @@ def leave_saddle(
     value: jax.Array,
     grads: PyTree,
     count: jax.Array,
+    box: Box | None = None,
 ) -> SaddleResult:
     """Searches for negative curvature at a stationary point, and for a lower point.
 
@@ -63,28 +65,35 @@ def leave_saddle(
       value: the loss there, shape=().
       grads: the gradient there, for the sign of the step.
       count: selects the random vector of the search.
+      box: bounds on the parameters; those at a bound stay there.
 
     Returns:
       A :class:`SaddleResult`.
     """
     curvature = hessian()
     _, product = curvature.linearize(objective, params)
+    product = pytree.in_dtypes_of(params, product)
     dtype = pytree.scalar_dtype(params)
     value = value.astype(dtype)
-    negative = _find_negative_curvature(
-        pytree.in_dtypes_of(params, product), params, count
-    )
+    key = jax.random.fold_in(jax.random.key(0), count)
+    probe = pytree.random_normal(key, pytree.widened_zeros_like(params))
+    if box is not None:
+        free, whole = box.free(params, grads), product
+        product = lambda v: only(free, whole(v))  # noqa: E731
+        probe = only(free, probe)
+    negative = _find_negative_curvature(product, probe)
 
     # The one of +p and -p along which the loss does not rise, as long as params.
     p = negative.direction
-    length = jnp.maximum(1, pytree.norm(params)) / pytree.norm(p)
+    size = pytree.norm(p)  # zero if all parameters are held at bounds
+    length = jnp.maximum(1, pytree.norm(params)) / jnp.where(size > 0, size, 1)
     d = pytree.scale(p, jnp.where(pytree.vdot(grads, p) > 0, -length, length))
     bend = negative.curvature * pytree.vdot(d, d)
 
     def moved(step):
-        return pytree.cast_like(
-            pytree.add_scaled(pytree.widen(params), step, d), params
-        )
+        new = pytree.add_scaled(pytree.widen(params), step, d)
+        new = pytree.cast_like(new, params)
+        return new if box is None else box.project(new)
 
     def search_line():
         def loss_at(step):
@@ -116,18 +125,16 @@ def leave_saddle(
 
 
 def _find_negative_curvature(
-    product: Callable[[PyTree], PyTree], params: PyTree, count: jax.Array
+    product: Callable[[PyTree], PyTree], probe: PyTree
 ) -> _NegativeCurvature:
-    """Conjugate gradients on the Hessian, with a random right-hand side.
+    """Conjugate gradients on the Hessian, with a random right-hand side ``probe``.
 
     They find a direction of negative curvature if the Krylov space contains one (Royer,
     O'Neill and Wright 2020). Curvature that is negative by rounding alone does not
     count.
     """
-    dtype = pytree.scalar_dtype(params)
-    key = jax.random.fold_in(jax.random.key(0), count)
-    probe = pytree.random_normal(key, pytree.widened_zeros_like(params))
     size = pytree.norm(probe)
+    dtype = size.dtype
     result = conjugate_gradient(
         product, probe, maxiter=CHECK_PRODUCTS, tolerance=1e-3 * size
     )

@@ -725,7 +725,7 @@ OF_MINIMIZE = {
         later(ncg.minimize, loss, W, maxiters=3),
         TypeError,
         r"takes maxiters \(did you mean maxiter\?\); minimize takes optimizer, .*"
-        "gtol, ftol, check_curvature, and value_fn takes none",
+        "maxiter, gtol, .*, and value_fn takes none",
     ),
     "a misspelt argument": (
         later(ncg.minimize, with_penalty, W, x=X, penalti=1.0),

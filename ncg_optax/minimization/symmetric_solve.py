@@ -1,0 +1,42 @@
+"""Solves of symmetric positive definite systems to nearly full accuracy."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from ncg_optax._utils import pytree
+from ncg_optax.solvers.linear_cg import conjugate_gradient
+
+PyTree = Any
+
+
+def symmetric_solve(matvec: Callable[[PyTree], PyTree], b: PyTree) -> PyTree:
+    """``x`` with ``A x = b``, by conjugate gradients, also under reverse mode.
+
+    Args:
+      matvec: ``v -> A v``, for trees like ``b``.
+      b: a tree of floating-point arrays.
+    """
+    # One vector: the transpose of `custom_linear_solve` fails if some leaves of ``b``
+    # are constants.
+    vector, unravel = ravel_pytree(b)
+
+    def of_vector(v):
+        return ravel_pytree(matvec(unravel(v)))[0]
+
+    def solve(matvec, b):
+        wide = pytree.widen(b)
+        result = conjugate_gradient(
+            pytree.in_dtypes_of(b, matvec),
+            wide,
+            maxiter=max(100, 3 * b.size),
+            tolerance=jnp.finfo(wide.dtype).eps ** 0.75 * pytree.norm(wide),
+            ignore_negative_curvature=True,
+        )
+        return pytree.cast_like(result.solution, b)
+
+    solution = jax.lax.custom_linear_solve(of_vector, vector, solve, symmetric=True)
+    return unravel(solution)
