@@ -24,6 +24,13 @@ class Covariance:
       params: the parameters at which the curvature ``B`` is taken.
       product: ``v -> B v``.
       scale: a number.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import ncg_optax as ncg
+      >>> c = ncg.covariance(lambda w: 2 * w[0] ** 2 + w[1] ** 2, jnp.zeros(2))
+      >>> print(c.times(jnp.ones(2)), jnp.diag(c.dense()))
+      [0.25 0.5 ] [0.25 0.5 ]
     """
 
     params: PyTree

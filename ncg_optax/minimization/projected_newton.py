@@ -20,6 +20,8 @@ from ncg_optax.step.info import NewtonCGInfo, first_info
 
 PyTree = Any
 
+subtract = functools.partial(jax.tree.map, jnp.subtract)
+
 # Largest number of faces of the box in one step, and of iterations on all of them.
 MAX_FACES = 10
 MAX_ITERATIONS = 200
@@ -89,24 +91,28 @@ def projected_newton(box: Box) -> optax.GradientTransformationExtraArgs:
         norm = pytree.norm(wide.projected_gradient(x, g))
         eta, forcing = relative_tolerance(0.1, state.forcing, norm)
         path = _path(wide, product, x, g, eta)
-        s = jax.tree.map(jnp.subtract, path.point, x)
-        slope, bend = pytree.vdot(s, g), path.bend
+        s = subtract(path.point, x)
+        # Where the model is not convex its minimum may be uphill from here.
+        descent = pytree.vdot(s, g) < 0
+        end = pytree.where(descent, path.point, wide.project(subtract(x, g)))
+        s, bend = subtract(end, x), jnp.where(descent, path.bend, 0)
+        slope = pytree.vdot(s, g)
 
         def moved(step):
             # Not x + 1 * s, which may miss a bound by rounding.
-            end = pytree.add_scaled(path.point, step - 1, s)
-            new = pytree.where(step < 1, pytree.add_scaled(x, step, s), end)
+            whole = pytree.add_scaled(end, step - 1, s)
+            new = pytree.where(step < 1, pytree.add_scaled(x, step, s), whole)
             return box.project(pytree.cast_like(new, params))
 
         line = Line(
             loss=value,
-            slope=jnp.minimum(slope, 0),
+            slope=slope,
             bend=bend,
             loss_at=lambda step: objective.value(moved(step)).astype(dtype),
         )
         found = armijo().search(line)
         new = pytree.where(found.accepted, moved(found.step_size), params)
-        updates = jax.tree.map(jnp.subtract, new, params)
+        updates = subtract(new, params)
         t = found.step_size
         info = _info(path, found, value, norm, -(t * slope + t**2 * bend / 2))
         cost = path.products * curvature.cost + found.evaluations.astype(dtype) / 3
@@ -146,7 +152,7 @@ def _next_face(box: Box, product: Any, g: PyTree, eta: jax.Array, path: _Path) -
     )
     target = jax.tree.map(jnp.add, at, solve.solution)
     projected = box.project(target)
-    outside = pytree.max_norm(jax.tree.map(jnp.subtract, projected, target)) > 0
+    outside = pytree.max_norm(subtract(projected, target)) > 0
 
     def stay_inside():
         # d.Bd follows from the decrease of the model, b.d - d.Bd / 2.
@@ -154,14 +160,14 @@ def _next_face(box: Box, product: Any, g: PyTree, eta: jax.Array, path: _Path) -
         return target, pytree.zeros_like(at), own, jnp.zeros((), jnp.int32)
 
     def to_bounds():
-        step = jax.tree.map(jnp.subtract, projected, at)
+        step = subtract(projected, at)
         bent = product(step)
         own = pytree.vdot(step, bent)
         lower = own / 2 < pytree.vdot(rhs, step)
 
         def to_first_bound():
             point = box.first_bound(at, solve.solution)
-            step = jax.tree.map(jnp.subtract, point, at)
+            step = subtract(point, at)
             bent = product(step)
             return point, bent, pytree.vdot(step, bent)
 
@@ -171,7 +177,7 @@ def _next_face(box: Box, product: Any, g: PyTree, eta: jax.Array, path: _Path) -
         )
 
     point, bent, own, products = jax.lax.cond(outside, to_bounds, stay_inside)
-    step = jax.tree.map(jnp.subtract, point, at)
+    step = subtract(point, at)
     iterations = path.iterations + solve.iterations
     faces = path.faces + 1
     return _Path(

@@ -63,6 +63,37 @@ def test_a_convex_quadratic(minimize_quadratic, seed):
     assert np.all((w >= low) & (w <= high))
 
 
+@pytest.fixture(scope="module")
+def minimize_waves(x64):
+    def waves(w, a, b):
+        return jnp.sum(jnp.sin(3 * w)) + w @ a @ w / 2 - b @ w
+
+    @jax.jit
+    def solve(start, low, high, a, b):
+        bounds = (low, high)
+        w, _, result = ncg.minimize(
+            waves, start, bounds=bounds, gtol=1e-8, maxiter=100, a=a, b=b
+        )
+        return w, result, jax.grad(waves)(w, a, b), jax.hessian(waves)(w, a, b)
+
+    return solve
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_function_that_is_not_convex(minimize_waves, seed):
+    rng = np.random.default_rng(seed)
+    a, b = symmetric(rng.normal(size=SIZE), seed), rng.normal(size=SIZE)
+    low, high = -rng.uniform(1, 3, size=SIZE), rng.uniform(1, 3, size=SIZE)
+    start = rng.uniform(low, high)
+    w, result, gradient, hessian = minimize_waves(start, low, high, a, b)
+    assert result.status == Status.CONVERGED_GRADIENT
+    assert np.abs(w - np.clip(w - gradient, low, high)).max() <= 1e-8
+    # A minimum on the face of the parameters that are not at a bound.
+    free = (w > low) & (w < high)
+    if free.any():
+        assert np.linalg.eigvalsh(hessian[np.ix_(free, free)]).min() > -1e-6
+
+
 def test_a_bound_that_newtons_direction_crosses_does_not_stop_it():
     """Along the bound, the gradient points inside and Newton's direction outside."""
     w, _, result = ncg.minimize(
