@@ -29,7 +29,7 @@ class Covariance:
       >>> import jax.numpy as jnp
       >>> import ncg_optax as ncg
       >>> c = ncg.covariance(lambda w: 2 * w[0] ** 2 + w[1] ** 2, jnp.zeros(2))
-      >>> print(c.times(jnp.ones(2)), jnp.diag(c.dense()))
+      >>> print(c.times(jnp.ones(2)).round(2), jnp.diag(c.dense()).round(2))
       [0.25 0.5 ] [0.25 0.5 ]
     """
 

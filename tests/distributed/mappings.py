@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -145,6 +146,26 @@ def on_devices_and_alone(mapping, reduce_over, **settings):
 
     mapped = MAPPINGS[mapping](steps(make_loss(reduce_over), AXIS))(*problem())
     return mapped, jax.jit(steps(make_loss(), None))(*problem())
+
+
+def assert_replicas_are_identical(mapping, tx, steps):
+    """Trains on each device with gradients of its own share, which ``tx`` averages."""
+
+    def run(params, x, y):
+        bound = make_loss().bind(x=x, y=y)
+
+        def step(carry, _):
+            params, state = carry
+            grads = jax.grad(bound)(params)
+            updates, state = tx.update(grads, state, params, value_fn=bound)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, tx.init(params)), length=steps)[0]
+
+    for leaf in jax.tree.leaves(MAPPINGS[mapping](run)(*problem())):
+        replicas = np.asarray(leaf)
+        assert replicas.shape[0] == DEVICES
+        assert all(replica.tobytes() == replicas[0].tobytes() for replica in replicas)
 
 
 def largest_difference(tree, reference):

@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -13,6 +12,7 @@ from mappings import (
     AXIS,
     DEVICES,
     MAPPINGS,
+    assert_replicas_are_identical,
     largest_difference,
     make_loss,
     mesh,
@@ -127,22 +127,7 @@ def test_eager_vmap_of_an_update():
 def test_replicas_stay_bit_identical(mapping):
     # Unreduced gradients, as everybody writes them: the transform reduces them.
     tx = ncg.newton_cg(solver=ncg.cg(maxiter=8, warm_start=0.9), axis_name=AXIS)
-
-    def run(params, x, y):
-        bound = make_loss().bind(x=x, y=y)
-
-        def step(carry, _):
-            params, state = carry
-            grads = jax.grad(bound)(params)
-            updates, state = tx.update(grads, state, params, value_fn=bound)
-            return (optax.apply_updates(params, updates), state), None
-
-        return jax.lax.scan(step, (params, tx.init(params)), length=20)[0]
-
-    for leaf in jax.tree.leaves(MAPPINGS[mapping](run)(*problem())):
-        replicas = np.asarray(leaf)
-        assert replicas.shape[0] == DEVICES
-        assert all(replica.tobytes() == replicas[0].tobytes() for replica in replicas)
+    assert_replicas_are_identical(mapping, tx, steps=20)
 
 
 @pytest.mark.parametrize("mapping", ["shard_map checked", "shard_map unchecked"])

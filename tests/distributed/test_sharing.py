@@ -7,13 +7,13 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 from mappings import (
     AXIS,
     DEVICES,
     MAPPINGS,
+    assert_replicas_are_identical,
     by_mapping_and_loss,
     largest_difference,
     make_loss,
@@ -315,19 +315,4 @@ def test_steps_of_make_train_step(share_all):
 @pytest.mark.parametrize("mapping", ["pmap", "shard_map unchecked", "jit(vmap)"])
 def test_replicas_stay_identical(mapping, share_all):
     tx = ncg.newton_cg(curvature=ncg.gauss_newton(), **settings(), axis_name=AXIS)
-
-    def run(params, x, y):
-        bound = make_loss().bind(x=x, y=y)
-
-        def step(carry, _):
-            params, state = carry
-            grads = jax.grad(bound)(params)
-            updates, state = tx.update(grads, state, params, value_fn=bound)
-            return (optax.apply_updates(params, updates), state), None
-
-        return jax.lax.scan(step, (params, tx.init(params)), length=200)[0]
-
-    for leaf in jax.tree.leaves(MAPPINGS[mapping](run)(*problem())):
-        replicas = np.asarray(leaf)
-        assert replicas.shape[0] == DEVICES
-        assert all(replica.tobytes() == replicas[0].tobytes() for replica in replicas)
+    assert_replicas_are_identical(mapping, tx, steps=200)
