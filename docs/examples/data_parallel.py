@@ -74,7 +74,8 @@ def squared_error(outputs, y):
 
 def restored(folder, like, mesh):
     """The latest checkpoint in ``folder``, spread over the devices of this run."""
-    steps = sorted(int(path.name) for path in folder.glob("[0-9]*") if path.is_dir())
+    # A run that is killed while it saves leaves a folder 8.orbax-checkpoint-tmp.
+    steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal())
     if not steps:
         return like, 0
     everywhere = NamedSharding(mesh, PartitionSpec())

@@ -87,8 +87,9 @@ _SENTENCES = {
     Status.STEEPEST_DESCENT: "The solver's direction was not a descent direction, so "
     "the step follows the negative gradient.",
     Status.REJECTED_NO_DECREASE: "The step was rejected because the loss did not "
-    "decrease enough along it (or was not finite); the parameters stay the same, and "
-    "Levenberg-Marquardt damping rises.",
+    "decrease enough along it (or was not finite), so that Levenberg-Marquardt damping "
+    "rises, or because the step is too short to change the parameters. The parameters "
+    "stay the same.",
     Status.REJECTED_NON_FINITE: "The step was rejected because the loss, the gradient, "
     "the curvature or the direction was not finite; the parameters stay the same. "
     "After a loss or gradient that is not finite the state stays the same, too.",

@@ -11,7 +11,6 @@ from ncg_optax.globalization.base import (
     Line,
     LineSearch,
     SearchResult,
-    rounding_level,
 )
 
 
@@ -35,13 +34,14 @@ class armijo(LineSearch):
     .. math::
       f(\theta + s d) \le f(\theta) + c\, s\, g^T d
 
-    up to the rounding of :math:`f` (Armijo 1966; Nocedal and Wright 2006, algorithm
-    3.1). The next trial is the minimiser of the parabola with the loss and the slope at
-    the start and the loss at the last trial; it is at least 0.1 and at most ``shrink``
-    times the last trial (section 3.5 there). Along a direction of negative curvature
-    the quadratic model has no minimum, so an accepted full step is doubled as long as
-    the loss falls. The search costs one evaluation of the loss if the full step is
-    accepted and the curvature is not negative.
+    up to the rounding of :math:`f`, unless damping or a trust region has made the step
+    short (Armijo 1966; Nocedal and Wright 2006, algorithm 3.1). The next trial is the
+    minimiser of the parabola with the loss and the slope at the start and the loss at
+    the last trial; it is at least 0.1 and at most ``shrink`` times the last trial
+    (section 3.5 there). Along a direction of negative curvature the quadratic model has
+    no minimum, so an accepted full step is doubled as long as the loss falls. The
+    search costs one evaluation of the loss if the full step is accepted and the
+    curvature is not negative.
 
     Attributes:
       c: share of the decrease predicted by the slope that a step must reach, in
@@ -90,7 +90,7 @@ class armijo(LineSearch):
     def _try(self, line: Line, now: _Trials) -> _Trials:
         """Evaluates the loss at one step size."""
         value = line.loss_at(now.trial)
-        start = line.loss + rounding_level(line.loss)
+        start = line.loss + line.allowed_rise
         decreased = value <= start + self.c * now.trial * line.slope
         # A shorter step that changes the loss by rounding only shows no decrease.
         decreased &= (now.trial >= 1) | (value < line.loss)

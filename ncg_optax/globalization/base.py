@@ -156,6 +156,18 @@ class Line(NamedTuple):
     sample_loss_at: Callable[[jax.Array], jax.Array] | None = None
     sample_share: float | jax.Array = 1.0
 
+    @property
+    def allowed_rise(self) -> jax.Array:
+        """A rise of the loss that rounding may have made, shape=().
+
+        It is 0 for a step that damping or a trust region has made short: its curvature
+        is much smaller than its slope, so that the loss decreases by ``slope`` if the
+        gradient is right. With another gradient, damping would shorten the steps until
+        all rises were small, and all of them would be accepted.
+        """
+        is_short = self.bend < -0.1 * self.slope
+        return jnp.where(is_short, 0, rounding_level(self.loss))
+
 
 class SearchResult(NamedTuple):
     """The result of a line search; scalars of shape=().

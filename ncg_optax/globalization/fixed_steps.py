@@ -8,7 +8,6 @@ from ncg_optax.globalization.base import (
     Line,
     LineSearch,
     SearchResult,
-    rounding_level,
 )
 
 
@@ -31,13 +30,13 @@ class full_step(LineSearch):
 
 @dataclasses.dataclass(frozen=True)
 class single_trial(LineSearch):
-    """Takes the full step if the loss does not rise, and no step otherwise."""
+    """Takes the full step if the loss rises by rounding at most, else no step."""
 
     def search(self, line: Line) -> SearchResult:
         """A step size of 1 or 0, after one evaluation."""
         loss = line.loss
         trial = line.loss_at(jnp.ones((), loss.dtype))
-        accepted = trial <= loss + rounding_level(loss)  # False for NaN
+        accepted = trial <= loss + line.allowed_rise  # False for NaN
         return SearchResult(
             step_size=accepted.astype(loss.dtype),
             loss=jnp.where(accepted, trial, loss),

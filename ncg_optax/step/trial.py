@@ -58,8 +58,14 @@ def try_step(
     return Trial(
         search=search,
         outcome=_outcome(direction, search, line.loss),
-        status=_status(built, direction, search, line.loss),
+        status=_status(point, built, direction, search, line.loss),
     )
+
+
+def _moved(point: Point, direction: Direction, step: jax.Array) -> PyTree:
+    """The parameters after a step of this size."""
+    moved = pytree.add_scaled(pytree.widen(point.params), step, direction.d)
+    return pytree.cast_like(moved, point.params)
 
 
 def _line(
@@ -70,8 +76,7 @@ def _line(
 
     def along(value_at: Callable, offset: jax.Array | float):
         def loss_at(step):
-            moved = pytree.add_scaled(pytree.widen(point.params), step, direction.d)
-            moved = pytree.cast_like(moved, point.params)
+            moved = _moved(point, direction, step)
             local = value_at(reductions.to_varying(moved, point.axes))
             return (reductions.mean(local, point.axes) + offset).astype(point.dtype)
 
@@ -102,8 +107,19 @@ def _outcome(direction: Direction, search: SearchResult, loss: jax.Array) -> Out
     )
 
 
+def _moves(point: Point, direction: Direction, search: SearchResult) -> jax.Array:
+    """Whether the step changes a parameter, bool."""
+    moved = _moved(point, direction, search.step_size)
+    differ = jax.tree.map(lambda x, y: jnp.any(x != y), moved, point.params)
+    return jnp.any(jnp.stack(jax.tree.leaves(differ)))
+
+
 def _status(
-    built: StepModel, direction: Direction, search: SearchResult, loss: jax.Array
+    point: Point,
+    built: StepModel,
+    direction: Direction,
+    search: SearchResult,
+    loss: jax.Array,
 ) -> jax.Array:
     """The status code of the step; the first condition that holds decides."""
     usable = direction.usable & jnp.isfinite(loss)
@@ -112,6 +128,7 @@ def _status(
         (~usable, Status.REJECTED_NON_FINITE),
         (direction.slope == 0, Status.ZERO_GRADIENT),
         (~search.accepted, Status.REJECTED_NO_DECREASE),
+        (~_moves(point, direction, search), Status.REJECTED_NO_DECREASE),
         (
             direction.result.status == Status.SOLVER_NON_FINITE,
             Status.NON_FINITE_CURVATURE,

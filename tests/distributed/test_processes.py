@@ -54,6 +54,15 @@ def test_two_processes_and_a_checkpoint_for_one(tmp_path):
     assert found == pytest.approx(expected, rel=1e-9)
 
 
+def test_a_checkpoint_that_was_not_finished_is_not_read(tmp_path):
+    """As a run leaves it that is killed while it saves."""
+    expected = alone("--steps", 4)
+    found = alone("--steps", 2, "--checkpoint", tmp_path)
+    (tmp_path / "8.orbax-checkpoint-tmp").mkdir()
+    found |= alone("--steps", 2, "--checkpoint", tmp_path)
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize(
     "differing, message",
     [(("--seed", 0, 1), "settings"), (("--batch", 64, 96), "shapes")],

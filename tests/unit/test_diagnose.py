@@ -223,7 +223,8 @@ def summed():
 
 
 PROBLEMS = {
-    wrong_sign: {"gradient_mismatch"},
+    # All steps are rejected, so the damping rises as well.
+    wrong_sign: {"gradient_mismatch", "damping_rises"},
     sum_for_mean: {"gradient_mismatch"},
     mean_twice: {"gradient_mismatch"},
     kink: {"gradient_mismatch", "damping_rises"},

@@ -274,3 +274,57 @@ def test_a_rate_of_numpy_does_not_widen_the_updates():
     loss = lambda w: jnp.sum(w.astype(jnp.float32) ** 2)  # noqa: E731
     updates, _ = tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)
     assert updates.dtype == jnp.bfloat16
+
+
+# Gradients of another function.
+
+SHIFTED = {
+    "quadratic": (lambda w: jnp.sum((w - 1.0) ** 2) + 3.0, jnp.zeros(2)),
+    "rosenbrock": (
+        lambda w: 100 * (w[1] - w[0] ** 2) ** 2 + (1 - w[0]) ** 2 + 5.0,
+        jnp.array([-1.2, 1.0]),
+    ),
+}
+
+
+@pytest.mark.parametrize("problem", SHIFTED)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"linesearch": None},
+        {"solver": ncg.steihaug(), "damping": 0.0, "linesearch": None},
+    ],
+    ids=["armijo", "single trial", "trust region"],
+)
+def test_steps_that_raise_the_loss_by_rounding_are_rejected_if_they_are_short(
+    problem, settings
+):
+    # Damping or the trust region shortens them until each rise was within rounding, and
+    # the loss rose by it for ever.
+    loss, w = SHIFTED[problem]
+    tx, first = ncg.newton_cg(**settings), loss(w)
+    state = tx.init(w)
+
+    @jax.jit
+    def step(w, state):
+        wrong = -jax.grad(loss)(w)
+        updates, state = tx.update(wrong, state, w, value_fn=loss)
+        return optax.apply_updates(w, updates), state
+
+    for _ in range(60):
+        new, state = step(w, state)
+        if jnp.all(new == w):
+            assert ncg.get_info(state).status == Status.REJECTED_NO_DECREASE
+        w = new
+    assert loss(w) <= first
+
+
+def test_a_step_that_is_too_short_to_move_is_rejected():
+    # The damping falls nevertheless, until the steps are long enough.
+    loss = lambda w: jnp.sum((w - 2.0) ** 2)  # noqa: E731
+    tx = ncg.newton_cg(damping=ncg.levenberg_marquardt(initial=1e12))
+    w, _, statuses = run(tx, loss, jnp.ones(2), 30)
+    assert statuses[0] == Status.REJECTED_NO_DECREASE
+    assert Status.ACCEPTED in statuses
+    np.testing.assert_allclose(w, 2.0, rtol=1e-5)

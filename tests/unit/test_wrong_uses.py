@@ -384,6 +384,14 @@ def without_value_fn():
     tx.update(W, tx.init(W), W)
 
 
+def with_state_of(other, tx):
+    """One update of ``tx`` with the state of another optimizer, traced only."""
+    value_fn = COMPOSITE.bind(x=X, y=Y)
+    return lambda: jax.eval_shape(
+        lambda w: tx.update(w, other.init(W), w, value_fn=value_fn), W
+    )
+
+
 FREE, PLAIN = ncg.hessian_free, ncg.newton_cg
 REVERSE = newton(curvature=ncg.hessian("reverse_over_reverse"))
 DATA = {"value_fn": COMPOSITE, "x": X, "y": Y}
@@ -550,6 +558,22 @@ OF_UPDATE = {
         update(newton(sampling=ncg.sampling(microbatch_size=2))),
         ValueError,
         "microbatch_size needs to see the data",
+    ),
+    "the state of Adam": (
+        with_state_of(optax.adam(0.1), ncg.newton_cg()),
+        TypeError,
+        "newton_cg: state must be the ScaleByNewtonCGState .* got ScaleByAdamState",
+    ),
+    "the state of another preset": (
+        with_state_of(ncg.newton_cg(), ncg.hessian_free()),
+        ValueError,
+        "state.solver does not fit .* got CGState .* expected QuasiNewtonState .* Was "
+        "it made by another preset",
+    ),
+    "the state of a preset with fewer parts": (
+        with_state_of(ncg.hessian_free(), ncg.newton_cg()),
+        ValueError,
+        "state.solver does not fit .* got QuasiNewtonState .* expected CGState",
     ),
     "labels of one axis more": (
         update(FREE, value_fn=COMPOSITE, x=X, y=Y[:, None]),
