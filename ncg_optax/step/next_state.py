@@ -74,11 +74,11 @@ def _cost(
 ) -> Cost:
     """The sum of all products and evaluations of the step."""
     result, search = direction.result, trial.search
-    on_share = result.products + built.damping_products
-    on_batch = direction.agreement_products
+    of_damping, on_batch = built.damping_products, direction.agreement_products
     of_preconditioner = built.preconditioner_products
     batch_products = (
-        built.share * on_share
+        built.share * result.products
+        + built.sample.share * of_damping
         + built.preconditioner_share * of_preconditioner
         + on_batch
     )
@@ -88,7 +88,7 @@ def _cost(
         + built.sample_passes
     )
     return Cost(
-        products=on_share + of_preconditioner + on_batch,
+        products=result.products + of_damping + of_preconditioner + on_batch,
         evaluations=search.evaluations + result.evaluations,
         batch_products=batch_products,
         batch_evaluations=batch_evaluations,
