@@ -96,7 +96,7 @@ class Damping(Part, Protocol):
           state: state after the last step.
           count: number of steps done, int32, shape=().
           measure: returns the curvature's own scale, ``|B g| / |g|``, shape=(). A call
-            costs one product.
+            costs one product on the curvature's sample.
 
         Returns:
           ``(damping, state, products)``, with ``products`` the number of calls of

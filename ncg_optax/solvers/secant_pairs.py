@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ncg_optax._utils import pytree, validate
+from ncg_optax._utils.conditional import compute_if
 from ncg_optax.globalization.base import Outcome, rounding_level
 from ncg_optax.solvers.base import (
     KrylovSolver,
@@ -150,8 +151,11 @@ def _improved(
     weights = jnp.where(used, 1 / jnp.where(used, bends, 1), 0)
 
     y = jax.tree.map(lambda x: x[-1], changes)
-    size = pytree.vdot(y, precondition(y))
-    known = used[-1] & (size > 0) & jnp.isfinite(size)
+    # Without a pair no application is needed. In a loop, as in the inner solver, the
+    # program has the application once.
+    no_size = jnp.zeros_like(bends[-1])
+    size = compute_if(used[-1], lambda: pytree.vdot(y, precondition(y)), no_size)
+    known = (size > 0) & jnp.isfinite(size)
     gamma = jnp.where(known, bends[-1] / jnp.where(known, size, 1), 1)
 
     def to_older(q, pair):

@@ -40,8 +40,7 @@ class StepModel(NamedTuple):
         changes from the sample to it.
       is_summed: whether the given loss is the sum over devices, not the mean, bool.
       damping: state of the damping rule.
-      damping_products: number of products of the damping rule, on the solver's
-        examples.
+      damping_products: number of products of the damping rule, on the sample.
       preconditioner: state of the preconditioner.
       preconditioner_products: number of products of the preconditioner.
       preconditioner_share: share of the examples in these products, in (0, 1].
@@ -101,7 +100,7 @@ def build_model(
     curvature = _linearize(settings, point, state, curvature_batch)
     sample, whole = curvature.sample, curvature.sample.objective is point.objective
     loss = _batch_loss(point, curvature.sample_loss if whole else None)
-    gradient, product = point.gradient, curvature.product
+    gradient, product = point.gradient, curvature.sample_product
 
     damping, damping_state, damping_products = validate.returned(
         settings.damping,
@@ -125,7 +124,7 @@ def build_model(
 
     return StepModel(
         model=Model(
-            gradient=gradient,
+            gradient=point.gradient,
             damping=damping,
             product=curvature.product,
             precondition=m.apply,
@@ -137,7 +136,7 @@ def build_model(
         loss=loss,
         sample=sample,
         sample_loss=curvature.sample_loss,
-        share=product.share,
+        share=curvature.product.share,
         batch_product=curvature.batch_product,
         is_summed=reductions.is_sum_of(point.given_loss, loss, point.axes),
         damping=damping_state,

@@ -75,13 +75,13 @@ def _cost(
 ) -> Cost:
     """The sum of all products and evaluations of the step."""
     result, search = direction.result, trial.search
-    on_share = result.products + built.damping_products
-    on_batch = direction.agreement_products
+    of_damping, on_batch = built.damping_products, direction.agreement_products
     of_preconditioner = built.preconditioner_products
     # Strict types have no product of a share and an integer.
     real = functools.partial(jnp.asarray, dtype=built.loss.dtype)
     batch_products = (
-        built.share * real(on_share)
+        built.share * real(result.products)
+        + built.sample.share * real(of_damping)
         + built.preconditioner_share * real(of_preconditioner)
         + real(on_batch)
     )
@@ -91,7 +91,7 @@ def _cost(
         + built.sample_passes
     )
     return Cost(
-        products=on_share + of_preconditioner + on_batch,
+        products=result.products + of_damping + of_preconditioner + on_batch,
         evaluations=search.evaluations + result.evaluations,
         batch_products=batch_products,
         batch_evaluations=batch_evaluations,

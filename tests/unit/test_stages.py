@@ -469,7 +469,7 @@ class TestNextState:
         info = stages.next_state(built, direction, trial).info
         assert info.products == 6 + 1 + 8 + 2
         assert info.evaluations == 3 + 4
-        batch_products = 0.5 * (6 + 1) + 0.125 * 8 + 2
+        batch_products = 0.5 * 6 + 0.25 * 1 + 0.125 * 8 + 2
         batch_evaluations = 0.75 * 3 + 0.25 * 4 + 0.375
         assert info.batch_products == batch_products
         assert info.batch_evaluations == batch_evaluations
