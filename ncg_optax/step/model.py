@@ -124,7 +124,7 @@ def build_model(
 
     return StepModel(
         model=Model(
-            gradient=point.gradient,
+            gradient=gradient,
             damping=damping,
             product=curvature.product,
             precondition=m.apply,
