@@ -28,9 +28,9 @@ def compiled(who: str, jitted: Any, *arguments: Any) -> Callable:
     It is returned as it is while another function is traced, which compiles it, and if
     jit is disabled.
     """
-    if jax.config.jax_disable_jit or any(
-        isinstance(x, Tracer) for x in jax.tree.leaves(arguments)
-    ):
+    traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(arguments))
+    # pyright does not know the options.
+    if traced or jax.config.jax_disable_jit:  # pyright: ignore
         return jitted
     start = log_start(who)
     result = jitted.lower(*arguments).compile()
