@@ -138,7 +138,8 @@ class averaged_gradient(KrylovSolver):
         rhs = model.rhs
         mean, new_state = optax.ema(self.decay, debias=False).update(rhs, state)
         # The correction of optax has a float to the power of an integer.
-        count = new_state.count.astype(pytree.scalar_dtype(rhs))
+        count = jnp.asarray(optax.safe_increment(state.count))
+        count = count.astype(pytree.scalar_dtype(rhs))
         averaged = pytree.scale(mean, 1 / (1 - self.decay**count))
         finite = jnp.isfinite(pytree.max_norm(rhs))
         averaged = pytree.where(finite, averaged, pytree.zeros_like(rhs))
