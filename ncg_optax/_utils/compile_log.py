@@ -38,7 +38,8 @@ def logged_jit(who: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(*args):
         traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(args))
-        if traced or jax.config.jax_disable_jit:
+        # pyright does not know the options.
+        if traced or jax.config.jax_disable_jit:  # pyright: ignore
             return silent(*args)
         try:
             result = logged(*args)
