@@ -78,19 +78,20 @@ def projected_newton(box: Box) -> optax.GradientTransformationExtraArgs:
             first_forcing("eisenstat_walker", dtype), first_info(dtype)
         )
 
-    def update(grads, state, params=None, *, value, value_fn, grad=None, **data):
-        del grad
+    def update(updates, state, params=None, *, value=None, value_fn=None, **data):
+        del data["grad"]  # these are the updates
+        assert params is not None and value is not None
         objective = as_objective(value_fn, data)
         curvature = hessian()
         _, product = curvature.linearize(objective, params)
         product = pytree.in_dtypes_of(params, product)
         dtype = pytree.scalar_dtype(params)
         value = value.astype(dtype)
-        x, g = pytree.widen(params), pytree.widen(grads)
+        x, g = pytree.widen(params), pytree.widen(updates)
         wide = Box(pytree.widen(box.low), pytree.widen(box.high))
         norm = pytree.norm(wide.projected_gradient(x, g))
         eta, forcing = relative_tolerance(0.1, state.forcing, norm)
-        path = _path(wide, product, x, g, eta)
+        path = _path(wide, product, x, g, jnp.asarray(eta))
         s = subtract(path.point, x)
         # Where the model is not convex its minimum may be uphill from here.
         descent = pytree.vdot(s, g) < 0
@@ -112,12 +113,11 @@ def projected_newton(box: Box) -> optax.GradientTransformationExtraArgs:
         )
         found = armijo().search(line)
         new = pytree.where(found.accepted, moved(found.step_size), params)
-        updates = subtract(new, params)
         t = found.step_size
         info = _info(path, found, value, norm, -(t * slope + t**2 * bend / 2))
         cost = path.products * curvature.cost + found.evaluations.astype(dtype) / 3
         info = info._replace(gradient_equivalents=1 + cost.astype(dtype))
-        return updates, ProjectedNewtonState(forcing, info)
+        return subtract(new, params), ProjectedNewtonState(forcing, info)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
