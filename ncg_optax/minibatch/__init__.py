@@ -1,0 +1,12 @@
+"""Adam in the eigenbases of Kronecker factors, for mini-batches."""
+
+from ncg_optax.minibatch.average import averaged_params
+from ncg_optax.minibatch.state import KroneckerAdamInfo, KroneckerAdamState
+from ncg_optax.minibatch.transform import kronecker_adam
+
+__all__ = [
+    "KroneckerAdamInfo",
+    "KroneckerAdamState",
+    "averaged_params",
+    "kronecker_adam",
+]
