@@ -97,7 +97,7 @@ _SENTENCES = {
     Status.NON_FINITE_CURVATURE: "A curvature product was not finite. The step follows "
     "the last finite direction of the solver, or the negative gradient.",
     Status.CLIPPED_GRADIENT: "The gradient was far longer than those before it. The "
-    "step was taken with the gradient clipped at three times their usual norm.",
+    "step was taken with the gradient reduced, so that it counts little.",
     Status.CONVERGED_GRADIENT: "Converged: the largest entry of the gradient is at "
     "most gtol and no negative curvature was found.",
     Status.CONVERGED_VALUE: "Converged: the loss changed by less than ftol, relative "

@@ -21,6 +21,9 @@ PyTree = Any
 PERIOD, FREQUENT_PERIOD, FREQUENT_STEPS = 10, 2, 20
 # Least weight of a new sample in the Gram matrices.
 SAMPLE_WEIGHT = 0.1
+# Multiple of its mean eigenvalue that is added to the diagonal of a Gram matrix in the
+# iteration. Rounding errors would choose the basis of the null space of a few samples.
+SHIFT = 1e-3
 
 
 class Side(NamedTuple):
@@ -118,12 +121,13 @@ def refreshed(
 
     .. math::
       L \leftarrow (1 - w) L + w \sum_G \frac{G G^H}{|G|^2}, \qquad
-      Q_L \leftarrow \operatorname{qr}(L\, Q_L)
+      Q_L \leftarrow \operatorname{qr}\bigl((L + 10^{-3}\, \bar l\, I)\, Q_L\bigr)
 
-    and likewise on the right, with the weight :math:`w = \max(0.1, 1 / (k + 1))` after
-    :math:`k` refreshes. A number :math:`x` in the old basis is
-    :math:`T x` in the new one, with :math:`T = Q_{new}^H Q_{old}`; of squares, of which
-    only a mean is known, the mean in the new basis is taken as :math:`|T|^2` times it.
+    and likewise on the right, with :math:`\bar l` the mean eigenvalue of :math:`L` and
+    the weight :math:`w = \max(0.1, 1 / (k + 1))` after :math:`k` refreshes. A number
+    :math:`x` in the old basis is :math:`T x` in the new one, with :math:`T = Q_{new}^H
+    Q_{old}`; of squares, of which only a mean is known, the mean in the new basis is
+    taken as :math:`|T|^2` times it.
 
     Args:
       bases: the bases.
@@ -191,6 +195,8 @@ def _iterated(side: Side, rows: list[jax.Array], weight: jax.Array) -> Side:
     # A curvature product may overflow where the gradient does not.
     mixed = jnp.where(pytree.all_finite(mixed), mixed, side.gram)
     mixed = mixed.astype(side.gram.dtype)
-    unused = jnp.zeros(len(mixed), mixed.real.dtype)
-    basis = diagonalized(Factor(mixed, side.basis, unused), 1).basis
+    k = len(mixed)
+    shifted = mixed + SHIFT / k * jnp.trace(mixed).real * jnp.eye(k, dtype=mixed.dtype)
+    unused = jnp.zeros(k, mixed.real.dtype)
+    basis = diagonalized(Factor(shifted, side.basis, unused), 1).basis
     return Side(mixed, basis)

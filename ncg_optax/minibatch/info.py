@@ -12,12 +12,12 @@ class KroneckerAdamInfo(NamedTuple):
     Attributes:
       status: a :class:`Status` code, int32; see :func:`explain`. ``NOT_EVALUATED``
         after a step, whose loss no part of the optimizer needs; ``CLIPPED_GRADIENT``
-        after a step with a clipped gradient; ``REJECTED_NON_FINITE``;
+        after a step with a reduced gradient; ``REJECTED_NON_FINITE``;
         ``ZERO_GRADIENT``.
       loss: the ``value`` given to ``update``, the mean over the devices; 0 without it.
       gradient_norm: ``|g|``, the Euclidean norm over the trained leaves.
-      usual_norm: the running level of that norm, at which the gradient is measured.
-      clipping: factor on the gradient, 1 unless it is clipped.
+      usual_norm: the running level of that norm before this step.
+      clipping: factor on the gradient: 1, less for an outlier, 0 for a rejected batch.
       learning_rate: the length of the step along each axis of the eigenbases, at most.
       products: number of curvature products of the step, int32.
       gradient_equivalents: cost of the step in gradients, with its own gradient.

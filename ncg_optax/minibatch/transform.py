@@ -51,10 +51,12 @@ def kronecker_adam(
     evaluate the model at the running average of the iterates,
     :func:`averaged_params`, which the state contains.
 
-    A batch changes little by itself: its gradient is clipped at three times the usual
-    norm, and a batch whose loss or gradient is not finite is rejected. Then only
-    ``count`` and ``info`` change. Nothing here evaluates the loss, so ``update`` needs
-    no ``value_fn``.
+    A batch changes little by itself: a gradient of more than three times the usual norm
+    is reduced, the more the longer it is, and a batch whose loss or gradient is not
+    finite is rejected. Then only ``count`` and ``info`` change. Nothing here evaluates
+    the loss, so ``update`` needs no ``value_fn``. Parameters of 16 bits round away the
+    small first steps, from which the learning rate is found: keep them in float32, or
+    give a learning rate.
 
     By default there is no curvature in it. With ``curvature``, the bases are those of
     gradients and of products of the curvature with random vectors, one at each refresh.
@@ -153,11 +155,10 @@ def kronecker_adam(
             count=jnp.asarray(optax.safe_increment(state.count)),
             info=pytree.cast_like(new_state.info, state.info),
         )
-        gradients = masks.select(batch.trained, updates)
-        return masks.merge(
-            batch.trained,
-            pytree.cast_like(step, gradients),
-            masks.frozen_updates(updates, params),
-        ), kept
+        grads, params = without_masked_nodes(updates), without_masked_nodes(params)
+        step = pytree.cast_like(step, masks.select(batch.trained, grads))
+        zeros = masks.frozen_updates(grads, params)
+        leaves = jax.tree.leaves(masks.merge(batch.trained, step, zeros))
+        return jax.tree.unflatten(jax.tree.structure(updates), leaves), kept
 
     return optax.GradientTransformationExtraArgs(init, update)
