@@ -11,18 +11,17 @@ PyTree = Any
 
 # The estimate at the first step.
 FIRST_DISTANCE = 3e-4
-# Part of the estimate of the paper that is taken: the bases turn, and with them the
-# norm that the estimate is made in.
-SHARE = 0.7
 # Decay of both sums.
 DECAY = 0.9995
+# Steps after which the learning rate falls with the root of their number.
+CONSTANT_STEPS = 100
 
 
 class Distance(NamedTuple):
     """State of the estimate.
 
     Attributes:
-      estimate: the distance, per parameter: the learning rate, shape=().
+      estimate: the distance in the largest component, shape=().
       products: the sum of ``<g, x_0 - x>``, shape=().
       gradients: the sum of gradients, in the eigenbases, a tree shaped like the
         parameters.
@@ -54,7 +53,7 @@ def next_distance(
     .. math::
       r \leftarrow \beta r + (1 - \beta)\, d^2 \langle g, x_0 - x \rangle, \qquad
       s \leftarrow \beta s + (1 - \beta)\, d^2 Q^H g, \qquad
-      d \leftarrow \max\Bigl(d, \frac{c\, r}{|s|_1}\Bigr)
+      d \leftarrow \max\Bigl(d, \frac{r}{|s|_1}\Bigr)
 
     For a convex loss :math:`r / |s|_1` is at most the distance to the solution in the
     largest component, if the basis is fixed (Mishchenko and Defazio, Prodigy, 2023,
@@ -75,6 +74,21 @@ def next_distance(
     )
     norms = jax.tree.map(lambda s: jnp.sum(jnp.abs(s), dtype=new.dtype), gradients)
     norm = pytree.total(norms)
-    found = SHARE * products / jnp.where(norm > 0, norm, 1)
+    found = products / jnp.where(norm > 0, norm, 1)
     estimate = jnp.maximum(distance.estimate, found)
     return Distance(estimate, products, gradients, distance.start)
+
+
+def found_rate(distance: Distance, steps: jax.Array) -> jax.Array:
+    r"""The learning rate after :math:`t` steps, shape=().
+
+    .. math::
+      \eta = \frac{d}{\sqrt{1 + t / 100}}
+
+    A step of Adam moves each component by up to :math:`\eta`. For noisy gradients the
+    regret of :math:`T` such steps is at most proportional to :math:`d^2 / \eta + T
+    \eta` (Kingma and Ba 2015, theorem 4.1), which is least at :math:`\eta = d /
+    \sqrt T`; in the first steps gradients are more signal than noise. The number of
+    steps need not be known.
+    """
+    return distance.estimate / jnp.sqrt(1 + steps / CONSTANT_STEPS)

@@ -1,12 +1,14 @@
-"""Eigenbases of the Kronecker factors of each leaf, followed by QR iterations."""
+"""EigenbasesState of the Kronecker factors of each leaf, followed by QR iterations."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ncg_optax._utils import pytree
+from ncg_optax._utils import pytree, validate
+from ncg_optax._utils.parts import Part
 from ncg_optax.curvature.base import matmul_precision
 from ncg_optax.preconditioners.kronecker_factors import (
     Factor,
@@ -19,6 +21,8 @@ PyTree = Any
 
 # Steps between two refreshes, and in the first FREQUENT_STEPS steps.
 PERIOD, FREQUENT_PERIOD, FREQUENT_STEPS = 10, 2, 20
+# Iterations at the first refresh, which begins with the identity; one at the others.
+FIRST_ITERATIONS = 4
 # Least weight of a new sample in the Gram matrices.
 SAMPLE_WEIGHT = 0.1
 # Multiple of its mean eigenvalue that is added to the diagonal of a Gram matrix in the
@@ -40,7 +44,7 @@ class Side(NamedTuple):
     basis: PyTree
 
 
-class Eigenbases(NamedTuple):
+class EigenbasesState(NamedTuple):
     """The eigenbases of all leaves.
 
     Attributes:
@@ -66,31 +70,54 @@ class Turned(NamedTuple):
     squares: PyTree
 
 
-def first_eigenbases(params: PyTree, max_size: int) -> Eigenbases:
-    """No samples, and the axes of the parameters as bases.
+@dataclasses.dataclass(frozen=True)
+class eigenbases(Part):  # noqa: N801
+    """Which leaves :func:`ncg_optax.kronecker_adam` rotates.
 
-    Vectors, empty leaves and sides longer than ``max_size`` are not rotated. Leaves may
-    be `jax.ShapeDtypeStruct`.
+    Vectors and empty leaves are not rotated. A side of length k of a leaf of shape (m,
+    n) costs :math:`4 m n k` operations in each step.
+
+    Attributes:
+      max_size: longest side that is rotated, at least 1.
+
+    Raises:
+      TypeError: if ``max_size`` is not an integer.
+      ValueError: if it is less than 1.
+
+    Examples:
+      >>> import ncg_optax as ncg
+      >>> tx = ncg.kronecker_adam(bases=ncg.minibatch.eigenbases(max_size=1024))
     """
 
-    def side(axis: int, fill: Any) -> PyTree:
-        def first(leaf):
-            shape = jax.eval_shape(as_matrix, leaf).shape
-            dtype = jnp.result_type(jnp.float32, leaf.dtype)
-            if min(shape) > 1 and shape[axis] <= max_size:
-                return fill(shape[axis], dtype)
-            return jnp.zeros((), dtype)
+    max_size: int = 256
 
-        return jax.tree.map(first, params)
+    def __post_init__(self):
+        validate.integer("eigenbases: max_size", self.max_size, low=1)
 
-    def zeros(k, dtype):
-        return jnp.zeros((k, k), dtype)
+    def init(self, params: PyTree) -> EigenbasesState:
+        """No samples, and the axes of the parameters as bases.
 
-    def axes(k, dtype):
-        return jnp.eye(k, dtype=dtype)
+        Leaves may be `jax.ShapeDtypeStruct`.
+        """
 
-    sides = [Side(side(axis, zeros), side(axis, axes)) for axis in (0, 1)]
-    return Eigenbases(jnp.zeros((), jnp.int32), *sides)
+        def side(axis: int, fill: Callable[[int, Any], jax.Array]) -> PyTree:
+            def first(leaf):
+                shape = jax.eval_shape(as_matrix, leaf).shape
+                dtype = jnp.result_type(jnp.float32, leaf.dtype)
+                if min(shape) > 1 and shape[axis] <= self.max_size:
+                    return fill(shape[axis], dtype)
+                return jnp.zeros((), dtype)
+
+            return jax.tree.map(first, params)
+
+        def zeros(k, dtype):
+            return jnp.zeros((k, k), dtype)
+
+        def axes(k, dtype):
+            return jnp.eye(k, dtype=dtype)
+
+        sides = [Side(side(axis, zeros), side(axis, axes)) for axis in (0, 1)]
+        return EigenbasesState(jnp.zeros((), jnp.int32), *sides)
 
 
 def is_due(steps: jax.Array) -> jax.Array:
@@ -99,7 +126,7 @@ def is_due(steps: jax.Array) -> jax.Array:
     return steps % period == 0
 
 
-def rotated(bases: Eigenbases, tree: PyTree, back: bool = False) -> PyTree:
+def rotated(bases: EigenbasesState, tree: PyTree, back: bool = False) -> PyTree:
     """``Q_L^H X Q_R`` for each leaf ``X``, or ``Q_L X Q_R^H`` to undo it."""
 
     def leaf(x, left, right):
@@ -115,9 +142,9 @@ def rotated(bases: Eigenbases, tree: PyTree, back: bool = False) -> PyTree:
 
 
 def refreshed(
-    bases: Eigenbases, samples: Sequence[PyTree], turned: Turned
-) -> tuple[Eigenbases, Turned]:
-    r"""The bases after one iteration with new samples, and the numbers in them.
+    bases: EigenbasesState, samples: Sequence[PyTree], turned: Turned
+) -> tuple[EigenbasesState, Turned]:
+    r"""The bases after an iteration with new samples, and the numbers in them.
 
     .. math::
       L \leftarrow (1 - w) L + w \sum_G \frac{G G^H}{|G|^2}, \qquad
@@ -127,7 +154,7 @@ def refreshed(
     the weight :math:`w = \max(0.1, 1 / (k + 1))` after :math:`k` refreshes. A number
     :math:`x` in the old basis is :math:`T x` in the new one, with :math:`T = Q_{new}^H
     Q_{old}`; of squares, of which only a mean is known, the mean in the new basis is
-    taken as :math:`|T|^2` times it.
+    taken as :math:`|T|^2` times it. At the first refresh there are four iterations.
 
     Args:
       bases: the bases.
@@ -135,6 +162,7 @@ def refreshed(
       turned: the numbers in the bases.
     """
     weight = jnp.maximum(SAMPLE_WEIGHT, 1 / (bases.refreshes + 1))
+    iterations = jnp.where(bases.refreshes == 0, FIRST_ITERATIONS, 1)
     columns = (*bases.left, *bases.right, turned.squares, *turned.linear)
     old = list(zip(*map(jax.tree.leaves, columns), strict=True))
     given = list(zip(*map(jax.tree.leaves, samples), strict=True))
@@ -147,19 +175,24 @@ def refreshed(
             pairs = [(old[i], given[i]) for i in members]
             stacks = jax.tree.map(lambda *x: jnp.stack(x), *pairs)
             with matmul_precision("highest"):
-                results = jax.vmap(lambda x, g: _refreshed_leaf(x, g, weight))(*stacks)
+                results = jax.vmap(
+                    lambda x, g: _refreshed_leaf(x, g, weight, iterations)
+                )(*stacks)
             for j, i in enumerate(members):
                 new[i] = tuple(x[j] for x in results)
     unflatten = jax.tree.structure(turned.squares).unflatten
     a, b, c, d, squares, *linear = map(unflatten, zip(*new, strict=True))
     return (
-        Eigenbases(bases.refreshes + 1, Side(a, b), Side(c, d)),
+        EigenbasesState(bases.refreshes + 1, Side(a, b), Side(c, d)),
         Turned(tuple(linear), squares),
     )
 
 
 def _refreshed_leaf(
-    old: tuple[jax.Array, ...], samples: tuple[jax.Array, ...], weight: jax.Array
+    old: tuple[jax.Array, ...],
+    samples: tuple[jax.Array, ...],
+    weight: jax.Array,
+    iterations: jax.Array,
 ) -> tuple[jax.Array, ...]:
     """Both sides of a leaf, then its squares and the other numbers in its bases."""
     shape = old[4].shape
@@ -167,7 +200,9 @@ def _refreshed_leaf(
     squares, *linear = map(as_matrix, old[4:])
     given = [_of_norm_one(as_matrix(g)) for g in samples]
     left, right = (
-        _iterated(side, [g if i == 0 else jnp.conj(g.T) for g in given], weight)
+        _iterated(
+            side, [g if i == 0 else jnp.conj(g.T) for g in given], weight, iterations
+        )
         for i, side in enumerate(sides)
     )
     if left.basis.ndim:
@@ -186,8 +221,10 @@ def _of_norm_one(g: jax.Array) -> jax.Array:
     return g / jnp.where(norm > 0, norm, 1)
 
 
-def _iterated(side: Side, rows: list[jax.Array], weight: jax.Array) -> Side:
-    """A side of one leaf with samples added, after one orthogonal iteration."""
+def _iterated(
+    side: Side, rows: list[jax.Array], weight: jax.Array, iterations: jax.Array
+) -> Side:
+    """A side of one leaf with samples added, after some orthogonal iterations."""
     if not side.gram.ndim:
         return side
     added = sum(gram(g, g, True) for g in rows)
@@ -198,5 +235,5 @@ def _iterated(side: Side, rows: list[jax.Array], weight: jax.Array) -> Side:
     k = len(mixed)
     shifted = mixed + SHIFT / k * jnp.trace(mixed).real * jnp.eye(k, dtype=mixed.dtype)
     unused = jnp.zeros(k, mixed.real.dtype)
-    basis = diagonalized(Factor(shifted, side.basis, unused), 1).basis
+    basis = diagonalized(Factor(shifted, side.basis, unused), iterations).basis
     return Side(mixed, basis)

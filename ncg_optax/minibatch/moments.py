@@ -11,8 +11,9 @@ PyTree = Any
 
 # Decay of the running means of the gradient and of its squares.
 MEAN_DECAY, SQUARE_DECAY = 0.9, 0.95
-# Added to the root of each mean square, relative to its mean over the leaf. Without it
-# rounding errors along directions without gradient would become steps of full length.
+# Added to the root of each mean square, relative to the root of their sum over a leaf.
+# Without it rounding errors of the rotation, along directions that have no gradient,
+# would become steps of full length.
 RELATIVE_FLOOR = 1e-6
 
 
@@ -57,12 +58,10 @@ def next_moments(moments: Moments, gradient: PyTree, steps: jax.Array) -> Moment
 
 
 def direction(moments: Moments) -> PyTree:
-    r""":math:`m / \sqrt v`, in the eigenbases."""
+    r""":math:`m / (\sqrt v + 10^{-6} |\sqrt v|_2)` for each leaf, in the eigenbases."""
 
     def leaf(m, v):
-        if not v.size:
-            return m
-        floor = RELATIVE_FLOOR * jnp.sqrt(jnp.mean(v))
+        floor = RELATIVE_FLOOR * jnp.sqrt(jnp.sum(v))
         root = jnp.sqrt(v) + floor
         return m / jnp.where(root > 0, root, 1)
 

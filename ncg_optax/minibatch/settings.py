@@ -8,6 +8,7 @@ import optax
 
 from ncg_optax._utils import reductions, validate
 from ncg_optax.curvature.base import Curvature
+from ncg_optax.minibatch.eigenbasis import eigenbases
 
 PyTree = Any
 
@@ -17,13 +18,19 @@ class Settings(NamedTuple):
 
     learning_rate: optax.ScalarOrSchedule | None
     curvature: Curvature | None
-    max_size: int
     mask: PyTree | Callable[[PyTree], PyTree] | None
     axes: tuple[str, ...]
     seed: int
 
 
-def complete(learning_rate, curvature, max_size, mask, axis_name, seed) -> Settings:
+def complete(
+    learning_rate: optax.ScalarOrSchedule | None,
+    curvature: Curvature | None,
+    bases: eigenbases,
+    mask: PyTree | Callable[[PyTree], PyTree] | None,
+    axis_name: str | tuple[str, ...] | None,
+    seed: int,
+) -> Settings:
     """Checks the settings."""
     if learning_rate is not None and not callable(learning_rate):
         name = "kronecker_adam: learning_rate"
@@ -33,8 +40,8 @@ def complete(learning_rate, curvature, max_size, mask, axis_name, seed) -> Setti
     if curvature is not None:
         made_by = "gauss_newton(), or None"
         validate.component("curvature", curvature, Curvature, made_by)
-    validate.integer("kronecker_adam: max_size", max_size, low=1)
+    validate.component("bases", bases, eigenbases, "minibatch.eigenbases()")
     if not hasattr(seed, "dtype"):  # under optax.inject_hyperparams it is an array
         validate.integer("seed", seed, low=-(2**31))
     axes = reductions.as_axes(axis_name)
-    return Settings(learning_rate, curvature, max_size, mask, axes, seed)
+    return Settings(learning_rate, curvature, mask, axes, seed)

@@ -8,7 +8,7 @@ import optax
 
 from ncg_optax._utils import pytree, validate
 from ncg_optax.minibatch.distance import Distance, first_distance
-from ncg_optax.minibatch.eigenbasis import Eigenbases, first_eigenbases
+from ncg_optax.minibatch.eigenbasis import EigenbasesState, eigenbases
 from ncg_optax.minibatch.info import KroneckerAdamInfo, first_info
 from ncg_optax.minibatch.moments import Moments, first_moments
 
@@ -43,7 +43,7 @@ class KroneckerAdamState(NamedTuple):
     # Tuples have a method of this name; the field hides it.
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     steps: jax.Array
-    bases: Eigenbases
+    bases: EigenbasesState
     moments: Moments
     distance: Distance | tuple[()]
     usual_norm: jax.Array
@@ -51,19 +51,21 @@ class KroneckerAdamState(NamedTuple):
     info: KroneckerAdamInfo
 
 
-def first_state(params: PyTree, finds_rate: bool, max_size: int) -> KroneckerAdamState:
+def first_state(
+    params: PyTree, finds_rate: bool, bases: eigenbases
+) -> KroneckerAdamState:
     """The state before the first step, which does not depend on values.
 
     Args:
       params: the trained leaves; they may be `jax.ShapeDtypeStruct`.
       finds_rate: whether the learning rate is found.
-      max_size: longest side that is rotated.
+      bases: which leaves are rotated.
     """
     dtype = pytree.scalar_dtype(params)
     state = KroneckerAdamState(
         count=jnp.zeros((), jnp.int32),
         steps=jnp.zeros((), jnp.int32),
-        bases=first_eigenbases(params, max_size),
+        bases=bases.init(params),
         moments=first_moments(params),
         distance=first_distance(params) if finds_rate else (),
         usual_norm=jnp.zeros((), dtype),

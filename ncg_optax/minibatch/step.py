@@ -12,9 +12,9 @@ from ncg_optax._utils.status import Status, first_match
 from ncg_optax.minibatch.average import next_average
 from ncg_optax.minibatch.batch import FRACTION, Batch
 from ncg_optax.minibatch.clipping import clipped
-from ncg_optax.minibatch.distance import Distance, next_distance
+from ncg_optax.minibatch.distance import Distance, found_rate, next_distance
 from ncg_optax.minibatch.eigenbasis import (
-    Eigenbases,
+    EigenbasesState,
     Turned,
     is_due,
     refreshed,
@@ -27,7 +27,8 @@ from ncg_optax.minibatch.state import KroneckerAdamState
 
 PyTree = Any
 
-# Steps over which the learning rate rises linearly: the first bases are of few samples.
+# Steps over which a number for the learning rate rises linearly: the first bases and
+# moments are of few samples. A rate that is found starts small by itself.
 WARM_UP = 20
 
 
@@ -91,7 +92,7 @@ def _follow(
     products: Callable[[], PyTree],
     state: KroneckerAdamState,
     distance: Distance | tuple[()],
-) -> tuple[Eigenbases, Moments, Distance | tuple[()]]:
+) -> tuple[EigenbasesState, Moments, Distance | tuple[()]]:
     """Bases, moments and distance; refreshed if it is due."""
 
     def body(_, carry):
@@ -114,7 +115,8 @@ def _follow(
 def _learning_rate(settings: Settings, distance: Any, steps: jax.Array) -> jax.Array:
     """The learning rate of this step, shape=()."""
     rate = settings.learning_rate
+    if rate is None:
+        return found_rate(distance, steps)
     if callable(rate):
         return jnp.asarray(rate(steps))
-    rate = distance.estimate if rate is None else jnp.asarray(rate)
     return rate * jnp.minimum((steps + 1) / WARM_UP, 1)

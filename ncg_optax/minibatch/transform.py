@@ -10,6 +10,7 @@ import optax
 from ncg_optax._utils import pytree, validate
 from ncg_optax.curvature.base import Curvature
 from ncg_optax.minibatch.batch import curvature_products, read_batch
+from ncg_optax.minibatch.eigenbasis import eigenbases
 from ncg_optax.minibatch.settings import complete
 from ncg_optax.minibatch.state import first_state, require_own, without_masked_nodes
 from ncg_optax.minibatch.step import next_step
@@ -22,7 +23,7 @@ def kronecker_adam(
     learning_rate: optax.ScalarOrSchedule | None = None,
     *,
     curvature: Curvature | None = None,
-    max_size: int = 256,
+    bases: eigenbases = eigenbases(),
     mask: PyTree | Callable[[PyTree], PyTree] | None = None,
     axis_name: str | tuple[str, ...] | None = None,
     seed: int = 0,
@@ -41,11 +42,11 @@ def kronecker_adam(
     ``Q <- qr(L Q)`` in each tenth step, and in each second one of the first twenty,
     follows them, and the moments are turned along. Kernels of more than two axes are
     reshaped to (product of all axes but the last, last axis). Vectors, and sides
-    longer than ``max_size``, are not rotated: there it is Adam.
+    longer than ``bases.max_size``, 256, are not rotated: there it is Adam.
 
-    The learning rate :math:`\eta` is found: it is the distance to the solution per
-    component, estimated in the eigenbases as Prodigy does. It rises from 3e-4 within
-    some ten steps, and it never falls.
+    The learning rate :math:`\eta = d / \sqrt{1 + t / 100}` after :math:`t` steps is
+    found: :math:`d` is the distance to the solution in the largest component, estimated
+    in the eigenbases as Prodigy does. It rises from 3e-4 within some twenty steps.
 
     The iterates keep the noise of the last few batches, and no schedule reduces it. So
     evaluate the model at the running average of the iterates,
@@ -71,11 +72,11 @@ def kronecker_adam(
 
     Args:
       learning_rate: :math:`\eta`, a number, an optax schedule of the number of steps
-        done, or None to find it. A number, or what is found, rises linearly over the
-        first twenty steps; a schedule is taken as it is.
+        done, or None to find it. A number is reached in the first twenty steps; a
+        schedule is taken as it is.
       curvature: None, or :func:`gauss_newton` or another :class:`Curvature`. Then
         ``update`` needs ``value_fn``.
-      max_size: longest side that is rotated, at least 1.
+      bases: :class:`ncg_optax.minibatch.eigenbases`: the longest side that is rotated.
       mask: a pytree of bools (or a prefix, or a function of the parameters that
         returns one): leaves with True are trained. None trains all leaves.
       axis_name: mapped axis name(s) of pmap, shard_map or vmap over which the batch
@@ -127,10 +128,10 @@ def kronecker_adam(
       >>> bool(loss(average, x, jnp.sin(x[:, :1])) < 0.01)
       True
     """
-    settings = complete(learning_rate, curvature, max_size, mask, axis_name, seed)
+    settings = complete(learning_rate, curvature, bases, mask, axis_name, seed)
 
     def first(trained):
-        return first_state(trained, learning_rate is None, max_size)
+        return first_state(trained, learning_rate is None, bases)
 
     def init(params):
         params = without_masked_nodes(params)

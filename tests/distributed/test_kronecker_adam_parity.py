@@ -30,7 +30,6 @@ CURVATURES = {"gradients": None, "and curvature": ncg.gauss_newton()}
 @pytest.mark.parametrize("curvature", CURVATURES)
 def test_mappings(mapping, reduce_over, curvature):
     def steps(loss, axis_name):
-        # Products on a fraction of the batch would be of other examples.
         tx = ncg.kronecker_adam(curvature=CURVATURES[curvature], axis_name=axis_name)
         return lambda p, x, y: run_steps(tx, loss, p, x, y, axis_name, STEPS)
 
@@ -45,16 +44,19 @@ def test_mappings(mapping, reduce_over, curvature):
     assert jnp.min(moved) > 1e-6
 
 
-def test_train_step():
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_train_step(curvature):
     """`make_train_step` on four devices, and on one device by hand."""
     params, x, y = problem()
-    tx, loss = ncg.kronecker_adam(), make_loss()
+    loss = make_loss()
+    tx = ncg.kronecker_adam(curvature=CURVATURES[curvature])
     step = ncg.make_train_step(loss, tx)
 
     @jax.jit
     def by_hand(params, state):
         value, grads = jax.value_and_grad(loss)(params, x=x, y=y)
-        updates, state = tx.update(grads, state, params, value=value)
+        bound = loss.bind(x=x, y=y)
+        updates, state = tx.update(grads, state, params, value=value, value_fn=bound)
         return optax.apply_updates(params, updates), state
 
     alone, alone_state = params, tx.init(params)

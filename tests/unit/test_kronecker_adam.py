@@ -87,8 +87,10 @@ class Plain:
         self.level += max(0.1, 1 / (t + 1)) * (ratio * norm - self.level)
         factor = ratio**2
         due = t % (2 if t < 20 else 10) == 0
-        rate = self.d if self.rate is None else self.rate
-        rate = rate * min((t + 1) / 20, 1)
+        if self.rate is None:
+            rate = self.d / np.sqrt(1 + t / 100)
+        else:
+            rate = self.rate * min((t + 1) / 20, 1)
         size, inner = 0.0, 0.0
         before = {k: x.copy() for k, x in self.x.items()}
         for name, f in self.leaf.items():
@@ -103,11 +105,11 @@ class Plain:
             x = self.matrix(before[name])
             inner += np.sum(g * (self.matrix(self.start[name]) - x))
             if g.size:
-                root = np.sqrt(f["v"]) + 1e-6 * np.sqrt(f["v"].mean())
+                root = np.sqrt(f["v"]) + 1e-6 * np.sqrt(f["v"].sum())
                 moved = f["QL"] @ (f["m"] / root) @ f["QR"].T
                 self.x[name] = (x - rate * moved).reshape(before[name].shape)
         self.r = 0.9995 * self.r + 0.0005 * self.d**2 * inner
-        self.d = max(self.d, 0.7 * self.r / size)
+        self.d = max(self.d, self.r / size)
         self.refreshes += due
         self.average = self.averaged(before)
         self.t += 1
@@ -120,7 +122,8 @@ class Plain:
         old = f["QL"], f["QR"]
         for a, b in (("L", "QL"), ("R", "QR")):
             shift = 1e-3 * np.trace(f[a]) / len(f[a]) * np.eye(len(f[a]))
-            f[b] = np.linalg.qr((f[a] + shift) @ f[b])[0]
+            for _ in range(1 if self.refreshes else 4):
+                f[b] = np.linalg.qr((f[a] + shift) @ f[b])[0]
         left, right = f["QL"].T @ old[0], old[1].T @ f["QR"]
         f["m"], f["s"] = left @ f["m"] @ right, left @ f["s"] @ right
         f["v"] = left**2 @ f["v"] @ right**2
@@ -134,14 +137,14 @@ class Plain:
 def test_steps_are_those_of_the_equations(rate):
     tx, params = ncg.kronecker_adam(rate), normal(0)
     plain, step, state = Plain(params, rate), make_step(tx), tx.init(params)
-    for seed in range(1, 46):
+    for seed in range(1, 33):
         plain.step(jax.grad(batch_loss)(params, seed))
         params, state = step(params, state, seed)
-        assert_close(params, plain.x, rtol=1e-8)
+        assert_close(params, plain.x, rtol=1e-7, atol=1e-7)
     averaged = plain.averaged(plain.x)
-    assert_close(ncg.averaged_params(state, params), averaged, rtol=1e-8)
+    assert_close(ncg.averaged_params(state, params), averaged, rtol=1e-7, atol=1e-7)
     if rate is None:
-        assert_close(state.distance.estimate, plain.d, rtol=1e-8)
+        assert_close(state.distance.estimate, plain.d, rtol=1e-6)
         assert plain.d > 0.01  # it has been found
 
 
@@ -392,8 +395,18 @@ def test_unrotated_leaves_are_those_of_adam():
     )
 
 
+def test_rounding_errors_make_no_steps():
+    """All of the gradient is along one direction: the others are rounding errors."""
+    gradient = jnp.outer(jnp.arange(1.0, 41), jnp.ones(30)).astype("float32")
+    tx, w = ncg.kronecker_adam(optax.constant_schedule(1.0)), jnp.zeros_like(gradient)
+    update, _ = tx.update(gradient, tx.init(w), w)
+    expected = -gradient / jnp.linalg.norm(gradient)
+    np.testing.assert_allclose(jnp.vdot(update, expected), 1, rtol=0.01)
+    assert jnp.linalg.norm(update - expected) < 1
+
+
 def test_long_sides_have_no_basis():
-    state = ncg.kronecker_adam(max_size=3).init(normal(0))
+    state = ncg.kronecker_adam(bases=ncg.minibatch.eigenbases(3)).init(normal(0))
     grams = {k: x.shape for k, x in state.bases.left.gram.items()}
     assert grams == {"w": (), "k": (), "v": (), "s": (), "empty": ()}
     assert state.bases.right.basis["w"].shape == (3, 3)
@@ -501,7 +514,7 @@ def test_curvature_products_need_the_loss():
         ({"learning_rate": "fast"}, TypeError, "learning_rate must be a number"),
         ({"learning_rate": -1.0}, ValueError, r"learning_rate .* \[0, inf\)"),
         ({"curvature": ncg.cg()}, TypeError, "curvature must be a Curvature"),
-        ({"max_size": 0}, ValueError, "max_size must be an integer of at least 1"),
+        ({"bases": 256}, TypeError, "bases must be a eigenbases, made by"),
         ({"seed": 1.5}, TypeError, "seed must be an integer"),
         ({"axis_name": 3}, TypeError, "axis_name must be the name"),
     ],
@@ -509,6 +522,11 @@ def test_curvature_products_need_the_loss():
 def test_settings(settings, error, sentence):
     with pytest.raises(error, match=sentence):
         ncg.kronecker_adam(**settings)
+
+
+def test_the_longest_side_is_a_number():
+    with pytest.raises(ValueError, match="max_size must be an integer of at least 1"):
+        ncg.minibatch.eigenbases(max_size=0)
 
 
 def test_arguments_of_update():
