@@ -1,13 +1,13 @@
 """Newton-CG (Hessian-free, truncated Newton) optimisation for JAX.
 
 A pure optax transformation: :func:`newton_cg` for deterministic problems,
-:func:`hessian_free` for networks, :func:`stochastic_hessian_free` for mini-batches,
-:func:`minimize` for a whole solve.
+:func:`hessian_free` for networks, :func:`kronecker_adam` and
+:func:`stochastic_hessian_free` for mini-batches, :func:`minimize` for a whole solve.
 
 The names here are the optimizers and the factories of their parts. What the parts are
 (:class:`ncg_optax.solvers.Solver`, say), their states and their results are in the
 folder of each: ``curvature``, ``solvers``, ``preconditioners``, ``globalization``,
-``step``, ``minimization``, ``diagnostics``.
+``step``, ``minibatch``, ``minimization``, ``diagnostics``.
 """
 
 import importlib
@@ -25,6 +25,8 @@ from ncg_optax.globalization.armijo import armijo
 from ncg_optax.globalization.damping import levenberg_marquardt
 from ncg_optax.globalization.safeguard import safeguard
 from ncg_optax.losses.composite import CompositeLoss
+from ncg_optax.minibatch.average import averaged_params
+from ncg_optax.minibatch.transform import kronecker_adam
 from ncg_optax.minimization.covariance import covariance
 from ncg_optax.minimization.minimize import minimize
 from ncg_optax.parallel.train_step import make_train_step
@@ -52,6 +54,7 @@ __all__ = [
     "Status",
     "armijo",
     "averaged_gradient",
+    "averaged_params",
     "cg",
     "check_operator",
     "compose",
@@ -66,6 +69,7 @@ __all__ = [
     "identity",
     "jacobi",
     "kronecker",
+    "kronecker_adam",
     "levenberg_marquardt",
     "make_train_step",
     "minimize",

@@ -62,6 +62,12 @@ COMPETITORS: dict[str, Competitor] = {
             minibatch=True,
         ),
         Competitor(
+            "kronecker_adam",
+            "ncg_optax.kronecker_adam(), mini-batches, no settings",
+            newton.kronecker_adam,
+            minibatch=True,
+        ),
+        Competitor(
             "sgd_then_hessian_free",
             "SGD (learning rate tuned) for half of the budget, then "
             "stochastic_hessian_free",

@@ -165,6 +165,24 @@ def stochastic(problem: Problem, _: Setting | None) -> Method:
     return _averaged(problem, plan(problem, size), lambda rate: tx, price)
 
 
+def kronecker_adam(problem: Problem, _: Setting | None) -> Method:
+    """`kronecker_adam` on the smallest batches of the first-order methods, averaged."""
+    tx = ncg.kronecker_adam()
+    batches = plan(problem, min(problem.scenario.batch_sizes))
+    advance = newton_step(problem.scenario, tx)
+
+    def init(params: Params, rate: jax.Array) -> Any:
+        return tx.init(params), params
+
+    def step(params: Params, state: Any, batch: Batch) -> tuple[Any, Any, Any]:
+        inner, iterate = state
+        iterate, inner = advance(iterate, inner, batch)
+        cost = ncg.get_info(inner).gradient_equivalents
+        return ncg.averaged_params(inner, iterate), (inner, iterate), cost
+
+    return in_batches(problem, batches, init, step)
+
+
 def sgd_then_stochastic(problem: Problem, setting: Setting | None) -> Method:
     """SGD for half of the budget, then `stochastic_hessian_free`, averaged.
 

@@ -28,6 +28,7 @@ STYLES: dict[str, tuple[str, Any]] = {
     "soap": ("#8C564B", "--"),
     "kfac": ("#000000", "-"),
     "stochastic_hessian_free": ("#0072B2", (0, (1, 1))),
+    "kronecker_adam": ("#56B4E9", "-"),
     "sgd_then_hessian_free": ("#0072B2", "-."),
     "poster": ("#D55E00", ":"),
 }
@@ -46,6 +47,7 @@ LABELS = {
     if batches or name in TUNED
 } | {
     "stochastic_hessian_free": "stochastic_hessian_free, mini-batches",
+    "kronecker_adam": "kronecker_adam, mini-batches",
     "sgd_then_hessian_free": "sgd (tuned), then hessian_free",
 }
 ABREAST = 4  # names of optimizers that fit side by side

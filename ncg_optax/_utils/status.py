@@ -43,6 +43,7 @@ class Status(enum.IntEnum):
     ZERO_GRADIENT = 26
     SUMMED_LOSS = 27
     NON_FINITE_CURVATURE = 28
+    CLIPPED_GRADIENT = 29
 
     CONVERGED_GRADIENT = 40
     CONVERGED_VALUE = 41
@@ -99,6 +100,8 @@ _SENTENCES = {
     "over the mapped axis, but must be averaged. Take ncg_optax.value_and_grad.",
     Status.NON_FINITE_CURVATURE: "A curvature product was not finite. The step follows "
     "the last finite direction of the solver, or the negative gradient.",
+    Status.CLIPPED_GRADIENT: "The gradient was far longer than those before it. The "
+    "step was taken with the gradient reduced, so that it counts little.",
     Status.CONVERGED_GRADIENT: "Converged: the largest entry of the gradient is at "
     "most gtol and no negative curvature was found.",
     Status.CONVERGED_VALUE: "Converged: the loss changed by less than ftol, relative "

@@ -90,6 +90,7 @@ _WORDS: dict[int, tuple[str, str]] = {
     Status.ZERO_GRADIENT: ("gradient 0", ""),
     Status.SUMMED_LOSS: ("summed", "bold red"),
     Status.NON_FINITE_CURVATURE: ("gradient", "yellow"),
+    Status.CLIPPED_GRADIENT: ("clipped", "yellow"),
     Status.RESIDUAL_CONVERGED: ("solved", ""),
     Status.PROGRESS_STALLED: ("stalled", ""),
     Status.MAX_ITERATIONS: ("at its cap", ""),

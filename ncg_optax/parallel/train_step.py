@@ -42,7 +42,7 @@ from ncg_optax.parallel.placement import (
     require_agreement,
     shard_batch,
 )
-from ncg_optax.step.info import NewtonCGInfo, find_infos
+from ncg_optax.step.info import find_measurements
 
 PyTree = Any
 
@@ -54,8 +54,8 @@ class StepMetrics(NamedTuple):
       loss: over the whole batch, at the parameters before the step, shape=().
       aux: of ``value_fn``, with ``has_aux``; None otherwise. Floating-point numbers
         are averaged over the devices; all other leaves are those of the first device.
-      info: the :class:`ncg_optax.step.NewtonCGInfo` of the step; None if the state of
-        the optimizer has none, as that of ``optax.adam``.
+      info: what :func:`get_info` returns, as a :class:`ncg_optax.step.NewtonCGInfo`;
+        None if the state of the optimizer has none, as that of ``optax.adam``.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -70,7 +70,7 @@ class StepMetrics(NamedTuple):
 
     loss: jax.Array
     aux: PyTree
-    info: NewtonCGInfo | None
+    info: Any
 
 
 class TrainStep:
@@ -333,6 +333,6 @@ def _local_step(
         grad=grads,
         value_fn=MappedLoss(mapped),
     )
-    infos = find_infos(state)
+    infos = find_measurements(state)
     metrics = StepMetrics(value, aux, infos[0] if len(infos) == 1 else None)
     return optax.apply_updates(params, updates), state, metrics

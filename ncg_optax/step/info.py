@@ -101,14 +101,24 @@ def find_infos(state: PyTree) -> list[NewtonCGInfo]:
     return [x for x in leaves if isinstance(x, NewtonCGInfo)]
 
 
-def get_info(state: PyTree) -> NewtonCGInfo:
+def find_measurements(state: PyTree) -> list[Any]:
+    """The infos of all optimizers that a state contains, of any type."""
+
+    def is_info(x):
+        return {"status", "gradient_equivalents"} <= set(getattr(x, "_fields", ()))
+
+    return [x for x in jax.tree.leaves(state, is_leaf=is_info) if is_info(x)]
+
+
+def get_info(state: PyTree) -> Any:
     """The measurements of the last update, from any state that contains them.
 
     Args:
       state: the state of :func:`newton_cg`, of a chain, or of a wrapper around it.
 
     Returns:
-      A :class:`NewtonCGInfo`.
+      A :class:`NewtonCGInfo`; of :func:`kronecker_adam` a
+      :class:`ncg_optax.minibatch.KroneckerAdamInfo`.
 
     Raises:
       ValueError: if the state contains no measurements, or those of several
@@ -121,7 +131,7 @@ def get_info(state: PyTree) -> NewtonCGInfo:
       >>> ncg.explain(ncg.get_info(state).status)
       'No step has been taken yet.'
     """
-    found = find_infos(state)
+    found = find_measurements(state)
     if len(found) != 1:
         raise ValueError(
             f"get_info: expected one NewtonCGInfo in the state, found {len(found)}. "

@@ -19,6 +19,7 @@ ORDER = (
     ("solvers",),
     ("preconditioners",),
     ("step",),
+    ("minibatch",),
     ("presets",),
     ("minimization", "parallel", "diagnostics", "flax", "switch"),
 )

@@ -24,6 +24,7 @@ TX = {
     "momentum": ncg.newton_cg(solver=ncg.quadratic_momentum(ncg.cg(maxiter=1))),
     "quasi_newton": ncg.newton_cg(solver=ncg.quasi_newton(ncg.cg(maxiter=1))),
     "averaged": ncg.newton_cg(solver=ncg.averaged_gradient(), linesearch=None),
+    "kronecker_adam": ncg.kronecker_adam(),
 }
 
 

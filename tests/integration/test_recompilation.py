@@ -17,6 +17,7 @@ OPTIMIZERS = {
     "newton_cg": ncg.newton_cg(),
     "hessian_free": ncg.hessian_free(),
     "stochastic_hessian_free": ncg.stochastic_hessian_free(),
+    "kronecker_adam": ncg.kronecker_adam(curvature=ncg.gauss_newton()),
     "steihaug": ncg.newton_cg(
         damping=0.0, linesearch=None, solver=ncg.steihaug(maxiter=5)
     ),

@@ -1,0 +1,35 @@
+"""A bound on what one batch can do: a gradient far above the usual norm is reduced."""
+
+import jax
+import jax.numpy as jnp
+
+# Gradients of a norm above so many times the usual one are reduced.
+LIMIT = 3.0
+DECAY = 0.9
+
+
+def clipped(
+    level: jax.Array, norm: jax.Array, steps: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    r"""The factor on the gradient, and the usual norm with this one added.
+
+    .. math::
+      f = q^2, \qquad q = \min\Bigl(1, \frac{c\, \ell}{|g|}\Bigr), \qquad
+      \ell \leftarrow \ell + w\, (q |g| - \ell), \qquad
+      w = \max\Bigl(0.1, \frac{1}{t + 1}\Bigr)
+
+    at step :math:`t`, with :math:`q = 1` at the first one and :math:`c = 3`. The longer
+    an outlier is, the less it counts: with the norm clipped at :math:`c\, \ell` the
+    running mean of the gradients would follow it for some ten steps. One batch raises
+    the level by a fifth at most, and a lasting rise is followed at that rate.
+
+    Args:
+      level: the usual norm, shape=().
+      norm: that of the gradient, shape=().
+      steps: number of gradients before this one, int32, shape=().
+    """
+    bound = LIMIT * level
+    is_outlier = (steps > 0) & (level > 0) & (norm > bound)
+    ratio = jnp.where(is_outlier, bound / jnp.where(norm > 0, norm, 1), 1)
+    weight = jnp.maximum(1 - DECAY, 1 / (steps + 1))
+    return jnp.square(ratio), level + weight * (ratio * norm - level)

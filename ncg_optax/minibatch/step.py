@@ -1,0 +1,122 @@
+"""The step for one batch: bases, moments, learning rate, direction."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ncg_optax._utils import pytree
+from ncg_optax._utils.status import Status, first_match
+from ncg_optax.minibatch.average import next_average
+from ncg_optax.minibatch.batch import FRACTION, Batch
+from ncg_optax.minibatch.clipping import clipped
+from ncg_optax.minibatch.distance import Distance, found_rate, next_distance
+from ncg_optax.minibatch.eigenbasis import (
+    EigenbasesState,
+    Turned,
+    is_due,
+    refreshed,
+    rotated,
+)
+from ncg_optax.minibatch.info import KroneckerAdamInfo
+from ncg_optax.minibatch.moments import Moments, direction, next_moments
+from ncg_optax.minibatch.settings import Settings
+from ncg_optax.minibatch.state import KroneckerAdamState
+
+PyTree = Any
+
+# Steps over which a number for the learning rate rises linearly: the first bases and
+# moments are of few samples. A rate that is found starts small by itself.
+WARM_UP = 20
+
+
+def next_step(
+    settings: Settings,
+    batch: Batch,
+    state: KroneckerAdamState,
+    products: Callable[[], PyTree],
+) -> tuple[PyTree, KroneckerAdamState]:
+    """The step, zero if the batch is rejected, and the state after it if it is not."""
+    steps, params = state.steps, pytree.widen(batch.params)
+    dtype = state.usual_norm.dtype
+    factor, usual_norm = clipped(state.usual_norm, batch.norm, steps)
+    gradient = pytree.scale(batch.gradient, factor)
+    distance = state.distance
+    if distance:
+        start = pytree.where(steps == 0, params, distance.start)
+        distance = distance._replace(start=start)
+
+    due = is_due(steps) & batch.usable
+    bases, moments, distance = _follow(due, gradient, products, state, distance)
+    turned = rotated(bases, gradient)
+    moments = next_moments(moments, turned, steps)
+    rate = _learning_rate(settings, distance, steps).astype(dtype)
+    if distance:
+        distance = next_distance(distance, gradient, turned, params)
+    moved = rotated(bases, direction(moments), back=True)
+    moved = jax.tree.map(lambda x: jnp.where(batch.usable, -rate * x, 0), moved)
+
+    cost = 0 if settings.curvature is None else settings.curvature.cost * FRACTION
+    info = KroneckerAdamInfo(
+        status=first_match(
+            (~batch.usable, Status.REJECTED_NON_FINITE),
+            (batch.norm == 0, Status.ZERO_GRADIENT),
+            (factor < 1, Status.CLIPPED_GRADIENT),
+            otherwise=Status.NOT_EVALUATED,
+        ),
+        loss=batch.loss,
+        gradient_norm=batch.norm,
+        usual_norm=state.usual_norm,
+        clipping=jnp.where(batch.usable, factor, 0),
+        learning_rate=jnp.where(batch.usable, rate, 0),
+        products=jnp.where(due, 0 if settings.curvature is None else 1, 0),
+        gradient_equivalents=1 + due * cost,
+    )
+    return moved, KroneckerAdamState(
+        count=state.count,
+        steps=jnp.asarray(optax.safe_increment(steps)),
+        bases=bases,
+        moments=moments,
+        distance=distance,
+        usual_norm=usual_norm,
+        average=next_average(state.average, params, steps),
+        info=info,
+    )
+
+
+def _follow(
+    due: jax.Array,
+    gradient: PyTree,
+    products: Callable[[], PyTree],
+    state: KroneckerAdamState,
+    distance: Distance | tuple[()],
+) -> tuple[EigenbasesState, Moments, Distance | tuple[()]]:
+    """Bases, moments and distance; refreshed if it is due."""
+
+    def body(_, carry):
+        bases, moments, gradients = carry
+        turned = Turned((moments.mean, *gradients), moments.square)
+        product = products()
+        samples = [gradient] if product is None else [gradient, product]
+        bases, turned = refreshed(bases, samples, turned)
+        mean, *gradients = turned.linear
+        return bases, Moments(mean, turned.squares), tuple(gradients)
+
+    carry = state.bases, state.moments, (distance.gradients,) if distance else ()
+    # A loop of at most one iteration: under vmap a cond would always compute it.
+    bases, moments, gradients = jax.lax.fori_loop(0, due.astype(int), body, carry)
+    if distance:
+        distance = distance._replace(gradients=gradients[0])
+    return bases, moments, distance
+
+
+def _learning_rate(settings: Settings, distance: Any, steps: jax.Array) -> jax.Array:
+    """The learning rate of this step, shape=()."""
+    rate = settings.learning_rate
+    if rate is None:
+        return found_rate(distance, steps)
+    if callable(rate):
+        return jnp.asarray(rate(steps))
+    return rate * jnp.minimum((steps + 1) / WARM_UP, 1)
