@@ -23,9 +23,11 @@ STYLES = {
     "SGD": {"color": "#CC79A7", "ls": "-."},
     "Newton-CG": {"color": "#0072B2", "ls": "-"},
     "the poster's method": {"color": "#D55E00", "ls": ":"},
+    "kronecker_adam": {"color": "#56B4E9", "ls": (0, (5, 1))},
 }
 COLOURS = ("#444444", "#009E73", "#D55E00", "#0072B2", "#56B4E9", "#E69F00", "#CC79A7")
-NAMES = dict(zip(COLUMNS, ("Adam", "SGD", "Newton-CG", "poster"), strict=True))
+SHORT = ("Adam", "SGD", "Newton-CG", "poster", "kronecker_adam")
+NAMES = dict(zip(COLUMNS, SHORT, strict=True))
 MINUS = "\N{MINUS SIGN}"  # wider than a hyphen
 ACROSS = 4
 GREY = "#777777"

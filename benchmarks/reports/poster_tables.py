@@ -8,7 +8,15 @@ from typing import NamedTuple
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.reports.poster import COLUMNS, ROWS, RULE, Cell, Line, summary
+from benchmarks.reports.poster import (
+    ADDED,
+    COLUMNS,
+    ROWS,
+    RULE,
+    Cell,
+    Line,
+    summary,
+)
 from benchmarks.reports.poster_scaling import Scaling
 from benchmarks.reports.scaling import table
 from benchmarks.reports.tables import floor, make_table, number
@@ -19,6 +27,7 @@ NOT_RUN = "not run"
 HEADINGS = {
     "Newton-CG": "Newton-CG, our presets",
     "the poster's method": "the poster's own method",
+    "kronecker_adam": "kronecker_adam, for mini-batches",
 }
 NOTE = (
     "Training loss at the end of the budget: median (best – worst) over the seeds. "
@@ -91,14 +100,15 @@ def _row(line: Line, style: Style) -> list[str]:
         setup = escape(text) if rich else text
 
     def entry(column: str) -> str:
-        poster = style.poster.format(line.row.poster_mark(column))
+        mark = line.row.poster_mark(column)
+        poster = style.poster.format(mark) if mark else ""
         if column not in line.cells:
             return style.not_run.format(NOT_RUN) + poster
         cell = line.cells[column]
         name = cell.record["optimizer"]
-        mark = style.mark.format(cell.mark) if cell.mark else "no mark "
+        own = style.mark.format(cell.mark) if cell.mark else "no mark "
         score = f"{cell.record['metric']} {number(cell.held_out_metric)}"
-        parts = [mark + poster, loss_text(cell), score]
+        parts = [(own + poster).rstrip(), loss_text(cell), score]
         parts += [escape(examined_text(cell))] if rich else []
         parts += [cost_text(cell), f"[dim]{name}[/]" if rich else f"`{name}`"]
         return style.between.join(filter(None, parts))
@@ -146,7 +156,18 @@ def headline(lines: Sequence[Line]) -> str:
         f"Newton-CG without tuning ends at least as low in training loss on "
         f"{found.loss} of {n} problems; it takes fewer {seconds} to where they end on "
         f"{found.seconds} of {n}; its held-out loss is not higher on "
-        f"{found.held_out} of {n}."
+        f"{found.held_out} of {n}." + _added_text(lines)
+    )
+
+
+def _added_text(lines: Sequence[Line]) -> str:
+    """The same counts for the optimizer that is not on the poster."""
+    found = summary(lines, ADDED)
+    if not found.compared:
+        return ""
+    return (
+        f" {ADDED}, without tuning either, which is not Newton-CG: {found.loss}, "
+        f"{found.seconds} and {found.held_out} of {found.compared}."
     )
 
 
