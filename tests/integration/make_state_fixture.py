@@ -32,7 +32,6 @@ TX = {
     "hessian_free": ncg.hessian_free(),
     # Averaged steps of full length overshoot for the first few.
     "stochastic_hessian_free": ncg.stochastic_hessian_free(0.1),
-    "kronecker_adam": ncg.kronecker_adam(),
     "quadratic_momentum": ncg.newton_cg(solver=ncg.quadratic_momentum()),
     "scale_by_newton_cg": optax.chain(
         ncg.scale_by_newton_cg(
