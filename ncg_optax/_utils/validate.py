@@ -245,6 +245,15 @@ def is_numeric(x: Any) -> bool:
     )
 
 
+def loss_value(value: Any) -> None:
+    """Raises a TypeError unless the given value of the loss is None or a number."""
+    if value is not None and (not is_numeric(value) or jnp.shape(value) != ()):
+        raise TypeError(
+            "value must be the loss at params, a number of shape (); got "
+            f"{type_name(value)}."
+        )
+
+
 def numeric_tree(name: str, tree: Any) -> None:
     """Raises a TypeError unless every leaf is a number or an array of numbers."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -157,9 +157,9 @@ class levenberg_marquardt(Damping):
         state = LevenbergMarquardtState(damping, unit)
         return damping, state, fresh.astype(jnp.int32)
 
-    def unit(self, state: LevenbergMarquardtState) -> jax.Array:
-        """The first damping."""
-        return state.unit
+    def unit(self, state: LevenbergMarquardtState) -> jax.Array | None:
+        """The first damping; None for ``initial``, which no measurement gave."""
+        return state.unit if self.initial is None else None
 
     def update(
         self, state: LevenbergMarquardtState, outcome: Outcome

@@ -90,7 +90,7 @@ def averaged_params(state: PyTree, params: PyTree) -> PyTree:
                 f"averaged_params: params{jax.tree_util.keystr(path)} has shape "
                 f"{jnp.shape(x)}, but its average has shape {average.shape}."
             )
-        return next_average(average, x, steps).astype(x.dtype)
+        return next_average(average, x, steps).astype(jnp.result_type(x))
 
     result = jax.tree_util.tree_map_with_path(leaf, params)
     if averages:

@@ -1,6 +1,6 @@
 """What one batch says: its gradient, and products with its curvature."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -45,26 +45,35 @@ def read_batch(
     validate.same_structure("updates", updates, "params", params)
     own = masks.select(trained, params)
     validate.trainable_tree("params", own)
+    validate.trainable_tree("updates", masks.select(trained, updates))
+    validate.loss_value(value)
     dtype = pytree.scalar_dtype(own)
     gradient = masks.select(trained, updates)
     loss = jnp.zeros((), dtype) if value is None else jnp.asarray(value, dtype)
     if not isinstance(value_fn, MappedLoss):  # its caller has averaged them
         gradient, loss = reductions.mean((gradient, loss), settings.axes)
     gradient = pytree.widen(gradient)
-    usable = jnp.isfinite(pytree.max_norm(gradient)) & jnp.isfinite(loss)
-    norm = pytree.norm(gradient).astype(dtype)
+    norm = pytree.scaled_norm(gradient).astype(dtype)
+    usable = jnp.isfinite(norm) & jnp.isfinite(loss)
     return Batch(trained, own, gradient, norm, loss, usable)
 
 
-def curvature_products(
+class Probe(NamedTuple):
+    """A product ``B v`` of the curvature with random signs ``v``."""
+
+    share: float  # of the examples that it is computed on
+    product: Callable[[], PyTree]
+
+
+def curvature_probe(
     settings: Settings,
     batch: Batch,
     params: PyTree,
     count: jax.Array,
     value_fn: Any,
     extra: Mapping[str, Any],
-) -> PyTree | None:
-    """``B v`` with random signs ``v``, on a share of the batch; None without ``B``."""
+) -> Probe | None:
+    """A product of the curvature on a share of the batch; None without curvature."""
     curvature = settings.curvature
     if curvature is None:
         return None
@@ -79,9 +88,13 @@ def curvature_products(
     varying = reductions.to_varying(batch.params, objective.axes)
     fraction, least = FRACTION, MIN_EXAMPLES
     sample = every_kth(objective, varying, fraction, least, count, None)
-    loss, product = curvature.linearize(sample.objective, varying)
-    product = reductions.reduced_operator(
-        loss, product, objective.axes, objective.product_dtype
-    )
-    key = jax.random.fold_in(jax.random.key(settings.seed), count)
-    return pytree.widen(product(pytree.random_signs(key, batch.params)))
+
+    def product():
+        loss, local = curvature.linearize(sample.objective, varying)
+        reduced = reductions.reduced_operator(
+            loss, local, objective.axes, objective.product_dtype
+        )
+        key = jax.random.fold_in(jax.random.key(settings.seed), count)
+        return pytree.widen(reduced(pytree.random_signs(key, batch.params)))
+
+    return Probe(sample.share, product)

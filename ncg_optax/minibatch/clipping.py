@@ -20,8 +20,9 @@ def clipped(
 
     at step :math:`t`, with :math:`q = 1` at the first one and :math:`c = 3`. The longer
     an outlier is, the less it counts: with the norm clipped at :math:`c\, \ell` the
-    running mean of the gradients would follow it for some ten steps. One batch raises
-    the level by a fifth at most, and a lasting rise is followed at that rate.
+    running mean of the gradients would follow it for some ten steps. After the
+    tenth step one batch raises the level by a fifth at most, and a lasting rise is
+    followed at that rate.
 
     Args:
       level: the usual norm, shape=().

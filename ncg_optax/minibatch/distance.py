@@ -85,9 +85,9 @@ def found_rate(distance: Distance, steps: jax.Array) -> jax.Array:
     .. math::
       \eta = \frac{d}{\sqrt{1 + t / 100}}
 
-    A step of Adam moves each component by up to :math:`\eta`. For noisy gradients the
-    regret of :math:`T` such steps is at most proportional to :math:`d^2 / \eta + T
-    \eta` (Kingma and Ba 2015, theorem 4.1), which is least at :math:`\eta = d /
+    A step of Adam moves each component by up to :math:`\eta`. For a convex loss the
+    regret of :math:`T` steps of AdaGrad's kind is at most proportional to :math:`d^2 /
+    \eta + T \eta` (Duchi, Hazan and Singer 2011), which is least at :math:`\eta = d /
     \sqrt T`; in the first steps gradients are more signal than noise. The number of
     steps need not be known.
     """

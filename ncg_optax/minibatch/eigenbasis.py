@@ -1,4 +1,4 @@
-"""EigenbasesState of the Kronecker factors of each leaf, followed by QR iterations."""
+"""Eigenbases of the Kronecker factors of each leaf, followed by QR iterations."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

@@ -18,7 +18,8 @@ class KroneckerAdamInfo(NamedTuple):
       gradient_norm: ``|g|``, the Euclidean norm over the trained leaves.
       usual_norm: the running level of that norm before this step.
       clipping: factor on the gradient: 1, less for an outlier, 0 for a rejected batch.
-      learning_rate: the length of the step along each axis of the eigenbases, at most.
+      learning_rate: about the largest length of the step along an axis of the
+        eigenbases.
       products: number of curvature products of the step, int32.
       gradient_equivalents: cost of the step in gradients, with its own gradient.
 
@@ -31,6 +32,8 @@ class KroneckerAdamInfo(NamedTuple):
       >>> print(ncg.Status(int(info.status)).name, info.clipping)
       NOT_EVALUATED 1.0
     """
+
+    measures_a_step = True  # by this `get_info` knows it
 
     status: jax.Array
     loss: jax.Array

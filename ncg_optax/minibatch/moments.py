@@ -63,6 +63,6 @@ def direction(moments: Moments) -> PyTree:
     def leaf(m, v):
         floor = RELATIVE_FLOOR * jnp.sqrt(jnp.sum(v))
         root = jnp.sqrt(v) + floor
-        return m / jnp.where(root > 0, root, 1)
+        return m / jnp.where(root == 0, 1, root)
 
     return jax.tree.map(leaf, moments.mean, moments.square)

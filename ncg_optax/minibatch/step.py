@@ -1,6 +1,5 @@
 """The step for one batch: bases, moments, learning rate, direction."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import optax
 from ncg_optax._utils import pytree
 from ncg_optax._utils.status import Status, first_match
 from ncg_optax.minibatch.average import next_average
-from ncg_optax.minibatch.batch import FRACTION, Batch
+from ncg_optax.minibatch.batch import Batch, Probe
 from ncg_optax.minibatch.clipping import clipped
 from ncg_optax.minibatch.distance import Distance, found_rate, next_distance
 from ncg_optax.minibatch.eigenbasis import (
@@ -36,32 +35,37 @@ def next_step(
     settings: Settings,
     batch: Batch,
     state: KroneckerAdamState,
-    products: Callable[[], PyTree],
-) -> tuple[PyTree, KroneckerAdamState]:
-    """The step, zero if the batch is rejected, and the state after it if it is not."""
+    probe: Probe | None,
+) -> tuple[PyTree, KroneckerAdamState, jax.Array]:
+    """The step and the state after it, and whether the batch is used.
+
+    The step is zero if it is not.
+    """
     steps, params = state.steps, pytree.widen(batch.params)
     dtype = state.usual_norm.dtype
     factor, usual_norm = clipped(state.usual_norm, batch.norm, steps)
+    # The second moment needs the squares.
+    usable = batch.usable & jnp.isfinite(jnp.square(factor * batch.norm))
     gradient = pytree.scale(batch.gradient, factor)
     distance = state.distance
     if distance:
         start = pytree.where(steps == 0, params, distance.start)
         distance = distance._replace(start=start)
 
-    due = is_due(steps) & batch.usable
-    bases, moments, distance = _follow(due, gradient, products, state, distance)
+    due = is_due(steps) & usable
+    bases, moments, distance = _follow(due, gradient, probe, state, distance)
     turned = rotated(bases, gradient)
     moments = next_moments(moments, turned, steps)
     rate = _learning_rate(settings, distance, steps).astype(dtype)
     if distance:
         distance = next_distance(distance, gradient, turned, params)
     moved = rotated(bases, direction(moments), back=True)
-    moved = jax.tree.map(lambda x: jnp.where(batch.usable, -rate * x, 0), moved)
+    moved = jax.tree.map(lambda x: jnp.where(usable, -rate * x, 0), moved)
 
-    cost = 0 if settings.curvature is None else settings.curvature.cost * FRACTION
+    cost = settings.curvature.cost * probe.share if settings.curvature and probe else 0
     info = KroneckerAdamInfo(
         status=first_match(
-            (~batch.usable, Status.REJECTED_NON_FINITE),
+            (~usable, Status.REJECTED_NON_FINITE),
             (batch.norm == 0, Status.ZERO_GRADIENT),
             (factor < 1, Status.CLIPPED_GRADIENT),
             otherwise=Status.NOT_EVALUATED,
@@ -69,12 +73,12 @@ def next_step(
         loss=batch.loss,
         gradient_norm=batch.norm,
         usual_norm=state.usual_norm,
-        clipping=jnp.where(batch.usable, factor, 0),
-        learning_rate=jnp.where(batch.usable, rate, 0),
-        products=jnp.where(due, 0 if settings.curvature is None else 1, 0),
-        gradient_equivalents=1 + due * cost,
+        clipping=jnp.where(usable, factor, 0),
+        learning_rate=jnp.where(usable, rate, 0),
+        products=jnp.where(due, 0 if probe is None else 1, 0),
+        gradient_equivalents=1 + jnp.where(due, jnp.asarray(cost, dtype), 0),
     )
-    return moved, KroneckerAdamState(
+    new_state = KroneckerAdamState(
         count=state.count,
         steps=jnp.asarray(optax.safe_increment(steps)),
         bases=bases,
@@ -84,12 +88,13 @@ def next_step(
         average=next_average(state.average, params, steps),
         info=info,
     )
+    return moved, new_state, usable
 
 
 def _follow(
     due: jax.Array,
     gradient: PyTree,
-    products: Callable[[], PyTree],
+    probe: Probe | None,
     state: KroneckerAdamState,
     distance: Distance | tuple[()],
 ) -> tuple[EigenbasesState, Moments, Distance | tuple[()]]:
@@ -98,8 +103,7 @@ def _follow(
     def body(_, carry):
         bases, moments, gradients = carry
         turned = Turned((moments.mean, *gradients), moments.square)
-        product = products()
-        samples = [gradient] if product is None else [gradient, product]
+        samples = [gradient] if probe is None else [gradient, probe.product()]
         bases, turned = refreshed(bases, samples, turned)
         mean, *gradients = turned.linear
         return bases, Moments(mean, turned.squares), tuple(gradients)

@@ -9,7 +9,7 @@ import optax
 
 from ncg_optax._utils import pytree, validate
 from ncg_optax.curvature.base import Curvature
-from ncg_optax.minibatch.batch import curvature_products, read_batch
+from ncg_optax.minibatch.batch import curvature_probe, read_batch
 from ncg_optax.minibatch.eigenbasis import eigenbases
 from ncg_optax.minibatch.settings import complete
 from ncg_optax.minibatch.state import first_state, require_own, without_masked_nodes
@@ -60,7 +60,8 @@ def kronecker_adam(
     give a learning rate.
 
     By default there is no curvature in it. With ``curvature``, the bases are those of
-    gradients and of products of the curvature with random vectors, one at each refresh.
+    gradients and of products of the curvature with random vectors, one at each refresh,
+    on a quarter of the batch, but at least 32 examples.
     For full batches, and whenever the noise of the batches is small,
     :func:`hessian_free` is far better.
 
@@ -145,13 +146,9 @@ def kronecker_adam(
         batch = read_batch(settings, updates, params, value_fn, extra.get("value"))
         require_own(state, jax.eval_shape(first, batch.params))
 
-        def products():
-            return curvature_products(
-                settings, batch, params, state.count, value_fn, extra
-            )
-
-        step, new_state = next_step(settings, batch, state, products)
-        kept = pytree.where(batch.usable, pytree.cast_like(new_state, state), state)
+        probe = curvature_probe(settings, batch, params, state.count, value_fn, extra)
+        step, new_state, usable = next_step(settings, batch, state, probe)
+        kept = pytree.where(usable, pytree.cast_like(new_state, state), state)
         kept = kept._replace(
             count=jnp.asarray(optax.safe_increment(state.count)),
             info=pytree.cast_like(new_state.info, state.info),

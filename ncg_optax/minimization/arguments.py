@@ -1,9 +1,10 @@
 """The keyword arguments of ``minimize``: settings, arrays and constants."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from jax.core import Tracer
 
 from ncg_optax._utils import names, validate
 from ncg_optax.losses.arguments import unused_names
@@ -50,15 +51,43 @@ def require_known_names(
         )
 
 
-def arrays_and_constants(
-    data: Mapping[str, Any],
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arguments that a jitted function takes, and the others (strings, bools)."""
+class Constants(NamedTuple):
+    """What is constant in the data, and where it stands; hashable if its values are.
 
-    def is_constant(tree):
-        leaves = jax.tree.leaves(tree)
-        return any(isinstance(x, bool) or not validate.is_numeric(x) for x in leaves)
+    Attributes:
+      treedef: the structure of the data.
+      leaves: position, type and value of each constant.
+    """
 
-    constants = {name: x for name, x in data.items() if is_constant(x)}
-    arrays = {name: x for name, x in data.items() if name not in constants}
-    return arrays, constants
+    treedef: Any
+    leaves: tuple[tuple[int, type, Any], ...]
+
+
+def without_constants(data: Mapping[str, Any]) -> tuple[list[Any], Constants]:
+    """The leaves that a jitted function takes; the others: strings, bools."""
+
+    def is_constant(x):
+        return isinstance(x, bool) or not validate.is_numeric(x)
+
+    leaves, treedef = jax.tree.flatten(dict(data))
+    constants = tuple((i, type(x), x) for i, x in enumerate(leaves) if is_constant(x))
+    return [x for x in leaves if not is_constant(x)], Constants(treedef, constants)
+
+
+def with_constants(arrays: list[Any], constants: Constants) -> dict[str, Any]:
+    """The data of which these are the parts."""
+    leaves = list(arrays)
+    for i, _, x in constants.leaves:
+        leaves.insert(i, x)
+    return jax.tree.unflatten(constants.treedef, leaves)
+
+
+def holds_tracers(value_fn: Callable[..., Any]) -> bool:
+    """Whether the loss closes over values of a function that is being traced."""
+    cells = [
+        cell.cell_contents
+        for fn in functions_of(value_fn)
+        for cell in getattr(fn, "__closure__", None) or ()
+    ]
+    bound = [getattr(value_fn, "data", {}), cells]
+    return any(isinstance(x, Tracer) for x in jax.tree.leaves(bound))

@@ -23,8 +23,12 @@ class Box(NamedTuple):
 
     def projected_gradient(self, params: PyTree, grads: PyTree) -> PyTree:
         """``params - P(params - grads)``, which is zero at a stationary point."""
-        moved = self.project(jax.tree.map(jnp.subtract, params, grads))
-        return jax.tree.map(jnp.subtract, params, moved)
+
+        # Without a difference that would round small gradients away.
+        def leaf(x, g, low, high):
+            return jnp.clip(g, x - high, x - low)
+
+        return jax.tree.map(leaf, params, grads, self.low, self.high)
 
     def free(self, params: PyTree, grads: PyTree) -> PyTree:
         """Where the parameters are not held at a bound by the gradient, bool."""

@@ -41,15 +41,17 @@ class Covariance:
         """The matrix of shape (n, n), in the order of `jax.flatten_util.ravel_pytree`.
 
         It takes n products, n^2 numbers and n^3 operations. All entries are NaN if
-        ``B`` is not positive definite: then the data do not determine the parameters.
+        ``B`` is not positive definite up to rounding: then the data do not determine
+        the parameters.
         """
         vector, unravel = ravel_pytree(self.params)
 
         def column(v):
             return ravel_pytree(self.product(unravel(v)))[0]
 
-        eye = jnp.eye(vector.size, dtype=vector.dtype)
-        matrix = jax.lax.map(column, eye)
+        dtype = jnp.promote_types(vector.dtype, jnp.float32)
+        eye = jnp.eye(vector.size, dtype=dtype)
+        matrix = jax.lax.map(column, eye.astype(vector.dtype)).astype(dtype)
         factor = jnp.linalg.cholesky((matrix + matrix.T) / 2)
         inverse = jax.scipy.linalg.cho_solve((factor, True), eye)
         return self.scale * inverse
@@ -63,9 +65,8 @@ class Covariance:
         r"""An estimate of the variances, a tree like the parameters.
 
         :math:`\operatorname{diag}(C) = E[v \odot C v]` over random signs :math:`v`
-        (Bekas, Kokiopoulou and Saad 2007). The relative error of an entry is some
-        :math:`\sqrt{2 / \text{samples}}`, more where entries beside the diagonal are
-        large.
+        (Bekas, Kokiopoulou and Saad 2007). The standard error of an entry is
+        :math:`\sqrt{\sum_{j \ne i} |C_{ij}|^2 / \text{samples}}`.
 
         Args:
           samples: number of solves, at least 1.
@@ -134,5 +135,7 @@ def covariance(
     curvature = hessian() if curvature is None else curvature
     params = jax.tree.map(jnp.asarray, params)
     validate.trainable_tree("params", params)
+    if any(jnp.iscomplexobj(x) for x in jax.tree.leaves(params)):
+        raise TypeError("covariance: params must be real, got complex ones.")
     product = curvature_product(curvature, value_fn, params, **data)
     return Covariance(params, product, scale)

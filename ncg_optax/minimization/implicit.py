@@ -53,7 +53,9 @@ def differentiable(
         def value(x, data):
             return objective_of(data).value(x)
 
-        gradient = jax.grad(value)
+        def gradient(x, data):
+            return pytree.conj(jax.grad(value)(x, data))
+
         # The derivative of the gradient with the parameters fixed.
         _, change = jax.jvp(functools.partial(gradient, x), (data,), (data_dot,))
         _, product = jax.linearize(lambda x: gradient(x, data), x)

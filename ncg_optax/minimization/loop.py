@@ -182,7 +182,7 @@ def _update(problem: Problem, loop: Loop) -> Loop:
         value_fn=problem.value_fn,
         **problem.data,
     )
-    moved = pytree.max_norm(updates) > 0
+    moved = pytree.max_norm(updates) != 0  # NaN has moved
     params = optax.apply_updates(loop.params, updates)
     if problem.box is not None:
         params = problem.box.project(params)

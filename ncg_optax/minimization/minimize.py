@@ -2,7 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +15,11 @@ from ncg_optax._utils import compile_log, validate
 from ncg_optax.losses.objective import as_objective
 from ncg_optax.minimization import loop as loops
 from ncg_optax.minimization.arguments import (
-    arrays_and_constants,
+    Constants,
+    holds_tracers,
     require_known_names,
+    with_constants,
+    without_constants,
 )
 from ncg_optax.minimization.box import Box, as_box
 from ncg_optax.minimization.implicit import differentiable
@@ -70,7 +74,8 @@ def minimize(
     derivatives are as accurate as the minimum: choose a small ``gtol``.
 
     Calls with the same ``value_fn`` and ``optimizer``, as objects, and the same shapes
-    compile once. So ``value_fn`` has to be pure, as for `jax.jit`.
+    compile once. So ``value_fn`` has to be pure, as for `jax.jit`. The last 32 programs
+    are kept, with what their functions close over.
 
     Args:
       value_fn: the loss, ``value_fn(params, **data)``, scalar or ``(loss, aux)``, or a
@@ -158,9 +163,9 @@ def minimize(
     validate.component(
         "optimizer", optimizer, optax.GradientTransformation, "newton_cg()"
     )
-    data, constants = arrays_and_constants(data)
+    arrays, constants = without_constants(data)
     programs = _programs(_Settings(value_fn, optimizer, check_curvature, constants))
-    arguments = (params, limits, box, data)
+    arguments = (params, limits, box, arrays)
     if callback is None and max_seconds is None and not progress:
         return programs.solve(*arguments)
     if any(isinstance(x, Tracer) for x in jax.tree.leaves(arguments)):
@@ -168,9 +173,11 @@ def minimize(
             "minimize: callback, max_seconds and progress need a call that is not "
             "traced: they run on the host, outside of jit, vmap and grad."
         )
+    begin = time.perf_counter()
     end = steer(
         programs.start(*arguments),
         lambda loop, until: programs.advance(loop, until, *arguments[1:]),
+        begin=begin,
         callback=callback,
         max_seconds=max_seconds,
         progress=progress,
@@ -192,7 +199,7 @@ class _Settings(NamedTuple):
     value_fn: Callable[..., Any]
     optimizer: optax.GradientTransformation
     check_curvature: bool
-    constants: Mapping[str, Any]
+    constants: Constants
 
 
 class _Programs(NamedTuple):
@@ -205,27 +212,26 @@ class _Programs(NamedTuple):
 
 def _programs(settings: _Settings) -> _Programs:
     """The programs, from a cache if the settings can be its key."""
-    hashable = settings._replace(constants=tuple(sorted(settings.constants.items())))
+    if holds_tracers(settings.value_fn):
+        return _new_programs(settings)
     try:
-        return _cached_programs(hashable)
+        return _cached_programs(settings)
     except TypeError:  # something is not hashable
         return _new_programs(settings)
 
 
-@functools.lru_cache(maxsize=CACHED_PROGRAMS)
-def _cached_programs(settings: Any) -> _Programs:
-    return _new_programs(settings._replace(constants=dict(settings.constants)))
-
-
 def _new_programs(settings: _Settings) -> _Programs:
-    def objective_of(data):
-        return as_objective(settings.value_fn, {**data, **settings.constants})
+    def whole(arrays):
+        return with_constants(arrays, settings.constants)
+
+    def objective_of(arrays):
+        return as_objective(settings.value_fn, whole(arrays))
 
     def problem(limits, box: Box | None, data):
         tx = settings.optimizer if box is None else projected_newton(box)
         return loops.Problem(
             value_fn=settings.value_fn,
-            data={**data, **settings.constants},
+            data=whole(data),
             objective=objective_of(data),
             optimizer=optax.with_extra_args_support(tx),
             limits=limits,
@@ -251,3 +257,6 @@ def _new_programs(settings: _Settings) -> _Programs:
     return _Programs(
         logged(differentiable(solve, objective_of)), logged(start), logged(advance)
     )
+
+
+_cached_programs = functools.lru_cache(maxsize=CACHED_PROGRAMS)(_new_programs)

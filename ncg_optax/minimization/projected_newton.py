@@ -115,7 +115,8 @@ def projected_newton(box: Box) -> optax.GradientTransformationExtraArgs:
         new = pytree.where(found.accepted, moved(found.step_size), params)
         t = found.step_size
         info = _info(path, found, value, norm, -(t * slope + t**2 * bend / 2))
-        cost = path.products * curvature.cost + found.evaluations.astype(dtype) / 3
+        cost = curvature.cost * path.products.astype(dtype)
+        cost += found.evaluations.astype(dtype) / 3
         info = info._replace(gradient_equivalents=1 + cost.astype(dtype))
         return subtract(new, params), ProjectedNewtonState(forcing, info)
 

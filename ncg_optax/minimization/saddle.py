@@ -65,7 +65,8 @@ def leave_saddle(
       value: the loss there, shape=().
       grads: the gradient there, for the sign of the step.
       count: selects the random vector of the search.
-      box: bounds on the parameters; those at a bound stay there.
+      box: bounds on the parameters; those that the gradient holds at a bound
+        stay there.
 
     Returns:
       A :class:`SaddleResult`.

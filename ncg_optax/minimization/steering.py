@@ -25,6 +25,7 @@ def steer(
     loop: Loop,
     advance: Callable[[Loop, jax.Array], Loop],
     *,
+    begin: float,
     callback: Callback | None,
     max_seconds: float | None,
     progress: bool,
@@ -35,12 +36,12 @@ def steer(
     Args:
       loop: the loop before the first update.
       advance: ``advance(loop, until)`` goes on until there were ``until`` updates.
+      begin: when the call began, by `time.perf_counter`.
       callback: called after each chunk; a true value stops.
       max_seconds: stops after the chunk in which this time is over.
       progress: whether to show a line in the terminal.
       every: number of updates in a chunk.
     """
-    begin = time.perf_counter()
     with _shown(progress) as show:
         while loop.status == Status.RUNNING:
             loop = advance(loop, loop.k + every)

@@ -21,11 +21,12 @@ def symmetric_solve(matvec: Callable[[PyTree], PyTree], b: PyTree) -> PyTree:
       b: a tree of floating-point arrays.
     """
     # One vector: the transpose of `custom_linear_solve` fails if some leaves of ``b``
-    # are constants.
-    vector, unravel = ravel_pytree(b)
+    # are constants. In real numbers a Hessian of complex parameters is symmetric.
+    vector, unravel = ravel_pytree(pytree.as_real(b))
 
     def of_vector(v):
-        return ravel_pytree(matvec(unravel(v)))[0]
+        v = pytree.from_real(unravel(v), b)
+        return ravel_pytree(pytree.as_real(matvec(v)))[0]
 
     def solve(matvec, b):
         wide = pytree.widen(b)
@@ -39,4 +40,4 @@ def symmetric_solve(matvec: Callable[[PyTree], PyTree], b: PyTree) -> PyTree:
         return pytree.cast_like(result.solution, b)
 
     solution = jax.lax.custom_linear_solve(of_vector, vector, solve, symmetric=True)
-    return unravel(solution)
+    return pytree.from_real(unravel(solution), b)

@@ -272,7 +272,8 @@ class quadratic_momentum(KrylovSolver):
         threshold = self.descent_threshold / model.unit
         descends = pytree.vdot(rhs, result.solution) > threshold
         kept = jnp.logical_or(self.may_ascend, descends)
-        step = pytree.where(kept, result.solution, rhs)
+        back = pytree.scale(rhs, model.unit)
+        step = pytree.where(kept, result.solution, back)
         return result, QuadraticMomentumState(inner, step)
 
     def update(

@@ -69,11 +69,13 @@ def find_direction(
     d, finite = solution, pytree.all_finite(solution)
     if not solver.may_ascend:
         fell_back = jnp.logical_not(slope < -solver.descent_threshold / model.unit)
-        d = pytree.where(fell_back, model.rhs, solution)
-        square = pytree.vdot(gradient, gradient)
+        # The model's gradient is divided by its unit.
+        back = pytree.scale(model.rhs, model.unit)
+        d = pytree.where(fell_back, back, solution)
+        square = model.unit * pytree.vdot(gradient, gradient)
         slope = jnp.where(fell_back, -square, slope)
         bend = jnp.where(fell_back, 0, bend)
-        length2 = jnp.where(fell_back, square, length2)
+        length2 = jnp.where(fell_back, model.unit * square, length2)
         finite = jnp.where(fell_back, point.has_finite_gradient, finite)
 
     finite &= jnp.isfinite(slope)

@@ -89,7 +89,7 @@ def read_point(
     trained_params = masks.select(trained, params)
     validate.trainable_tree("params", trained_params)
     validate.trainable_tree("updates", masks.select(trained, updates))
-    _check_value(extra.get("value"))
+    validate.loss_value(extra.get("value"))
 
     objective = as_objective(value_fn, extra, settings.axes)
     objective = objective.restricted(lambda p: masks.merge(trained, p, params))
@@ -106,17 +106,6 @@ def read_point(
         loss=objective.reduced_value,
         given_loss=None if is_reduced else extra.get("value"),
     )
-
-
-def _check_value(value: Any) -> None:
-    """Raises unless the given value of the loss is None or a number."""
-    if value is None:
-        return
-    if not validate.is_numeric(value) or jnp.shape(value) != ():
-        raise TypeError(
-            "value must be the loss at params, a number of shape (); got "
-            f"{validate.type_name(value)}."
-        )
 
 
 def jitted_value(

@@ -17,9 +17,9 @@ PyTree = Any
 
 # Between 2^-WITHIN and 2^WITHIN nothing is divided.
 WITHIN = 20
-# The unit by the gradient changes in these steps of the exponent, and so hardly ever
-# within a run: states of the parts keep the unit in which they were computed.
-COARSE = 40
+# The unit by the gradient is 1 between 2^-40 and 2^40: the states of the parts keep the
+# unit in which they were computed, so it may not change within a usual run.
+COARSE = 80
 
 
 def model_unit(damping: Damping, state: Any, gradient: PyTree) -> jax.Array:
@@ -39,6 +39,8 @@ def model_unit(damping: Damping, state: Any, gradient: PyTree) -> jax.Array:
         usual = (unit >= 2.0**-WITHIN) & (unit <= 2.0**WITHIN)
         return jnp.where(usual, 1, unit).astype(scale.dtype)
     peak = pytree.max_norm(gradient)
+    if jnp.finfo(peak.dtype).maxexp > jnp.finfo(jnp.float32).maxexp:
+        return jnp.ones_like(peak)  # squares of float64 are in its range
     exponent = jnp.log2(pytree.power_of_two(peak))
     exponent = COARSE * jnp.round(exponent / COARSE).astype(jnp.int32)
     return jnp.ldexp(jnp.ones_like(peak), exponent)

@@ -83,3 +83,10 @@ def test_wrong_arguments(quadratic):
         ncg.covariance(lambda w: w @ w, jnp.ones(2), curvature="hessian")
     with pytest.raises(ValueError, match="samples"):
         quadratic[0].diagonal(0)
+
+
+def test_dtypes():
+    found = ncg.covariance(lambda w: 2 * w @ w, jnp.ones(2, jnp.bfloat16))
+    np.testing.assert_allclose(found.dense(), np.eye(2) / 4)
+    with pytest.raises(TypeError, match="real"):
+        ncg.covariance(lambda z: jnp.sum(jnp.abs(z) ** 2), jnp.ones(2, complex))

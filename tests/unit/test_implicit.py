@@ -118,3 +118,23 @@ def test_a_composite_loss():
         return ncg.minimize(loss, jnp.zeros(2), gtol=1e-12, x=x, y=y)[0]
 
     np.testing.assert_allclose(jax.jacobian(solve)(y), np.linalg.pinv(x), atol=1e-9)
+
+
+def test_complex_parameters():
+    def square(z):
+        return z.real**2 + z.imag**2
+
+    def loss(w, t):
+        weights = np.array([1.0, 3.0])
+        target = np.array([1 + 1j, 2 - 1j]) * t
+        return jnp.sum(weights * square(w - target)) + square(w[0] * w[1]) / 100
+
+    def size(t):
+        start = jnp.zeros(2, complex)
+        w = ncg.minimize(loss, start, gtol=1e-11, t=t)[0]
+        return jnp.abs(w[0]) + w[1].imag
+
+    h = 1e-5
+    expected = (size(1 + h) - size(1 - h)) / (2 * h)
+    np.testing.assert_allclose(jax.grad(size)(1.0), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jacfwd(size)(1.0), expected, rtol=1e-6)

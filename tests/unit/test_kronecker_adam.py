@@ -491,6 +491,12 @@ def test_bases_of_curvature_products():
     info = ncg.get_info(state)
     assert info.products == 1
     assert 1.2 < info.gradient_equivalents < 1.4
+    few = {name: x[:32] for name, x in data.items()}  # no less than 32 examples
+    _, state_of_few = tx.update(grads, tx.init(params), params, value_fn=LOSS, **few)
+    cost = ncg.gauss_newton().cost
+    np.testing.assert_allclose(
+        ncg.get_info(state_of_few).gradient_equivalents, 1 + cost, rtol=1e-6
+    )
     g = grads["w"] / jnp.linalg.norm(grads["w"])
     rest = state.bases.left.gram["w"] - g @ g.T
     assert np.linalg.matrix_rank(rest, tol=1e-9) > 1
@@ -542,3 +548,39 @@ def test_arguments_of_update():
         tx.update(params, ncg.kronecker_adam(0.1).init(params), params)
     with pytest.raises(TypeError, match="floating-point or complex, got dtype int32"):
         tx.init({"w": jnp.ones(2, jnp.int32)})
+
+
+def float32_run(gradients):
+    """Statuses and updates for these multiples of a vector, in float32."""
+    tx, params = ncg.kronecker_adam(0.1), jnp.ones(3, jnp.float32)
+    step, state, found = jax.jit(tx.update), tx.init(params), []
+    for scale in gradients:
+        updates, state = step(jnp.full(3, scale, jnp.float32), state, params)
+        found.append((ncg.get_info(state), updates))
+    return found
+
+
+def test_one_exploding_batch_leaves_the_usual_norm():
+    found = float32_run([1, 1, 1, 1e20, 1, 1, 100])
+    statuses = [ncg.Status(int(info.status)).name for info, _ in found]
+    assert statuses[3] == statuses[6] == "CLIPPED_GRADIENT"
+    for info, updates in found:
+        assert np.isfinite(info.usual_norm) and np.abs(updates).max() < 1
+
+
+def test_gradients_whose_squares_overflow_are_rejected():
+    for info, updates in float32_run([1e20, 1e20, 1e20]):
+        assert info.status == ncg.Status.REJECTED_NON_FINITE
+        np.testing.assert_array_equal(updates, 0)
+
+
+def test_tiny_gradients_are_not_zero():
+    for info, _ in float32_run([1e-24, 1e-24]):
+        assert info.status != ncg.Status.ZERO_GRADIENT
+        np.testing.assert_allclose(info.gradient_norm, 1e-24 * np.sqrt(3), rtol=1e-5)
+
+
+def test_the_value_has_to_be_a_number():
+    tx = ncg.kronecker_adam()
+    with pytest.raises(TypeError, match=r"value must be .* shape \(\)"):
+        tx.update(jnp.ones(3), tx.init(jnp.ones(3)), jnp.ones(3), value=jnp.ones(4))

@@ -229,3 +229,13 @@ def test_the_projection_and_the_first_bound():
     np.testing.assert_allclose(end, [0.5, -0.5, 0.0, 1.5])
     inside = box.first_bound(start, jnp.array([0.1, 0.0, 0.0, 3.0]))
     np.testing.assert_allclose(inside, [0.1, 0.0, 0.0, 3.0])
+
+
+def test_a_gradient_that_is_small_beside_the_parameters_is_seen():
+    def loss(w):
+        return jnp.sum(0.01 * (w - 1e6) ** 2)
+
+    start = jnp.full(2, 1e6 - 1, jnp.float32)
+    w, _, result = ncg.minimize(loss, start, bounds=(0.0, None))
+    np.testing.assert_array_equal(w, 1e6)
+    assert result.iterations > 0

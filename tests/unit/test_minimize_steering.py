@@ -11,6 +11,7 @@ from oracles import rosenbrock
 
 import ncg_optax as ncg
 from ncg_optax import Status
+from ncg_optax.minimization.minimize import _cached_programs
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -210,3 +211,53 @@ def test_a_tolerance_relative_to_the_first_gradient():
     assert 0 < result.gradient_norm <= 1e-3 * first
     _, _, strict = ncg.minimize(rosenbrock, START, gtol=1.0, gtol_relative=1e-9)
     assert 1e-9 * first < strict.gradient_norm <= 1.0
+
+
+def test_constants_of_another_type_are_others():
+    def f(w, settings):
+        exact = settings["exact"] is True
+        return jnp.sum((w - (2.0 if exact else 1.0)) ** 2) * settings["scale"]
+
+    for exact, expected in ((True, 2), ("True", 1), (True, 2)):
+        settings = {"exact": exact, "scale": jnp.array(3.0)}
+        w, _, _ = ncg.minimize(f, np.zeros(2), settings=settings)
+        np.testing.assert_allclose(w, expected, atol=1e-6)
+
+
+def test_arrays_beside_constants_are_no_constants(caplog):
+    def f(w, settings):
+        return jnp.sum((w - settings["target"]) ** 2) * (1 + settings["double"])
+
+    def solution(target):
+        settings = {"target": target, "double": True}
+        return ncg.minimize(f, np.zeros(()), settings=settings)[0]
+
+    caplog.set_level(logging.INFO, "ncg_optax")
+    for target in (1.0, 2.0):
+        np.testing.assert_allclose(solution(target), target, atol=1e-6)
+    assert len([r for r in caplog.records if "compiling" in r.getMessage()]) == 1
+    np.testing.assert_allclose(jax.grad(solution)(3.0), 1.0, rtol=1e-6)
+
+
+def test_a_function_of_traced_values_is_not_kept():
+    def nearest(t):
+        return ncg.minimize(lambda w: (w - t) ** 2, np.zeros(()))[0]
+
+    _cached_programs.cache_clear()
+    np.testing.assert_allclose(jax.jit(nearest)(3.0), 3.0, atol=1e-6)
+    assert _cached_programs.cache_info().currsize == 0
+    np.testing.assert_allclose(
+        jax.vmap(nearest)(np.array([1.0, 2.0])), [1, 2], atol=1e-6
+    )
+
+
+def test_updates_that_are_not_finite_diverge():
+    broken = optax.stateless(lambda g, p: jax.tree.map(lambda p: p * jnp.nan, p))
+    w, _, result = ncg.minimize(rosenbrock, START, broken)
+    assert result.status == Status.DIVERGED and result.iterations == 1
+    np.testing.assert_array_equal(w, START)
+
+
+def test_measurements_are_found_in_what_minimize_returns():
+    found = ncg.minimize(rosenbrock, START, maxiter=3)
+    assert ncg.get_info(found).loss == ncg.get_info(found[1]).loss

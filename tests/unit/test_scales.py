@@ -11,6 +11,8 @@ import pytest
 import ncg_optax as ncg
 from ncg_optax import Status
 from ncg_optax._utils import pytree
+from ncg_optax.globalization.damping import as_damping
+from ncg_optax.step.unit import model_unit
 
 X = jax.random.normal(jax.random.key(0), (64, 5))
 Y = jnp.sin(X @ jnp.arange(5.0) / 3)
@@ -170,3 +172,61 @@ def test_units_are_exact():
     np.testing.assert_allclose(pytree.scaled_norm(tree), 5e30, rtol=1e-6)
     assert pytree.scaled_norm(jnp.zeros(2)) == 0
     assert jnp.isnan(pytree.scaled_norm(jnp.array([1.0, jnp.nan])))
+
+
+def slope_step(tx, size):
+    """The first update on a linear loss with a gradient of this size."""
+    loss = lambda w: jnp.float32(size) * jnp.sum(w)  # noqa: E731
+    w = jnp.zeros(3, jnp.float32)
+    update = jax.jit(lambda g, s: tx.update(g, s, w, value_fn=loss))
+    return update(jax.grad(loss)(w), tx.init(w))
+
+
+@pytest.mark.parametrize("size", [1e-11, 1e-7, 1.0, 1e7])
+def test_a_step_along_the_gradient_is_the_gradient(size):
+    tx = ncg.newton_cg(1.0, damping=0.0, linesearch=None)
+    updates, _ = slope_step(tx, size)
+    np.testing.assert_allclose(updates, -size, rtol=1e-6)
+
+
+class Uphill(ncg.solvers.Solver):
+    """Returns the gradient, which the optimizer replaces by its negative."""
+
+    def solve(self, model, state):
+        found = ncg.solvers.conjugate_gradient(
+            model.product, model.rhs, model.damping, maxiter=1, tolerance=0.0
+        )
+        return found._replace(solution=model.gradient), state
+
+
+@pytest.mark.parametrize("size", [1e-15, 1e-7, 1.0, 1e15])
+def test_a_replaced_direction_is_the_negative_gradient(size):
+    tx = ncg.newton_cg(1.0, solver=Uphill(), damping=0.1, linesearch=None)
+    updates, state = slope_step(tx, size)
+    assert ncg.get_info(state).status == ncg.Status.STEEPEST_DESCENT
+    np.testing.assert_allclose(updates, -size, rtol=1e-6)
+
+
+def test_the_unit_does_not_change_in_a_usual_run():
+    for dtype, sizes in (
+        (jnp.float32, (1e-11, 1e-7, 1.0, 1e7, 1e11)),
+        (jnp.float64, (1e-100, 1e-20, 1.0, 1e20)),
+    ):
+        with jax.enable_x64(True):
+            damping = as_damping(0.1)
+            units = {
+                float(model_unit(damping, (), jnp.full(2, size, dtype)))
+                for size in sizes
+            }
+        assert units == {1.0}
+
+
+def test_a_first_damping_far_below_the_curvature_is_taken_as_it_is():
+    f = lambda w: jnp.sum((w - 3.0) ** 2)  # noqa: E731
+    w = jnp.zeros(2, jnp.float32)
+    tx = ncg.newton_cg(damping=ncg.levenberg_marquardt(initial=1e-20))
+    updates, state = jax.jit(lambda g, s: tx.update(g, s, w, value_fn=f))(
+        jax.grad(f)(w), tx.init(w)
+    )
+    assert ncg.get_info(state).status == ncg.Status.ACCEPTED
+    np.testing.assert_allclose(updates, 3, rtol=1e-5)

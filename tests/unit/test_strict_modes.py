@@ -62,6 +62,8 @@ OPTIMIZERS = {
         solver=FEW,
         sampling=ncg.sampling(1 / 2, min_examples=1, grow_below=0.5, microbatch_size=2),
     ),
+    "kronecker_adam": ncg.kronecker_adam(),
+    "kronecker_adam with curvature": ncg.kronecker_adam(0.1, curvature=GAUSS_NEWTON),
     "mask": ncg.newton_cg(solver=FEW, mask={"w": True, "b": False}),
     "switch_after": ncg.switch_after(1, optax.sgd(0.1), ncg.newton_cg(solver=FEW)),
 }
@@ -118,6 +120,30 @@ def test_minimize_runs(mode):
     _, _, result = ncg.minimize(saddle, jnp.zeros(2), maxiter=20)
     assert result.converged
     np.testing.assert_allclose(result.value, -0.25, atol=1e-4)
+
+
+def test_minimize_with_bounds_and_covariance_run(mode):
+    def loss(w):
+        return jnp.sum(jnp.square(w - jnp.asarray([0.5, 2.0]))) + w[0] * w[1]
+
+    w, _, result = ncg.minimize(loss, jnp.zeros(2), bounds=(0.0, 1.0), maxiter=20)
+    assert result.converged
+    np.testing.assert_allclose(w, [0.0, 1.0], atol=1e-4)
+    covariance = ncg.covariance(loss, w)
+    np.testing.assert_allclose(
+        covariance.dense(), np.linalg.inv([[2.0, 1.0], [1.0, 2.0]]), rtol=1e-5
+    )
+    assert np.isfinite(covariance.diagonal(2)).all()
+
+
+def test_a_derivative_of_minimize_runs(mode):
+    if mode == "jax_disable_jit":
+        pytest.skip("JAX differentiates no while loop without jit.")
+
+    def solution(t):
+        return ncg.minimize(lambda w, t: jnp.square(w - t), jnp.zeros(()), t=t)[0]
+
+    np.testing.assert_allclose(jax.grad(solution)(2.0), 1.0, rtol=1e-5)
 
 
 def test_make_train_step_runs(mode):
