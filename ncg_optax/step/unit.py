@@ -17,9 +17,10 @@ PyTree = Any
 
 # Between 2^-WITHIN and 2^WITHIN nothing is divided.
 WITHIN = 20
-# The unit by the gradient is 1 between 2^-40 and 2^40: the states of the parts keep the
-# unit in which they were computed, so it may not change within a usual run.
-COARSE = 80
+# The unit by the gradient is 1 between 2^-USUAL and 2^USUAL, and changes in steps of
+# COARSE outside: the states of the parts keep the unit in which they were computed, so
+# it may not change within a usual run.
+USUAL, COARSE = 50, 40
 
 
 def model_unit(damping: Damping, state: Any, gradient: PyTree) -> jax.Array:
@@ -42,5 +43,6 @@ def model_unit(damping: Damping, state: Any, gradient: PyTree) -> jax.Array:
     if jnp.finfo(peak.dtype).maxexp > jnp.finfo(jnp.float32).maxexp:
         return jnp.ones_like(peak)  # squares of float64 are in its range
     exponent = jnp.log2(pytree.power_of_two(peak))
-    exponent = COARSE * jnp.round(exponent / COARSE).astype(jnp.int32)
+    coarse = COARSE * jnp.round(exponent / COARSE)
+    exponent = jnp.where(jnp.abs(exponent) <= USUAL, 0, coarse).astype(jnp.int32)
     return jnp.ldexp(jnp.ones_like(peak), exponent)

@@ -209,7 +209,7 @@ def test_a_replaced_direction_is_the_negative_gradient(size):
 
 def test_the_unit_does_not_change_in_a_usual_run():
     for dtype, sizes in (
-        (jnp.float32, (1e-11, 1e-7, 1.0, 1e7, 1e11)),
+        (jnp.float32, (1e-14, 1e-7, 1.0, 1e7, 1e14)),
         (jnp.float64, (1e-100, 1e-20, 1.0, 1e20)),
     ):
         with jax.enable_x64(True):
