@@ -869,7 +869,8 @@ def rows():
     for factory, name, value, error in SETTINGS:
         sentence = f"^{factory.__name__}: {name} must be "
         call = later(factory, **{name: value})
-        yield f"{factory.__name__}({name}={value})", call, error, sentence
+        shown = "function" if callable(value) else value  # not with its address
+        yield f"{factory.__name__}({name}={shown})", call, error, sentence
     for transform in TRANSFORMS:
         for name, value, error in COMPONENTS:
             call = later(transform, **{name: value})
