@@ -238,6 +238,8 @@ def _list(paths: Iterable[str]) -> str:
 
 def is_numeric(x: Any) -> bool:
     """Whether ``x`` is a number or an array that JAX accepts."""
+    if isinstance(x, type):  # numpy.float32 itself has a dtype and a shape
+        return False
     if isinstance(x, np.ndarray | np.generic):
         return x.dtype.kind in "biufcV"  # V: bfloat16 and narrower
     return isinstance(x, (bool, int, float, complex, jax.Array)) or (

@@ -57,6 +57,7 @@ def next_step(
     turned = rotated(bases, gradient)
     moments = next_moments(moments, turned, steps)
     rate = _learning_rate(settings, distance, steps).astype(dtype)
+    usable &= jnp.isfinite(rate)
     if distance:
         distance = next_distance(distance, gradient, turned, params)
     moved = rotated(bases, direction(moments), back=True)

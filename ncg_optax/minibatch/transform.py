@@ -52,12 +52,12 @@ def kronecker_adam(
     evaluate the model at the running average of the iterates,
     :func:`averaged_params`, which the state contains.
 
-    A batch changes little by itself: a gradient of more than three times the usual norm
-    is reduced, the more the longer it is, and a batch whose loss or gradient is not
-    finite is rejected. Then only ``count`` and ``info`` change. Nothing here evaluates
-    the loss, so ``update`` needs no ``value_fn``. Parameters of 16 bits round away the
-    small first steps, from which the learning rate is found: keep them in float32, or
-    give a learning rate.
+    After the first one a batch changes little by itself: a gradient of more than three
+    times the usual norm is reduced, the more the longer it is, and a batch whose loss
+    or gradient is not finite is rejected. Then only ``count`` and ``info`` change.
+    Nothing here evaluates the loss, so ``update`` needs no ``value_fn``. Parameters of
+    16 bits round away the small first steps, from which the learning rate is found:
+    keep them in float32, or give a learning rate.
 
     By default there is no curvature in it. With ``curvature``, the bases are those of
     gradients and of products of the curvature with random vectors, one at each refresh,

@@ -38,6 +38,24 @@ class Box(NamedTuple):
 
         return jax.tree.map(free, params, grads, self.low, self.high)
 
+    def movable(self, params: PyTree, grads: PyTree) -> PyTree:
+        """As :meth:`free`, and where the gradient at a bound is zero, bool."""
+
+        def movable(x, g, low, high):
+            held = (x <= low) & (g > 0) | (x >= high) & (g < 0)
+            return (low < high) & ~held
+
+        return jax.tree.map(movable, params, grads, self.low, self.high)
+
+    def inward(self, params: PyTree, step: PyTree) -> PyTree:
+        """``step``, its sign changed where it leads from a bound out of the box."""
+
+        def inward(x, d, low, high):
+            d = jnp.where(x <= low, jnp.abs(d), d)
+            return jnp.where(x >= high, -jnp.abs(d), d)
+
+        return jax.tree.map(inward, params, step, self.low, self.high)
+
     def inside(self, params: PyTree) -> PyTree:
         """Where the parameters are at no bound, bool."""
 

@@ -53,13 +53,25 @@ class Covariance:
         eye = jnp.eye(vector.size, dtype=dtype)
         matrix = jax.lax.map(column, eye.astype(vector.dtype)).astype(dtype)
         factor = jnp.linalg.cholesky((matrix + matrix.T) / 2)
+        pivots = jnp.square(jnp.diag(factor)) / jnp.diag(matrix)
+        positive = jnp.all(pivots > vector.size * jnp.finfo(dtype).eps)
         inverse = jax.scipy.linalg.cho_solve((factor, True), eye)
+        inverse = jnp.where(positive, inverse, jnp.nan)
         return self.scale * inverse
 
     def times(self, v: PyTree) -> PyTree:
-        """The covariance times a tree like the parameters, by conjugate gradients."""
+        """The covariance times a tree like the parameters, by conjugate gradients.
+
+        NaN if the system has no accurate solution, because the data do not determine
+        the parameters.
+        """
         solution = symmetric_solve(self.product, v)
-        return jax.tree.map(lambda x: self.scale * x, solution)
+        rest = jax.tree.map(jnp.subtract, self.product(solution), v)
+        norm = pytree.norm(v)
+        solved = pytree.norm(rest) <= 1e-2 * norm
+        return jax.tree.map(
+            lambda x: jnp.where(solved, self.scale * x, jnp.nan), solution
+        )
 
     def diagonal(self, samples: int, seed: int = 0) -> PyTree:
         r"""An estimate of the variances, a tree like the parameters.

@@ -84,8 +84,8 @@ def minimize(
         the start is their projection.
       optimizer: :func:`newton_cg` if None; any optax optimizer works. None if there are
         ``bounds``.
-      bounds: ``(low, high)``, each a number, None, or a tree like ``params`` whose
-        leaves can be broadcast to those of ``params``.
+      bounds: ``(low, high)``, each a number, None for no bound on this side, or a tree
+        like ``params`` whose leaves can be broadcast to those of ``params``.
       maxiter: largest number of updates.
       gtol: tolerance on the largest entry of the gradient, in units of the gradient.
       gtol_relative: tolerance on the same, in units of the largest entry of the first
@@ -104,7 +104,8 @@ def minimize(
       every: number of updates between two calls of ``callback``, tests of the time and
         lines. Each costs a synchronisation with the device.
       **data: further arguments of ``value_fn``, by name. Those that are not arrays or
-        numbers, such as strings and bools, are constants of the program.
+        numbers, such as strings and bools, are constants of the program; an int is an
+        array.
 
     Returns:
       ``(params, state, result)``: the best parameters, the optimizer's last state and a

@@ -79,9 +79,9 @@ def leave_saddle(
     key = jax.random.fold_in(jax.random.key(0), count)
     probe = pytree.random_normal(key, pytree.widened_zeros_like(params))
     if box is not None:
-        free, whole = box.free(params, grads), product
+        free, whole = box.movable(params, grads), product
         product = lambda v: only(free, whole(v))  # noqa: E731
-        probe = only(free, probe)
+        probe = only(free, box.inward(params, probe))
     negative = _find_negative_curvature(product, probe)
 
     # The one of +p and -p along which the loss does not rise, as long as params.
@@ -113,7 +113,12 @@ def leave_saddle(
 
     search = jax.lax.cond(negative.found, search_line, stay)
     lower = search.accepted & (search.loss < value)
-    status = jnp.where(lower, Status.RUNNING, Status.SADDLE_POINT)
+    stuck = jnp.asarray(Status.SADDLE_POINT)
+    if box is not None:  # the negative curvature may lead out of the box alone
+        weak = jax.tree.map(jnp.not_equal, free, box.free(params, grads))
+        at_bound = jnp.stack([jnp.any(x) for x in jax.tree.leaves(weak)]).any()
+        stuck = jnp.where(at_bound, Status.CONVERGED_GRADIENT, stuck)
+    status = jnp.where(lower, Status.RUNNING, stuck)
     status = jnp.where(negative.found, status, Status.CONVERGED_GRADIENT)
     return SaddleResult(
         status=status.astype(jnp.int32),

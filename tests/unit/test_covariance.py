@@ -90,3 +90,16 @@ def test_dtypes():
     np.testing.assert_allclose(found.dense(), np.eye(2) / 4)
     with pytest.raises(TypeError, match="real"):
         ncg.covariance(lambda z: jnp.sum(jnp.abs(z) ** 2), jnp.ones(2, complex))
+
+
+def test_products_with_what_the_data_do_not_determine_are_nan():
+    undetermined = ncg.covariance(lambda w: w[0] ** 2 + 0 * w[1], jnp.zeros(2))
+    saddle = ncg.covariance(lambda w: w[0] ** 2 - w[1] ** 2, jnp.zeros(2))
+    target = np.arange(3.0)
+    double = ncg.covariance(
+        lambda w: jnp.mean((w[0] + w[1] - target) ** 2), jnp.full(2, 0.5)
+    )
+    assert np.isnan(undetermined.times(jnp.ones(2))).all()
+    for found in (undetermined, saddle, double):
+        assert np.isnan(found.dense()).all()
+    assert np.isnan(double.diagonal(10)).all()

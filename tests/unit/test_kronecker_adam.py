@@ -584,3 +584,13 @@ def test_the_value_has_to_be_a_number():
     tx = ncg.kronecker_adam()
     with pytest.raises(TypeError, match=r"value must be .* shape \(\)"):
         tx.update(jnp.ones(3), tx.init(jnp.ones(3)), jnp.ones(3), value=jnp.ones(4))
+
+
+def test_a_learning_rate_that_overflows_makes_no_step():
+    tx, w = ncg.kronecker_adam(), jnp.ones(2, jnp.float32)
+    state = tx.init(w)
+    step = jax.jit(tx.update)
+    for _ in range(150):  # unbounded below: the distance grows for ever
+        updates, state = step(-2 * w, state, w)
+        w = optax.apply_updates(w, updates)
+    assert np.isfinite(w).all()

@@ -239,3 +239,22 @@ def test_a_gradient_that_is_small_beside_the_parameters_is_seen():
     w, _, result = ncg.minimize(loss, start, bounds=(0.0, None))
     np.testing.assert_array_equal(w, 1e6)
     assert result.iterations > 0
+
+
+@pytest.mark.parametrize(
+    "f, bounds, start, lowest",
+    [
+        (lambda w: -(w @ w), (0.0, 1.0), [0.0], -1.0),
+        (lambda w: (w[0] * w[1] - 1) ** 2, (0.0, np.inf), [0.0, 0.0], 0.0),
+        (lambda w: -w[0] * w[1], (-1.0, 0.0), [0.0, 0.0], -1.0),
+        # Minima: the negative curvature leads out of the box.
+        (lambda w: w[0] * w[1], (0.0, 1.0), [0.0, 0.0], 0.0),
+        (lambda w: w[0] ** 2 - w[1] ** 2, (0.0, np.array([1, 0])), [0.5, 0.0], 0.0),
+    ],
+)
+def test_a_stationary_point_at_bounds_is_left_if_it_is_no_minimum(
+    f, bounds, start, lowest
+):
+    w, _, result = ncg.minimize(f, np.array(start), bounds=bounds, gtol=1e-7)
+    assert result.status == Status.CONVERGED_GRADIENT
+    np.testing.assert_allclose(result.value, lowest, atol=1e-8)

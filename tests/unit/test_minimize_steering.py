@@ -261,3 +261,10 @@ def test_updates_that_are_not_finite_diverge():
 def test_measurements_are_found_in_what_minimize_returns():
     found = ncg.minimize(rosenbrock, START, maxiter=3)
     assert ncg.get_info(found).loss == ncg.get_info(found[1]).loss
+
+
+def test_a_dtype_is_a_constant():
+    def f(w, dtype):
+        return jnp.sum((w.astype(dtype) - 2) ** 2)
+
+    np.testing.assert_allclose(ncg.minimize(f, np.zeros(2), dtype=np.float64)[0], 2)

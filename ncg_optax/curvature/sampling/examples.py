@@ -17,7 +17,7 @@ PyTree = Any
 
 def _length(x: Any) -> int:
     """The length of the first axis; 0 for scalars and for what is not an array."""
-    shape = getattr(x, "shape", ())
+    shape = () if isinstance(x, type) else getattr(x, "shape", ())
     return shape[0] if shape else 0
 
 
