@@ -165,33 +165,30 @@ def random_signs(key: jax.Array, like: PyTree) -> PyTree:
     """A vector of random signs (Rademacher), shaped like ``like``.
 
     Draws one random bit for each sign. `jax.random.rademacher` draws 32 bits, which can
-    take as long as a product on a few examples. Drawing takes long to compile, so
-    leaves of similar size are drawn together: small ones, and others whose sizes differ
-    by less than a factor of two. One array for all signs would be gathered where leaves
-    are sharded. Complex entries are ``(+-1 +- i) / sqrt(2)``.
+    take as long as a product on a few examples. Drawing takes long to compile, so the
+    leaves of the same shape and dtype are drawn together. Leaves of different shapes
+    are not: one array for all signs would be gathered where leaves are sharded. Complex
+    entries are ``(+-1 +- i) / sqrt(2)``.
     """
     leaves, treedef = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
-    sizes = [x.size * (2 if jnp.iscomplexobj(x) else 1) for x in leaves]
-    kinds = indices_by(lambda size: max(size - 1, 2047).bit_length(), sizes)
+    kinds = indices_by(lambda x: (x.shape, x.dtype), leaves)
     drawn = list(leaves)
-    for members in kinds.values():
-        count = -(-max(sizes[k] for k in members) // 8)
-        draw = functools.partial(jax.random.bits, shape=(count,), dtype=jnp.uint8)
+    for (shape, dtype), members in kinds.items():
+        draw = functools.partial(_random_signs, shape=shape, dtype=dtype)
         together = jax.vmap(draw)(keys[jnp.array(members)])
         for i, k in enumerate(members):
-            drawn[k] = _signs(together[i], leaves[k])
+            drawn[k] = together[i]
     return treedef.unflatten(drawn)
 
 
-def _signs(bits: jax.Array, like: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
-    """The first bits as signs, shaped like ``like``; ``bits`` is an array of bytes."""
-    if jnp.iscomplexobj(like):
-        real = jnp.finfo(like.dtype).dtype
-        parts = _signs(bits, jax.ShapeDtypeStruct((2, *like.shape), real))
+def _random_signs(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype):
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        parts = _random_signs(key, (2, *shape), jnp.finfo(dtype).dtype)
         return jax.lax.complex(*parts) / math.sqrt(2)
-    first = jnp.unpackbits(bits[: -(-like.size // 8)])[: like.size]
-    return (1 - 2 * first.astype(like.dtype)).reshape(like.shape)
+    size = math.prod(shape)
+    bits = jnp.unpackbits(jax.random.bits(key, (-(-size // 8),), jnp.uint8))
+    return (1 - 2 * bits[:size].astype(dtype)).reshape(shape)
 
 
 def in_dtypes_of(like: PyTree, matvec: Callable[[PyTree], PyTree]) -> Callable:

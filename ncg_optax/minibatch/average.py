@@ -27,7 +27,7 @@ def next_average(average: PyTree, params: PyTree, steps: jax.Array) -> PyTree:
       params: the parameters, likewise.
       steps: :math:`t`, int32, shape=(), or of the first axes of the leaves.
     """
-    weight = POWER / (jnp.maximum(steps - 1, 0) + POWER)
+    weight = POWER / (jnp.maximum(steps - 1, 0).astype(float) + POWER)
 
     def leaf(a, x):
         w = weight.reshape(weight.shape + (1,) * (jnp.ndim(a) - weight.ndim))

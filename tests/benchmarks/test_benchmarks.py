@@ -415,9 +415,9 @@ def test_a_step_of_newton_is_priced_as_xla_counts_it(monkeypatch):
     state = jax.eval_shape(method.init, params, 0, 0.0)
     counted = cost.flops(method.advance, params, state, wide.train)
     # XLA counts a loop once, and of two branches the dearer: a trial, and an iteration
-    # on all examples, besides the product that calibrates the damping and the look.
-    # Linearising the whole batch is shared with the gradient.
-    expected = method.prices.price(2 + 1 + 1 / 8, 1 + 1 / 4 + 1 / 8)
+    # on all examples, besides the product on the sample that calibrates the damping and
+    # the look. Linearising the whole batch is shared with the gradient.
+    expected = method.prices.price(1 + 1 / 4 + 1 + 1 / 8, 1 + 1 / 4 + 1 / 8)
     counted /= method.prices.gradient_flops
     assert counted == pytest.approx(expected, rel=0.03)
 

@@ -28,7 +28,13 @@ ROWS = (
 )
 ADAMS = {"adam", "adam_minibatch", "adamw_minibatch"}
 NAMES = {"soap": "SOAP", "kfac": "K-FAC", "sgd_minibatch": "SGD"}
-OURS = {"hessian_free", "stochastic_hessian_free", "newton_cg", "poster"}
+OURS = {
+    "hessian_free",
+    "stochastic_hessian_free",
+    "kronecker_adam",
+    "newton_cg",
+    "poster",
+}
 
 
 class Prompt(code.InteractiveConsole):

@@ -817,7 +817,7 @@ OF_REPORTS = {
     f"get_info of {name}": (
         later(ncg.get_info, state),
         ValueError,
-        "get_info: expected one NewtonCGInfo .* found 0",
+        "get_info: expected the measurements of one optimizer .* found 0",
     )
     for name, state in (
         ("nothing", ()),
