@@ -98,7 +98,11 @@ def two_steps(tx):
     return params
 
 
-@pytest.fixture(params=MODES)
+QUICK = ("jax_numpy_rank_promotion", "jax_numpy_dtype_promotion")
+SLOW = [pytest.param(m, marks=pytest.mark.slow) for m in MODES if m not in QUICK]
+
+
+@pytest.fixture(params=[*QUICK, *SLOW])
 def mode(request):
     before = getattr(jax.config, request.param)
     jax.config.update(request.param, MODES[request.param])
