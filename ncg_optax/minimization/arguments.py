@@ -7,7 +7,7 @@ import jax
 from jax.core import Tracer
 
 from ncg_optax._utils import names, validate
-from ncg_optax.losses.arguments import unused_names
+from ncg_optax.losses.arguments import named_parameters, unused_names
 from ncg_optax.losses.objective import functions_of
 
 # What people try who know scipy.optimize.minimize or curve_fit.
@@ -37,8 +37,16 @@ def require_known_names(
       data: the arguments that are no settings, by name.
 
     Raises:
-      TypeError: naming what was probably meant, and which names there are.
+      TypeError: naming what was probably meant, and which names there are; or if
+        ``value_fn`` needs an argument with the name of a setting.
     """
+    for fn in functions_of(value_fn):
+        for p in named_parameters(fn):
+            if p.name in settings and p.default is p.empty:
+                raise TypeError(
+                    f"minimize: value_fn takes {p.name}, which is a setting of "
+                    "minimize: give this argument of value_fn another name."
+                )
     unused, known = unused_names(functions_of(value_fn), data)
     if unused:
         name = unused[0]

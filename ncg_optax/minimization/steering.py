@@ -84,6 +84,8 @@ def _shown(progress: bool) -> Iterator[Callable[[MinimizeResult], None]]:
         return
     with Live() as live:
         yield lambda result: live.update(_line(result))
+    if not live.console.is_terminal:
+        live.console.line()  # it ends no line in a file
 
 
 def _line(result: MinimizeResult) -> str:

@@ -98,12 +98,6 @@ def first_info(dtype: Any) -> NewtonCGInfo:
     )
 
 
-def find_infos(state: PyTree) -> list[NewtonCGInfo]:
-    """All :class:`NewtonCGInfo` that a state contains."""
-    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, NewtonCGInfo))
-    return [x for x in leaves if isinstance(x, NewtonCGInfo)]
-
-
 def find_measurements(state: PyTree) -> list[Any]:
     """The infos of all optimizers that a state contains, of any type."""
 
@@ -111,6 +105,11 @@ def find_measurements(state: PyTree) -> list[Any]:
         return getattr(type(x), "measures_a_step", False)
 
     return [x for x in jax.tree.leaves(state, is_leaf=is_info) if is_info(x)]
+
+
+def find_infos(state: PyTree) -> list[NewtonCGInfo]:
+    """All :class:`NewtonCGInfo` that a state contains."""
+    return [x for x in find_measurements(state) if isinstance(x, NewtonCGInfo)]
 
 
 def get_info(state: PyTree) -> Any:

@@ -175,3 +175,18 @@ def test_the_seconds_of_compiling_are_those_of_the_results():
     _, deep = seconds_of_compiling("stochastic_hessian_free")
     _, adam = seconds_of_compiling("adam*")
     assert [int(x) for x in shown.groups()] == [least, most, deep, adam]
+
+
+def test_the_counts_of_the_poster_are_those_of_its_page():
+    page = (ROOT / "docs" / "poster.md").read_text(encoding="utf8")
+    counts = re.search(r"is not Newton-CG: (\d+), (\d+) and (\d+) of (\d+)\.", page)
+    assert counts is not None
+    loss, seconds, held_out, n = counts.groups()
+    shown = " ".join(README.split())
+    assert f"on {loss} of [the poster's {n} problems]" in shown
+    assert f"and on {held_out} in held-out loss" in shown
+    guide = (ROOT / "docs" / "minibatch.md").read_text(encoding="utf8")
+    guide = " ".join(guide.split())
+    assert f"in training loss on {loss} of {n} problems" in guide
+    assert f"where they end on {seconds}, and" in guide
+    assert f"is not higher on {held_out}:" in guide

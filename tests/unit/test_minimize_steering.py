@@ -79,7 +79,8 @@ def test_a_solved_problem_is_not_stopped():
 
 def test_progress_is_shown_in_the_terminal(capsys):
     ncg.minimize(rosenbrock, START, progress=True)
-    assert "value" in (shown := capsys.readouterr().out) and "step" in shown
+    shown = capsys.readouterr().out
+    assert shown.startswith("step ") and "value" in shown and shown.endswith("\n")
 
 
 def test_progress_is_logged(caplog, monkeypatch):

@@ -751,6 +751,11 @@ OF_MINIMIZE = {
         r"takes maxiters \(did you mean maxiter\?\); minimize takes optimizer, .*"
         "maxiter, gtol, .*, and value_fn takes none",
     ),
+    "an argument with the name of a setting": (
+        later(ncg.minimize, lambda w, every: jnp.sum(w) * every, W, every=2),
+        TypeError,
+        "value_fn takes every, which is a setting of minimize: give this argument",
+    ),
     "a misspelt argument": (
         later(ncg.minimize, with_penalty, W, x=X, penalti=1.0),
         TypeError,
