@@ -78,6 +78,7 @@ def leave_saddle(
     value = value.astype(dtype)
     key = jax.random.fold_in(jax.random.key(0), count)
     probe = pytree.random_normal(key, pytree.widened_zeros_like(params))
+    free = None
     if box is not None:
         free, whole = box.movable(params, grads), product
         product = lambda v: only(free, whole(v))  # noqa: E731
