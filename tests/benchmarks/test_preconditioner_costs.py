@@ -102,9 +102,8 @@ def test_memory_is_that_of_the_arrays(toy, measured):
     pairs = 2 * 5 + 2
     assert none.state == pytest.approx(pairs, abs=scalars)
     assert none.factors == none.beyond_none == none.beside_factors == 0
-    # A vector has two diagonals, and a number in place of the eigenvectors of each.
-    full = sum(2 * (m * m + n * n) for m, n in SIDES if min(m, n) > 1)
-    factors = (full + sum(m + n + 2 for m, n in SIDES if min(m, n) == 1)) / SIZE
+    # Vectors of up to 16 elements have matrices, as all others here.
+    factors = sum(2 * (m * m + n * n) for m, n in SIDES) / SIZE
     assert kronecker.factors == pytest.approx(factors)
     values = sum(m + n for m, n in SIDES) / SIZE
     assert kronecker.state == pytest.approx(pairs + factors + values, abs=scalars)
