@@ -55,7 +55,11 @@ def scaling(
         ),
     ] = None,
     minibatch: Annotated[
-        int, typer.Option(min=1, help=f"The same for {networks.STOCHASTIC}.")
+        int,
+        typer.Option(
+            min=1,
+            help=f"The same for {networks.STOCHASTIC}, and for adam beside it.",
+        ),
     ] = 1024,
     strong: Annotated[
         bool, typer.Option("--strong/--no-strong", help="The same batch for all.")
@@ -92,12 +96,18 @@ def scaling(
     if not kinds:
         raise options.UsageError("nothing to do with --no-strong and --no-weak.")
     chosen = networks.MODELS[model]
-    sizes = dict.fromkeys(names, batch or chosen.batch_size)
-    if networks.STOCHASTIC in sizes:
-        sizes[networks.STOCHASTIC] = minibatch
+    runs = [
+        (name, batch or chosen.batch_size)
+        for name in names
+        if name != networks.STOCHASTIC
+    ]
+    if networks.STOCHASTIC in names:  # Adam with the same batch is its reference
+        runs += [
+            (name, minibatch) for name in names if name in ("adam", networks.STOCHASTIC)
+        ]
     with options.explained(ValueError, RuntimeError):
         points = measuring.sweep(
-            model, sizes, counts, kinds, steps, bool(processes), typer.echo
+            model, runs, counts, kinds, steps, bool(processes), typer.echo
         )
     command = f"scaling --{option} {','.join(map(str, counts))} --model {model}"
     command += f" --optimizer {','.join(names)} --batch {batch or chosen.batch_size}"

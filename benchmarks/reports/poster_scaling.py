@@ -59,11 +59,14 @@ def measured(record: dict[str, Any]) -> list[Scaling]:
         counts = sorted({point["devices"] for point in points})
         ran = f"{', '.join(names)} ran on {', '.join(map(str, counts))}"
         return [Scaling(f"{ran}: {'; '.join(record['labels'])}", where(points[0]), {})]
-    found: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in names}
-    places = {point["optimizer"]: where(point) for point in points}
+    found: dict[tuple[str, str], dict[int, tuple[float, float]]] = {}
     for point in points:
-        found[point["optimizer"]][point["devices"]] = (point["efficiency"],) * 2
-    return [Scaling(f"{name}, measured", places[name], found[name]) for name in names]
+        of_run = found.setdefault((point["optimizer"], where(point)), {})
+        of_run[point["devices"]] = (point["efficiency"],) * 2
+    return [
+        Scaling(f"{name}, measured", place, efficiency)
+        for (name, place), efficiency in found.items()
+    ]
 
 
 def predicted(record: dict[str, Any]) -> list[Scaling]:

@@ -297,16 +297,20 @@ def plot(record: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
     ideal = [count / counts[0] for count in counts]
     left.plot(counts, ideal, color="#444444", ls=":", label="ideal")
     right.axhline(1.0, color="#444444", ls=":")
-    names = list(dict.fromkeys(point["optimizer"] for point in points))
-    for index, name in enumerate(names):
+    runs = dict.fromkeys((p["optimizer"], p["reference_batch"]) for p in points)
+    for index, (name, batch) in enumerate(runs):
         style = {"color": COLOURS[index % 4], "marker": MARKERS[index % 4]}
         for scaling, dashes in (("strong", "-"), ("weak", "--")):
-            kind = {"optimizer": name, "scaling": scaling}.items()
+            kind = {
+                "optimizer": name,
+                "reference_batch": batch,
+                "scaling": scaling,
+            }.items()
             line = [point for point in points if kind <= point.items()]
             if not line:
                 continue
             x, style["ls"] = [point["devices"] for point in line], dashes
-            label = f"{name}, {scaling}"
+            label = f"{name}, batch {batch}, {scaling}"
             left.plot(x, [point["speedup"] for point in line], label=label, **style)
             right.plot(x, [point["efficiency"] for point in line], **style)
     left.set_ylabel("throughput over the reference's")

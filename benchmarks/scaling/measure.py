@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -212,23 +212,23 @@ def kind_of(found: Record, processes: bool, cores: int) -> str:
 
 def sweep(
     model: str,
-    batches: Mapping[str, int],
+    runs: Sequence[tuple[str, int]],
     counts: Sequence[int],
     scalings: Sequence[str] = ("strong", "weak"),
     steps: int = CYCLE,
     processes: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Record]:
-    """Measures optimizers, each with a batch, on every number of devices.
+    """Measures pairs of an optimizer and a batch on every number of devices.
 
     The first number of devices is the reference. The batch is its own; it stays (strong
     scaling) or grows with the devices (weak).
     """
-    for count, batch in itertools.product(counts, batches.values()):
+    for count, (_, batch) in itertools.product(counts, runs):
         if batch % count:
             raise ValueError(f"batch must be a multiple of {count}, got {batch}.")
     points: list[Record] = []
-    for optimizer, batch in batches.items():
+    for optimizer, batch in runs:
         known: dict[tuple[int, int], Record] = {}  # the reference serves both
         for scaling in scalings:
             reference = None
@@ -245,6 +245,7 @@ def sweep(
                     "scaling": scaling,
                     "devices": count,
                     "batch": rows,
+                    "reference_batch": batch,
                 } | known[count, rows]
                 point["kind"] = kind_of(point, processes, len(os.sched_getaffinity(0)))
                 point["throughput"] = rows / point["seconds"]

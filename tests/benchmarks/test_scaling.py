@@ -427,6 +427,7 @@ def test_mini_batches_have_a_size_of_their_own(tmp_path, monkeypatch):
     assert invoke("scaling", *args).exit_code == 0
     assert [(s.optimizer, s.batch) for s in asked] == [
         *2 * [("adam", 64)],
+        *2 * [("adam", 32)],
         *2 * [("stochastic_hessian_free", 32)],
     ]
     record = json.loads((tmp_path / "scaling_devices.json").read_text("utf8"))
@@ -465,7 +466,7 @@ def test_more_devices_than_there_are():
 def test_two_fake_devices_do_what_one_does(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     points = scaling.sweep(
-        "tiny", {"adam": 64, "newton_cg": 64}, [1, 2], scalings=["strong"], steps=2
+        "tiny", [("adam", 64), ("newton_cg", 64)], [1, 2], ["strong"], steps=2
     )  # four processes
     adam, adam_2, newton, newton_2 = points
     assert scaling.labels(points) == [scaling.FUNCTIONAL["fake devices"]]
