@@ -54,6 +54,14 @@ def run(
             help=f"Seconds instead of minutes: {QUICK_BUDGET:g} units, a coarse grid.",
         ),
     ] = False,
+    grid: Annotated[
+        tuning.Grid,
+        typer.Option(
+            help="What the tuning tries. `bracket`: the smallest batches, every "
+            "schedule, three learning rates and more until the best is inside.",
+            show_default="full, and coarse with --quick",
+        ),
+    ] = tuning.Grid.FULL,
     tune_on: Annotated[
         TuneOn,
         typer.Option(
@@ -85,8 +93,11 @@ def run(
     command += f" --seeds {seeds}" if seeds else ""
     command += f" --budget {budget:g}" if budget else ""
     command += " --quick" if quick else ""
+    command += f" --grid {grid}" if grid != tuning.Grid.FULL else ""
     command += f" --tune-on {tune_on}" if tune_on != TuneOn.TRAINING else ""
-    how = _How(tables.console(), seeds, budget, quick, tune_on, fresh, output)
+    if quick and grid == tuning.Grid.FULL:
+        grid = tuning.Grid.COARSE
+    how = _How(tables.console(), seeds, budget, quick, grid, tune_on, fresh, output)
     journals: list[Journal] = []
     for item in chosen:
         stored = []
@@ -113,6 +124,7 @@ class _How(NamedTuple):
     seeds: int | None
     budget: float | None
     quick: bool
+    grid: tuning.Grid
     tune_on: TuneOn
     fresh: bool
     output: pathlib.Path
@@ -148,7 +160,7 @@ def _entries(
         _skip(error, how.console, skip)
         return []
     seeds, folder = how.seeds or scenario.seeds, how.output / scenario.name
-    given = data.note, seeds, how.quick, how.tune_on
+    given = data.note, seeds, how.grid, how.tune_on
     return [Entry(c, problem, *given, folder / c.name) for c in fitting]
 
 

@@ -5,7 +5,7 @@ from optax.contrib import muon
 
 from benchmarks.peers import newton
 from benchmarks.peers.base import Competitor, Method, Problem, Setting
-from benchmarks.peers.first_order import lbfgs, sgd, tuned
+from benchmarks.peers.first_order import lbfgs, sgd, tuned, tuned_average
 from benchmarks.peers.kfac import kfac
 from benchmarks.peers.soap import soap
 
@@ -21,6 +21,10 @@ _FIRST_ORDER = [
         range(-7, -1),
     ),
 ]
+_AVERAGED = (
+    tuned_average("adam", "optax.adam", optax.adam, range(-7, -1)),
+    tuned_average("soap", "SOAP (Vyas et al. 2024)", soap, range(-7, -1)),
+)
 _FULL, _SMALL = zip(*_FIRST_ORDER, strict=True)
 
 COMPETITORS: dict[str, Competitor] = {
@@ -83,6 +87,7 @@ COMPETITORS: dict[str, Competitor] = {
             needs_poster=True,
         ),
         *_SMALL,
+        *_AVERAGED,
     )
 }
 

@@ -62,6 +62,7 @@ class Competitor(NamedTuple):
     # Binds it to a problem; only batch and schedule of the setting matter.
     build: Callable[[Problem, Setting | None], Method]
     exponents: range = range(0)  # of the first learning rates to try, in half decades
+    schedules: tuple[str, ...] = ()  # to tune over, instead of the scenario's
     minibatch: bool = False  # whether it takes shuffled mini-batches, not all examples
     registers: bool = False  # whether it has to know the kind of loss by name
     exact: bool = False  # whether it solves to the last digits, which needs float64

@@ -16,6 +16,9 @@ from benchmarks.training.schedules import SCHEDULES
 sgd = partial(optax.sgd, momentum=0.9, nesterov=True)
 
 
+POWER = 9.0  # of the average of the iterates, as `kronecker_adam` has it
+
+
 class _Counted(NamedTuple):
     inner: optax.OptState
     gradients: jax.Array
@@ -25,8 +28,14 @@ def first_order(
     make: Callable[[optax.Schedule], optax.GradientTransformation],
     problem: Problem,
     setting: Setting | None,
+    averaged: bool = False,
 ) -> Method:
-    """A first-order method: every step costs one gradient."""
+    """A first-order method: every step costs one gradient.
+
+    With ``averaged`` the model is evaluated at an average of the iterates, the same as
+    that of `kronecker_adam`: step ``t`` moves it ``9 / (t + 8)`` of the way to the
+    iterate.
+    """
     assert setting is not None, "first-order methods are tuned"
     batches = plan(problem, setting.batch)
     shape = SCHEDULES[setting.schedule](batches.total)
@@ -44,6 +53,17 @@ def first_order(
         updates, inner = transform(learning_rate).update(grads, inner, params)
         return optax.apply_updates(params, updates), (inner, learning_rate), 1.0
 
+    def init_average(params: Params, learning_rate: jax.Array) -> Any:
+        return init(params, learning_rate), params, jnp.zeros(())
+
+    def step_average(average: Params, state: Any, batch: Batch) -> Any:
+        state, iterate, count = state
+        iterate, state, cost = step(iterate, state, batch)
+        average = optax.incremental_update(iterate, average, POWER / (count + POWER))
+        return average, (state, iterate, count + 1), cost
+
+    if averaged:
+        return in_batches(problem, batches, init_average, step_average)
     return in_batches(problem, batches, init, step)
 
 
@@ -87,4 +107,24 @@ def tuned(
     return (
         Competitor(name, full, build, exponents),
         Competitor(f"{name}_minibatch", small, build, exponents, minibatch=True),
+    )
+
+
+def tuned_average(
+    name: str,
+    what: str,
+    make: Callable[[optax.Schedule], optax.GradientTransformation],
+    exponents: range,
+) -> Competitor:
+    """A first-order method on mini-batches, evaluated at the average of its iterates.
+
+    The average takes the place of a schedule.
+    """
+    return Competitor(
+        f"{name}_averaged",
+        f"{what}, mini-batches, at the average of its iterates; learning rate tuned",
+        partial(first_order, make, averaged=True),
+        exponents,
+        schedules=("constant",),
+        minibatch=True,
     )

@@ -35,6 +35,9 @@ STYLES: dict[str, tuple[str, Any]] = {
 STYLES |= {
     f"{name}_minibatch": (STYLES[name][0], (0, (1, 1)))
     for name in ("adam", "sgd", "adamw", "muon", "soap")
+} | {
+    f"{name}_averaged": (STYLES[name][0], (0, (4, 1, 1, 1)))
+    for name in ("adam", "soap")
 }
 CEILING = 1e30  # where a run that diverged is drawn
 TUNED = ("adam", "sgd", "adamw", "muon", "soap")
@@ -49,6 +52,8 @@ LABELS = {
     "stochastic_hessian_free": "stochastic_hessian_free, mini-batches",
     "kronecker_adam": "kronecker_adam, mini-batches",
     "sgd_then_hessian_free": "sgd (tuned), then hessian_free",
+    "adam_averaged": "adam, averaged, mini-batches (tuned)",
+    "soap_averaged": "soap, averaged, mini-batches (tuned)",
 }
 ABREAST = 4  # names of optimizers that fit side by side
 PANELS = (

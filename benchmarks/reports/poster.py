@@ -250,6 +250,8 @@ def line(row: Row, scenario: str, records: Sequence[Record]) -> Line:
         )
     if any(record.get("quick") and record["grid"] for record in chosen.values()):
         remarks.append("a quick run, with a coarse tuning grid")
+    elif any(record.get("tuning") == "bracket" for record in chosen.values()):
+        remarks.append("tuned on the smallest batches, with every schedule")
     return Line(row, scenario, cells, budget, clock, equal, "; ".join(remarks))
 
 

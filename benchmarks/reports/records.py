@@ -82,6 +82,7 @@ def as_record(run: Run) -> Record:
         "loss": run.loss,
         "held_out_loss": run.held_out_loss,
         "held_out_metric": run.held_out_metric,
+        "validated": run.validated and run.validated._asdict(),
         "curve": run.curve._asdict(),
     }
 

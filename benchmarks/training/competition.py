@@ -31,7 +31,7 @@ class Entry(NamedTuple):
     problem: Problem  # the scenario and its budget
     note: str  # of its data, see `Dataset`
     seeds: int  # how many runs
-    quick: bool  # whether the grid is coarse
+    grid: tuning.Grid  # how much the tuning tries
     tune_on: TuneOn  # which loss the tuning goes by
     stem: pathlib.Path  # of the files of the results, without suffix
 
@@ -118,7 +118,7 @@ def _tuned(
         entry.competitor,
         entry.problem,
         journal,
-        entry.quick,
+        entry.grid,
         validate=entry.tune_on == TuneOn.VALIDATION,
         progress=count,
         row_done=lambda best: log(
@@ -136,7 +136,8 @@ def _identity(entry: Entry) -> records.Record:
         "data": entry.note,
         "optimizer": entry.competitor.name,
         "budget": entry.problem.budget,
-        "quick": entry.quick,
+        "quick": entry.grid == tuning.Grid.COARSE,
+        "tuning": str(entry.grid) if entry.competitor.exponents else None,
         "tuned_on": str(entry.tune_on) if entry.competitor.exponents else None,
     }
 

@@ -12,8 +12,10 @@ import numpy as np
 from benchmarks.peers import Method, Problem
 from benchmarks.scenarios._base import Batch, Params
 from benchmarks.training.resume import Checkpoint
+from benchmarks.training.validation import Score, Validated, halves, validated
 
 POINTS = 128  # at most so many points of a curve are kept, evenly spaced in units
+SCORED = 4  # of so many points one is scored on held-out examples
 
 
 class Compiled(NamedTuple):
@@ -58,6 +60,7 @@ class Run(NamedTuple):
     held_out_loss: float
     held_out_metric: float
     params: Params
+    validated: Validated | None = None  # None if held-out examples cannot be divided
 
     @property
     def loss(self) -> float:
@@ -113,10 +116,18 @@ def train(
     data = _sample(problem)
     params = problem.scenario.init(seed)
     state = compiled.init(params, jnp.int32(seed), jnp.float32(learning_rate))
+    context = data | {"key": jax.random.key(0)}
+    parts = halves(problem)
+
+    def scores(params: Params, units: float) -> list[Score]:
+        found = (compiled.score(params, part, context) for part in parts)
+        return [Score(units, *map(float, pair)) for pair in found]
+
     spent, due = Spent(), problem.budget / points
     rows = [(*spent, float(compiled.value(params, data)))]
-    (params, state), numbers = checkpoint.restore((params, state), (spent, due, rows))
-    spent, due, rows = Spent(*numbers[0]), *numbers[1:]
+    kept = (spent, due, rows, [scores(params, 0.0)])
+    (params, state), numbers = checkpoint.restore((params, state), kept)
+    spent, due, rows, scored = Spent(*numbers[0]), *numbers[1:]
     progress(spent.units)
 
     while math.isfinite(rows[-1][-1]):
@@ -138,16 +149,18 @@ def train(
         if units >= due:
             rows.append((*spent, float(compiled.value(params, data))))
             due = units + problem.budget / points
+            if len(rows) % SCORED == 0:
+                scored.append(scores(params, units))
             progress(units)
-        checkpoint.offer((params, state), (spent, due, rows))
+        checkpoint.offer((params, state), (spent, due, rows, scored))
 
     if rows[-1][0] != spent.steps:
         rows.append((*spent, float(compiled.value(params, data))))
+    scored.append(scores(params, spent.units))
     progress(problem.budget)
-    context = data | {"key": jax.random.key(0)}
     held_out = compiled.score(params, problem.held_out, context)
     curve = Curve(*map(list, zip(*rows, strict=True)))
-    return Run(seed, curve, *map(float, held_out), params)
+    return Run(seed, curve, *map(float, held_out), params, validated(scored))
 
 
 def _sample(problem: Problem) -> Batch:

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterator
+from enum import StrEnum
 from typing import NamedTuple
 
 import jax
@@ -12,8 +13,17 @@ from benchmarks.peers import Competitor, Problem, Setting
 from benchmarks.training.resume import Checkpoint, Journal
 from benchmarks.training.run import Compiled, compile_method, finite, train
 
+MIDDLE = 3  # learning rates that a bracket begins with
 EXTENSIONS = 8  # half decades a row may grow by on each side
 SET_ASIDE = 0.1  # of the training examples, where these judge the tuning
+
+
+class Grid(StrEnum):
+    """How much is tried."""
+
+    FULL = "full"  # every batch size and schedule, many learning rates
+    BRACKET = "bracket"  # the smallest batch size, every schedule, few learning rates
+    COARSE = "coarse"  # one batch size and schedule, every other learning rate
 
 
 class Trial(NamedTuple):
@@ -40,16 +50,27 @@ class Tuned(NamedTuple):
 
 
 def rows(
-    competitor: Competitor, problem: Problem, quick: bool
+    competitor: Competitor, problem: Problem, grid: Grid
 ) -> list[tuple[int | None, str]]:
-    """Batch sizes and schedules to try; a quick run makes do with one of each."""
-    sizes = (competitor.batch,)
+    """Batch sizes and schedules to try."""
+    sizes: tuple[int | None, ...] = (competitor.batch,)
     if competitor.minibatch and competitor.batch is None:
         sizes = problem.scenario.batch_sizes
-    grid = [
-        (size, schedule) for size in sizes for schedule in problem.scenario.schedules
-    ]
-    return grid[:1] if quick else grid
+        if grid == Grid.BRACKET:
+            sizes = (min(problem.scenario.batch_sizes),)
+    schedules = competitor.schedules or problem.scenario.schedules
+    found = [(size, schedule) for size in sizes for schedule in schedules]
+    return found[:1] if grid == Grid.COARSE else found
+
+
+def first_rates(competitor: Competitor, grid: Grid) -> list[int]:
+    """The exponents of the learning rates that a row begins with."""
+    exponents = list(competitor.exponents)
+    if grid == Grid.COARSE:
+        return exponents[::2]
+    start = (len(exponents) - MIDDLE) // 2
+    bracket = grid == Grid.BRACKET
+    return exponents[start : start + MIDDLE] if bracket else exponents
 
 
 def set_aside(problem: Problem) -> Problem:
@@ -79,7 +100,7 @@ def tune(
     competitor: Competitor,
     problem: Problem,
     journal: Journal,
-    quick: bool = False,
+    grid: Grid = Grid.FULL,
     validate: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
     row_done: Callable[[Trial], None] = lambda best: None,
@@ -87,22 +108,22 @@ def tune(
     """Tries every learning rate, batch size and schedule at the full budget on seed 0.
 
     Every row of the grid (a batch size and a schedule) grows by half decades until its
-    best learning rate lies inside, so that no winner sits at an edge. With ``quick``
-    there is a single row of every other learning rate, which does not grow. With
-    ``validate`` a tenth of the training examples is set aside and decides; the budget
+    best learning rate lies inside, so that no winner sits at an edge; but the row of a
+    coarse grid does not grow. With ``validate`` a tenth of the training examples is set aside and decides; the budget
     buys as many passes through the others. ``progress`` gets the numbers of cells done
     and known, ``row_done`` the best cell of every row.
     """
     trials: list[Trial] = []
-    exponents = list(competitor.exponents)[:: 2 if quick else 1]
-    plan = rows(competitor, problem, quick)
+    exponents = first_rates(competitor, grid)
+    growth = 0 if grid == Grid.COARSE else EXTENSIONS
+    plan = rows(competitor, problem, grid)
     known = set_aside(problem) if validate else problem
 
     for index, (batch, schedule) in enumerate(plan):
         first, pending = len(trials), (len(plan) - index - 1) * len(exponents)
         trial = _trainer(competitor, known, batch, schedule, journal, validate)
         for exponent, _ in search(
-            lambda e, trial=trial: trial(e).score, exponents, 0 if quick else EXTENSIONS
+            lambda e, trial=trial: trial(e).score, exponents, growth
         ):
             trials.append(trial(exponent))
             progress(

@@ -9,13 +9,14 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from typer.testing import CliRunner
 
 import ncg_optax as ncg
 from benchmarks.commands import app
 from benchmarks.commands.run import QUICK_BUDGET
-from benchmarks.peers import COMPETITORS, Problem, Setting
+from benchmarks.peers import COMPETITORS, Problem, Setting, first_order
 from benchmarks.peers.batches import in_batches, plan
 from benchmarks.reports import curves as plots
 from benchmarks.reports import records
@@ -31,7 +32,8 @@ from benchmarks.scenarios._networks import (
 from benchmarks.training import cost
 from benchmarks.training.run import compile_method, train
 from benchmarks.training.schedules import SCHEDULES
-from benchmarks.training.tuning import rows, search
+from benchmarks.training.tuning import Grid, first_rates, rows, search
+from benchmarks.training.validation import Score, halves, validated
 
 RUNNER = CliRunner()
 WIDE = {"COLUMNS": "300", "TERM": "dumb", "NO_COLOR": "1"}
@@ -500,7 +502,7 @@ def test_sgd_hands_over_to_hessian_free_in_the_middle(toy):
     """Steps of SGD cost one gradient; the first of the others starts where it ended."""
     known = toy._replace(budget=8.0)
     competitor = COMPETITORS["sgd_then_hessian_free"]
-    assert rows(competitor, known, quick=False) == [
+    assert rows(competitor, known, Grid.FULL) == [
         (competitor.batch, "constant"),
         (competitor.batch, "cosine"),
     ]
@@ -522,6 +524,76 @@ def test_sgd_hands_over_to_hessian_free_in_the_middle(toy):
     assert costs[:sgd] == pytest.approx([size / 128] * sgd)
     assert min(costs[sgd:]) > 3 * size / 128
     assert (params[0]["w"] != averaged.iterate[0]["w"]).any()
+
+
+def test_a_bracket_has_the_smallest_batches_and_few_rates(toy):
+    scenario = toy.scenario._replace(batch_sizes=(32, 16))
+    known = toy._replace(scenario=scenario)
+    adam, averaged = COMPETITORS["adam_minibatch"], COMPETITORS["adam_averaged"]
+    assert rows(adam, known, Grid.BRACKET) == [(16, "constant"), (16, "cosine")]
+    assert rows(adam, known, Grid.COARSE) == [(32, "constant")]
+    assert len(rows(adam, known, Grid.FULL)) == 4
+    assert rows(averaged, known, Grid.BRACKET) == [(16, "constant")]
+    assert first_rates(adam, Grid.BRACKET) == [-6, -5, -4]
+    assert first_rates(adam, Grid.COARSE) == [-7, -5, -3]
+    assert first_rates(adam, Grid.FULL) == list(adam.exponents)
+
+
+def test_the_average_of_the_iterates_is_that_of_kronecker_adam(toy):
+    """Whatever the optimizer: here SGD, whose iterates are known."""
+    known = toy._replace(budget=4.0)
+    setting = Setting(32, "constant", -2)
+    plain = first_order.first_order(optax.sgd, known, setting)
+    averaged = first_order.first_order(optax.sgd, known, setting, averaged=True)
+    params = mean = known.scenario.init(0)
+    state, other = (m.init(params, 0, 0.1) for m in (plain, averaged))
+    assert plain.steps == averaged.steps == 1
+    for t in range(1, 9):
+        params, state = plain.advance(params, state, known.train)
+        found, other = averaged.advance(found if t > 1 else mean, other, known.train)
+        expected = jax.tree.map(
+            lambda a, x, t=t: a + 9 / (t + 8) * (x - a), mean, params
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            found,
+            expected,
+        )
+        mean = expected
+    assert not np.allclose(mean[0]["w"], params[0]["w"], rtol=1e-3)
+
+
+def test_each_half_is_scored_where_the_other_one_is_best():
+    def curve(losses):
+        return [Score(float(i), loss, -loss) for i, loss in enumerate(losses)]
+
+    first, second = curve([5.0, 3.0, 4.0]), curve([6.0, math.nan, 2.0])
+    found = validated(list(zip(first, second, strict=True)))
+    # The first half is best after 1, the second after 2 gradients.
+    assert math.isnan(found.loss)
+    assert found.units == 1.5
+    second = curve([6.0, 4.0, 2.0])
+    found = validated(list(zip(first, second, strict=True)))
+    assert found == (1.5, (4.0 + 4.0) / 2, -4.0)
+    assert validated([[], []]) is None
+
+
+def test_halves_have_no_example_in_common(toy):
+    held_out = {"x": jnp.arange(7.0)[:, None], "y": jnp.arange(7.0)}
+    first, second = halves(toy._replace(held_out=held_out))
+    assert [*first["y"], *second["y"]] == [0, 2, 4, 1, 3, 5]
+    assert first["x"].shape == second["x"].shape == (3, 1)
+    undivided = toy.scenario._replace(batch_sizes=())
+    assert halves(toy._replace(scenario=undivided, held_out=held_out)) == []
+
+
+def test_a_run_is_scored_where_it_is_best_on_held_out_examples(toy, epochs):
+    """At the end of a run that only improves, about as at its end."""
+    run = train(epochs, toy, seed=0, learning_rate=0.03)
+    assert 0 <= run.validated.units <= toy.budget
+    assert run.validated.loss <= run.held_out_loss * 1.1
+    stored = records.as_record(run)["validated"]
+    assert stored == run.validated._asdict()
 
 
 def test_noam_rises_to_one_and_falls_like_an_inverse_root():

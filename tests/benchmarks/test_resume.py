@@ -405,12 +405,12 @@ def test_validation_decides(tmp_path, monkeypatch, validation, winner):
     monkeypatch.setattr(tuning, "compile_method", lambda *_: None)
     known, competitor = problem(), COMPETITORS["sgd"]
     journal = Journal(tmp_path / "work", {})
-    tuned = tuning.tune(competitor, known, journal, quick=True, validate=True)
+    tuned = tuning.tune(competitor, known, journal, tuning.Grid.COARSE, validate=True)
     assert tuned.best is tuned.trials[winner]
     assert [k.examples for k in seen] == [58, 58, 58]
     seen.clear()
     journal = Journal(tmp_path / "other", {})
-    tuned = tuning.tune(competitor, known, journal, quick=True)
+    tuned = tuning.tune(competitor, known, journal, tuning.Grid.COARSE)
     assert tuned.best is tuned.trials[2]
     assert [k.examples for k in seen] == [64, 64, 64]
 
