@@ -109,9 +109,9 @@ def tune(
 
     Every row of the grid (a batch size and a schedule) grows by half decades until its
     best learning rate lies inside, so that no winner sits at an edge; but the row of a
-    coarse grid does not grow. With ``validate`` a tenth of the training examples is set aside and decides; the budget
-    buys as many passes through the others. ``progress`` gets the numbers of cells done
-    and known, ``row_done`` the best cell of every row.
+    coarse grid does not grow. With ``validate`` a tenth of the training examples is set
+    aside and decides; the budget buys as many passes through the others. ``progress``
+    gets the numbers of cells done and known, ``row_done`` the best cell of every row.
     """
     trials: list[Trial] = []
     exponents = first_rates(competitor, grid)

@@ -545,12 +545,12 @@ def test_the_average_of_the_iterates_is_that_of_kronecker_adam(toy):
     setting = Setting(32, "constant", -2)
     plain = first_order.first_order(optax.sgd, known, setting)
     averaged = first_order.first_order(optax.sgd, known, setting, averaged=True)
-    params = mean = known.scenario.init(0)
+    params = mean = found = known.scenario.init(0)
     state, other = (m.init(params, 0, 0.1) for m in (plain, averaged))
     assert plain.steps == averaged.steps == 1
     for t in range(1, 9):
         params, state = plain.advance(params, state, known.train)
-        found, other = averaged.advance(found if t > 1 else mean, other, known.train)
+        found, other = averaged.advance(found, other, known.train)
         expected = jax.tree.map(
             lambda a, x, t=t: a + 9 / (t + 8) * (x - a), mean, params
         )
