@@ -11,42 +11,55 @@ from jax.core import Tracer
 _LOGGER = logging.getLogger("ncg_optax")
 
 
-def log_start(who: str) -> float:
-    """Says that ``who`` compiles, and returns the time for :func:`log_end`."""
-    _LOGGER.info("%s: compiling", who)
-    return time.perf_counter()
-
-
-def log_end(who: str, start: float) -> None:
-    """Says how many seconds the compilation has taken, tracing included."""
-    _LOGGER.info("%s: compiled in %.1f s", who, time.perf_counter() - start)
-
-
-def logged_jit(who: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """``jax.jit(function)`` with both messages for each call that compiles it.
+class LoggedJit:
+    """``jax.jit(function, **options)`` with a message when a call compiles it.
 
     While another function is traced, which compiles it, and if jit is disabled nothing
     is said.
+
+    Args:
+      who: whose compilation it is.
+      function: the function.
+      options: of `jax.jit`.
     """
-    started: list[float] = []
 
-    def announced(*args):
-        started.append(log_start(who))
-        return function(*args)
+    def __init__(self, who: str, function: Callable[..., Any], **options: Any):
+        self._who = who
+        self._silent = True
+        self._start: float | None = None  # of the compilation of the present call
 
-    logged, silent = jax.jit(announced), jax.jit(function)
+        def announced(*args):
+            # This runs while JAX traces the function, before a compilation.
+            if not self._silent:
+                _LOGGER.info("%s: compiling", who)
+                self._start = time.perf_counter()
+            return function(*args)
 
-    def call(*args):
+        self._jitted = jax.jit(announced, **options)
+
+    def __call__(self, *args: Any) -> Any:
+        """The result of the function, as of a jitted one."""
         traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(args))
         # pyright does not know the options.
-        if traced or jax.config.jax_disable_jit:  # pyright: ignore
-            return silent(*args)
+        self._silent = traced or jax.config.jax_disable_jit  # pyright: ignore
         try:
-            result = logged(*args)
-            if started:
-                log_end(who, started[0])
+            result = self._jitted(*args)
+            if self._start is not None:
+                seconds = time.perf_counter() - self._start
+                _LOGGER.info("%s: compiled in %.1f s", self._who, seconds)
             return result
         finally:
-            started.clear()
+            self._silent, self._start = True, None
 
-    return call
+    def lower(self, *args: Any, before_a_call: bool = False) -> jax.stages.Lowered:
+        """The lowered function.
+
+        Args:
+          args: arguments of the function; `jax.ShapeDtypeStruct` will do.
+          before_a_call: whether a call follows, which compiles what is traced here.
+        """
+        self._silent = not before_a_call
+        try:
+            return self._jitted.lower(*args)
+        finally:
+            self._silent = True

@@ -156,9 +156,8 @@ def component(name: str, x: Any, kind: type, examples: str) -> Any:
     got = f"{x!r} of type {type(x).__name__}"
     if isinstance(x, type):
         got = f"the class {x.__name__}"
-    raise TypeError(
-        f"{name} must be a {kind.__name__}, made by {examples}; got {got}{hint}."
-    )
+    expected = f"{'an' if kind.__name__[0] in 'aeio' else 'a'} {kind.__name__}"
+    raise TypeError(f"{name} must be {expected}, made by {examples}; got {got}{hint}.")
 
 
 def type_name(x: Any) -> str:

@@ -6,6 +6,9 @@ import jax.numpy as jnp
 # Gradients of a norm above so many times the usual one are reduced.
 LIMIT = 3.0
 DECAY = 0.9
+# In the first FIRST_STEPS steps a gradient whose norm is so many times below the usual
+# one shows that the first batch was an outlier.
+RESTART, FIRST_STEPS = 100.0, 10
 
 
 def clipped(
@@ -34,3 +37,20 @@ def clipped(
     ratio = jnp.where(is_outlier, bound / jnp.where(norm > 0, norm, 1), 1)
     weight = jnp.maximum(1 - DECAY, 1 / (steps + 1))
     return jnp.square(ratio), level + weight * (ratio * norm - level)
+
+
+def counted_steps(level: jax.Array, norm: jax.Array, steps: jax.Array) -> jax.Array:
+    """The number of gradients before this one, 0 if the first one was an outlier.
+
+    The first gradient is not clipped, because no usual norm is known. If it was a
+    hundred times as long as those that follow, the moments and the distance would
+    remember it for hundreds of steps. So the optimizer begins again with the first
+    usual gradient.
+
+    Args:
+      level: the usual norm, shape=().
+      norm: that of the gradient, shape=().
+      steps: number of gradients before this one, int32, shape=().
+    """
+    is_first_usual = (steps < FIRST_STEPS) & (norm > 0) & (level > RESTART * norm)
+    return jnp.where(is_first_usual, 0, steps)

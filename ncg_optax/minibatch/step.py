@@ -10,7 +10,7 @@ from ncg_optax._utils import pytree
 from ncg_optax._utils.status import Status, first_match
 from ncg_optax.minibatch.average import next_average
 from ncg_optax.minibatch.batch import Batch, Probe
-from ncg_optax.minibatch.clipping import clipped
+from ncg_optax.minibatch.clipping import clipped, counted_steps
 from ncg_optax.minibatch.distance import Distance, found_rate, next_distance
 from ncg_optax.minibatch.eigenbasis import (
     EigenbasesState,
@@ -41,19 +41,15 @@ def next_step(
 
     The step is zero if it is not.
     """
-    steps, params = state.steps, pytree.widen(batch.params)
-    dtype = state.usual_norm.dtype
+    params, dtype = pytree.widen(batch.params), state.usual_norm.dtype
+    steps = counted_steps(state.usual_norm, batch.norm, state.steps)
     factor, usual_norm = clipped(state.usual_norm, batch.norm, steps)
     # The second moment needs the squares.
     usable = batch.usable & jnp.isfinite(jnp.square(factor * batch.norm))
     gradient = pytree.scale(batch.gradient, factor)
-    distance = state.distance
-    if distance:
-        start = pytree.where(steps == 0, params, distance.start)
-        distance = distance._replace(start=start)
-
+    state = _begun(state, params, steps == 0)
     due = is_due(steps) & usable
-    bases, moments, distance = _follow(due, gradient, probe, state, distance)
+    bases, moments, distance = _follow(due, gradient, probe, state)
     turned = rotated(bases, gradient)
     moments = next_moments(moments, turned, steps)
     rate = _learning_rate(settings, distance, steps).astype(dtype)
@@ -92,14 +88,35 @@ def next_step(
     return moved, new_state, usable
 
 
+def _begun(
+    state: KroneckerAdamState, params: PyTree, is_first: jax.Array
+) -> KroneckerAdamState:
+    """The state, without what earlier gradients left in it if this is the first step.
+
+    Moments, usual norm and average give earlier numbers no weight at step 0.
+    """
+    refreshes = jnp.where(is_first, 0, state.bases.refreshes)
+    state = state._replace(bases=state.bases._replace(refreshes=refreshes))
+    distance = state.distance
+    if not distance:
+        return state
+    gradients = jax.tree.map(lambda s: jnp.where(is_first, 0, s), distance.gradients)
+    distance = distance._replace(
+        products=jnp.where(is_first, 0, distance.products),
+        gradients=gradients,
+        start=pytree.where(is_first, params, distance.start),
+    )
+    return state._replace(distance=distance)
+
+
 def _follow(
     due: jax.Array,
     gradient: PyTree,
     probe: Probe | None,
     state: KroneckerAdamState,
-    distance: Distance | tuple[()],
 ) -> tuple[EigenbasesState, Moments, Distance | tuple[()]]:
     """Bases, moments and distance; refreshed if it is due."""
+    distance = state.distance
 
     def body(_, carry):
         bases, moments, gradients = carry

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from ncg_optax._utils import compile_log, validate
+from ncg_optax._utils import validate
+from ncg_optax._utils.compile_log import LoggedJit
 from ncg_optax.losses.objective import as_objective
 from ncg_optax.minimization import loop as loops
 from ncg_optax.minimization.arguments import (
@@ -253,7 +254,7 @@ def _new_programs(settings: _Settings) -> _Programs:
         return end.best.params, end.state, end.result()
 
     def logged(function):
-        return compile_log.logged_jit("minimize", function)
+        return LoggedJit("minimize", function)
 
     return _Programs(
         logged(differentiable(solve, objective_of)), logged(start), logged(advance)

@@ -17,7 +17,8 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from ncg_optax._utils import compile_log, pytree, reductions, validate
+from ncg_optax._utils import pytree, reductions, validate
+from ncg_optax._utils.compile_log import LoggedJit
 from ncg_optax.curvature.sampling.microbatches import value_and_grad
 from ncg_optax.losses.arguments import (
     data_names,
@@ -95,17 +96,8 @@ class TrainStep:
         self.mesh = mesh
         self.axis_name = axis_name
         self._shapes = None
-        self._logs = False  # whether a compilation is that of a call
-        self._compiling_since = None
-
-        def logged_step(*arguments):
-            # This runs while JAX traces the step, before a compilation.
-            if self._logs:
-                self._compiling_since = compile_log.log_start("make_train_step")
-            return step(*arguments)
-
         donated = (0, 1) if donate else ()
-        self._jitted = jax.jit(logged_step, donate_argnums=donated)
+        self._jitted = LoggedJit("make_train_step", step, donate_argnums=donated)
 
     def _place(self, params, state, batch, extra):
         """The arguments on the devices where the step needs them."""
@@ -130,7 +122,7 @@ class TrainStep:
                 f"same from step to step; got batch {shapes[2]}, expected "
                 f"{self._shapes[2]}."
             )
-        program = self._jitted.lower(*arguments).as_text()
+        program = self._jitted.lower(*arguments, before_a_call=True).as_text()
         require_agreement(
             "make_train_step: the program (shapes, settings, seeds)", [program]
         )
@@ -142,19 +134,14 @@ class TrainStep:
         """One step: the new parameters, the new state and the metrics."""
         arguments = self._place(params, state, batch, extra)
         traced = any(map(is_traced, jax.tree.leaves(arguments)))
-        self._logs, self._compiling_since = not traced, None
         if jax.process_count() > 1 and not traced:
             self._check_processes(arguments)
-        result = self._jitted(*arguments)
-        if self._compiling_since is not None:
-            compile_log.log_end("make_train_step", self._compiling_since)
-        return result
+        return self._jitted(*arguments)
 
     def lower(
         self, params: PyTree, state: PyTree, batch: PyTree, **extra: Any
     ) -> jax.stages.Lowered:
         """The step lowered for such arguments, for its HLO, cost or memory analysis."""
-        self._logs = False
         return self._jitted.lower(*self._place(params, state, batch, extra))
 
 

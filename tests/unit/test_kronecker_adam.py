@@ -284,6 +284,19 @@ def test_an_outlier_costs_at_most_ten_steps(rate, outlier_at):
     assert np.all(info.clipping[codes == ncg.Status.NOT_EVALUATED] == 1)
 
 
+@pytest.mark.parametrize("rate", [None, 0.02])
+def test_a_first_batch_that_is_an_outlier_costs_at_most_ten_steps(rate):
+    tx, steps = ncg.kronecker_adam(rate), 300
+    plain, _, _ = regression_run(tx, steps, -1, 1e4)
+    hit, _, info = regression_run(tx, steps, 0, 1e4)
+    after = np.arange(11, steps)
+    assert np.all(hit[after] <= 1.05 * plain[after - 10])
+    assert info.gradient_norm[0] > 100 * info.gradient_norm[1]
+    # The usual norm is that of the second batch.
+    assert info.usual_norm[2] == pytest.approx(info.gradient_norm[1])
+    assert not np.any(info.status[:50] == ncg.Status.CLIPPED_GRADIENT)
+
+
 @pytest.mark.parametrize("where", ["gradient", "loss"])
 def test_a_batch_that_is_not_finite_changes_nothing(where):
     tx = ncg.kronecker_adam()
@@ -520,7 +533,7 @@ def test_curvature_products_need_the_loss():
         ({"learning_rate": "fast"}, TypeError, "learning_rate must be a number"),
         ({"learning_rate": -1.0}, ValueError, r"learning_rate .* \[0, inf\)"),
         ({"curvature": ncg.cg()}, TypeError, "curvature must be a Curvature"),
-        ({"bases": 256}, TypeError, "bases must be a eigenbases, made by"),
+        ({"bases": 256}, TypeError, "bases must be an eigenbases, made by minib"),
         ({"seed": 1.5}, TypeError, "seed must be an integer"),
         ({"axis_name": 3}, TypeError, "axis_name must be the name"),
     ],
