@@ -10,6 +10,7 @@ from benchmarks.commands.options import UsageError
 from benchmarks.peers import COMPETITORS
 from benchmarks.reports import (
     curves,
+    minibatch,
     poster_figure,
     poster_scaling,
     poster_tables,
@@ -22,7 +23,9 @@ from benchmarks.scenarios import SCENARIOS
 
 MAIN_MARKS = tables.BEGIN, tables.END
 POSTER_MARKS = poster_tables.BEGIN, poster_tables.END
-POSTER = "poster"  # within a directory of results: those for the poster's table
+MINIBATCH_MARKS = minibatch.BEGIN, minibatch.END
+# Within a directory of results: those for the poster's table, and for the other one.
+POSTER, MINIBATCH = "poster", "minibatch"
 
 
 def list_() -> None:
@@ -70,18 +73,22 @@ def plot(
 def table(
     directory: options.Stored = options.COMMITTED,
     readme: Annotated[
-        pathlib.Path | None, options.readme_option(MAIN_MARKS, POSTER_MARKS)
+        pathlib.Path | None,
+        options.readme_option(MAIN_MARKS, POSTER_MARKS, MINIBATCH_MARKS),
     ] = None,
 ) -> None:
-    """Build Markdown tables from stored results: final losses, the poster's rows.
+    """Build Markdown tables from stored results: final losses, poster, mini-batches.
 
-    The second one is built from DIRECTORY/poster, if that is there.
+    The last two are built from DIRECTORY/poster and DIRECTORY/minibatch, if these are
+    there.
     """
     with options.explained(ValueError):
         stored = records.load_all(directory)
         lines = rows.lines(records.load_all(directory / POSTER))
         has_poster = any(line.cells for line in lines)
-        if not stored and not has_poster:
+        small = records.load_all(directory / MINIBATCH)
+        has_small = bool(minibatch.grouped(small))
+        if not (stored or has_poster or has_small):
             raise UsageError(f"no results in {directory}: `run` something first.")
         made = {}
         if stored:
@@ -89,6 +96,8 @@ def table(
         if has_poster:
             measured = poster_scaling.stored(directory)
             made[POSTER_MARKS] = poster_tables.markdown(lines, measured)
+        if has_small:
+            made[MINIBATCH_MARKS] = minibatch.markdown(small)
         # A file may have the marks of one table only. Without any it is an error.
         content = "" if readme is None else readme.read_text("utf8")
         wanted = [marks for marks in made if marks[0] in content] or list(made)

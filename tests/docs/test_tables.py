@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = ("benchmarks.md", "poster.md", "minibatch.md")
 CUTEST = "benchmarks/results/cutest.json"
 
 
 def test_the_tables_of_the_pages_are_those_of_the_results(tmp_path):
-    pages = (ROOT / "docs" / name for name in ("benchmarks.md", "poster.md"))
+    pages = (ROOT / "docs" / name for name in PAGES)
     text = "".join(page.read_text(encoding="utf8") for page in pages)
     copy = tmp_path / "pages.md"
     copy.write_text(text, encoding="utf8")

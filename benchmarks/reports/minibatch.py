@@ -1,0 +1,119 @@
+"""The table of mini-batch optimizers: training loss, and the best held-out loss."""
+
+import math
+from collections.abc import Sequence
+
+from benchmarks.reports.poster import EQUAL
+from benchmarks.reports.records import Record, spread
+from benchmarks.reports.scaling import table
+from benchmarks.reports.tables import floor, number
+
+BEGIN, END = "<!-- minibatch-table:begin -->", "<!-- minibatch-table:end -->"
+OURS = "kronecker_adam"
+# Each with the name of its column. The last ones are evaluated at the same average of
+# the iterates as ours.
+FIRST_ORDER = {
+    "adam_minibatch": "Adam",
+    "adamw_minibatch": "AdamW",
+    "sgd_minibatch": "SGD",
+}
+OTHERS = {"muon_minibatch": "Muon", "soap_minibatch": "SOAP"}
+AVERAGED = {"adam_averaged": "Adam, averaged", "soap_averaged": "SOAP, averaged"}
+RIVALS = FIRST_ORDER | OTHERS | AVERAGED
+NOTE = (
+    "Training loss at the end; below it the held-out loss at the step that validation "
+    "data choose (each half of the held-out examples is scored where the other half "
+    "has its lowest loss), and the held-out score there. Medians over the seeds. The "
+    "lowest losses of a row are bold. All but kronecker_adam are tuned by the training "
+    "loss on seed 0: learning rates half a decade apart until the best is inside, "
+    "constant and cosine; the averaged ones with a constant rate. All have the "
+    "smallest batches of the problem."
+)
+
+
+def _losses(record: Record) -> tuple[float, float]:
+    """Medians of the training loss and of the validated held-out loss."""
+    held_out = spread(record, lambda run: run["validated"]["loss"])[0]
+    return spread(record, lambda run: run["loss"])[0], held_out
+
+
+def grouped(records: Sequence[Record]) -> dict[str, dict[str, Record]]:
+    """The records of each scenario that has been run with ours, by optimizer."""
+    found: dict[str, dict[str, Record]] = {}
+    for record in records:
+        if record["optimizer"] == OURS or record["optimizer"] in RIVALS:
+            found.setdefault(record["scenario"], {})[record["optimizer"]] = record
+    return {name: group for name, group in found.items() if OURS in group}
+
+
+def wins(
+    groups: dict[str, dict[str, Record]], rivals: Sequence[str], which: int
+) -> tuple[int, int]:
+    """On how many scenarios our loss is at most the best rival's, and of how many.
+
+    Losses count as equal if they differ by less than a thousandth of the descent from
+    the start to the lowest one. Scenarios without one of the rivals are left out.
+
+    Args:
+        groups: the records of each scenario.
+        rivals: the names of the others.
+        which: 0 for the training loss, 1 for the held-out loss.
+    """
+    won = compared = 0
+    for group in groups.values():
+        if not set(rivals) <= set(group):
+            continue
+        losses = [_losses(group[name])[which] for name in rivals]
+        best, own = min(losses), _losses(group[OURS])[which]
+        start = group[OURS]["runs"][0]["curve"]["loss"][0]
+        margin = EQUAL * max(start - min(best, own), 0.0)
+        compared += 1
+        won += math.isfinite(own) and own <= best + margin
+    return won, compared
+
+
+def headline(groups: dict[str, dict[str, Record]]) -> str:
+    """On how many problems ours is as good, part by part of the rivals."""
+
+    def of(rivals: Sequence[str], which: int) -> str:
+        return "{} of {}".format(*wins(groups, rivals, which))
+
+    first, learned = list(FIRST_ORDER), list(FIRST_ORDER | OTHERS)
+    averaged = list(AVERAGED)
+    return (
+        "kronecker_adam, without a setting, ends at least as low in training loss as "
+        f"the best of tuned Adam, AdamW and SGD on {of(first, 0)} problems, as the "
+        f"best of these, Muon and SOAP on {of(learned, 0)}, and as the better of Adam "
+        f"and SOAP with the same average of iterates on {of(averaged, 0)}. Its "
+        "held-out loss where validation data stop is at most that of the best of the "
+        f"first five on {of(learned, 1)}, and of the averaged two on {of(averaged, 1)}."
+    )
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """The sentence, the table and the note."""
+    groups = grouped(records)
+    columns = {OURS: OURS} | RIVALS
+    rows = []
+    for name, group in groups.items():
+        losses = {o: _losses(group[o]) for o in columns if o in group}
+        lowest = [min(values) for values in zip(*losses.values(), strict=True)]
+        own = group[OURS]
+        setup = f"`{name}`<br>{own['budget']:g} gradients, {len(own['runs'])} seeds"
+        cells = [
+            _cell(group[o], losses[o], lowest) if o in group else "not run"
+            for o in columns
+        ]
+        rows.append([setup, *cells])
+    shown = table(["problem", *columns.values()], rows)
+    return "\n\n".join([headline(groups), shown, NOTE])
+
+
+def _cell(record: Record, losses: Sequence[float], lowest: Sequence[float]) -> str:
+    texts = [number(value, floor(record)) for value in losses]
+    shown = [
+        f"**{text}**" if value == best else text
+        for text, value, best in zip(texts, losses, lowest, strict=True)
+    ]
+    score = spread(record, lambda run: run["validated"]["metric"])[0]
+    return "<br>".join([*shown, f"{record['metric']} {number(score)}"])
