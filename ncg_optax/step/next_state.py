@@ -62,10 +62,9 @@ def scaled_updates(
 ) -> PyTree:
     """The negative step, in the dtypes of the gradients; zero for frozen leaves."""
     step = pytree.scale(direction.d, -trial.outcome.step_size)
-    gradients = masks.select(point.trained, updates)
     return masks.merge(
         point.trained,
-        pytree.cast_like(step, gradients),
+        pytree.cast_like(step, point.given_gradient),
         masks.frozen_updates(updates, params),
     )
 
@@ -111,7 +110,8 @@ def _measurements(
     """The measurements of the step."""
     loss, search = built.loss, trial.search
     model = built.model
-    norm = pytree.norm(model.gradient)  # in the unit of the model, as the residual
+    # In the unit of the model, as the residual.
+    norm = pytree.scaled_norm(model.gradient)
     length2 = direction.length2
     predicted = trial.outcome.predicted_reduction
     actual = trial.outcome.actual_reduction

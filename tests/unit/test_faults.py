@@ -328,3 +328,56 @@ def test_a_step_that_is_too_short_to_move_is_rejected():
     assert statuses[0] == Status.REJECTED_NO_DECREASE
     assert Status.ACCEPTED in statuses
     np.testing.assert_allclose(w, 2.0, rtol=1e-5)
+
+
+# Found by tests/unit/test_properties.py.
+
+
+@pytest.mark.parametrize("factor", [1e-29, 1e29])
+def test_the_norm_of_a_gradient_whose_square_is_out_of_range(factor):
+    loss = ncg.CompositeLoss(lambda w: w - 3.0, lambda z: factor * jnp.mean(z**2))
+    tx = ncg.newton_cg(solver=ncg.residual_space(), curvature=GAUSS_NEWTON)
+    _, state, _ = run(tx, loss, jnp.zeros(2), 1)
+    info = ncg.get_info(state)
+    np.testing.assert_allclose(info.gradient_norm, factor * 18**0.5, rtol=1e-5)
+    assert np.isfinite(info.residual)
+    assert info.solver_status == Status.RESIDUAL_CONVERGED
+
+
+def test_a_gradient_is_not_zero_because_the_slope_underflows():
+    loss = lambda w: 1e-22 * jnp.sum((w - 3.0) ** 2)  # noqa: E731
+    tx = ncg.newton_cg(damping=1e-3, linesearch=None)
+    w, _, statuses = run(tx, loss, jnp.zeros(2), 1)
+    assert jnp.all(w > 0)
+    assert statuses == [Status.NOT_EVALUATED]
+
+
+@pytest.mark.parametrize("factor", [1e-25, 1e25])
+def test_curvature_whose_square_is_out_of_range(factor):
+    diagonal = factor * jnp.array([1.0, 2.0])
+    result = ncg.solvers.conjugate_gradient(
+        lambda v: diagonal * v, jnp.ones(2), maxiter=5, tolerance=1e-5
+    )
+    assert result.status == Status.RESIDUAL_CONVERGED
+    np.testing.assert_allclose(result.solution * factor, [1.0, 0.5], rtol=1e-5)
+
+
+def test_the_decrease_of_the_model_after_a_start_that_is_far_off():
+    # The curvature along the direction is computed from it.
+    diagonal, b = jnp.array([1e7, 3e6, 1e3]), jnp.array([100.0, -50.0, 20.0])
+    start = jnp.array([1.0, -1.0, 1.0])
+    result = ncg.solvers.conjugate_gradient(
+        lambda v: diagonal * v, b, maxiter=10, tolerance=1.0, x0=start
+    )
+    x, a = (np.float64(v) for v in (result.solution, diagonal))
+    expected = np.float64(b) @ x - 0.5 * x @ (a * x)
+    np.testing.assert_allclose(result.model_decrease, expected, rtol=1e-3)
+
+
+def test_the_loss_after_a_step_is_that_of_the_rounded_parameters():
+    loss = lambda w: jnp.sum((w.astype("float32") - jnp.pi) ** 4)  # noqa: E731
+    tx, w = ncg.newton_cg(), jnp.linspace(-3, 9, 20, dtype=jnp.bfloat16)
+    step, state = make_step(tx, loss), tx.init(w)
+    for _ in range(5):
+        w, state = step(w, state)
+        np.testing.assert_allclose(ncg.get_info(state).next_loss, loss(w), rtol=1e-5)
