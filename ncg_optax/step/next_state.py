@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from ncg_optax._utils import pytree
+from ncg_optax._utils.status import Status
 from ncg_optax.step import mask as masks
 from ncg_optax.step.direction import Direction
 from ncg_optax.step.info import Cost, NewtonCGInfo
@@ -31,8 +32,10 @@ def next_state(
     """The state after the step; damping rule and solver get the outcome of the step.
 
     If the loss or the gradient at the start is not finite, the batch says nothing about
-    damping, curvature or direction: only ``count`` and ``info`` change.
+    damping, curvature or direction: only ``count`` and ``info`` change. If the solve
+    fails and the step is rejected, the damping stays.
     """
+    failed = direction.result.status == Status.SOLVER_NON_FINITE
     new_state = ScaleByNewtonCGState(
         count=jnp.asarray(optax.safe_increment(state.count)),
         damping=settings.damping.update(built.damping, trial.outcome),
@@ -43,6 +46,19 @@ def next_state(
     )
     require_same_structure(settings, new_state, state)
     new_state = pytree.cast_like(new_state, state)
+    # No damping makes a product finite.
+    stays = failed & jnp.logical_not(trial.outcome.accepted)
+    damping = pytree.cast_like(built.damping, state.damping)
+    damping = pytree.where(stays, damping, new_state.damping)
+    new_state = new_state._replace(damping=damping)
+    # An infinite factor gives M r = 0.
+    no_direction = failed | (direction.result.model_decrease == 0)
+    new_state = jax.lax.cond(
+        no_direction,
+        lambda new: _repaired(settings, point, new),
+        lambda new: new,
+        new_state,
+    )
     known = jnp.isfinite(built.loss) & point.has_finite_gradient
     # A cond compiles to copies, and `where` to an operation for each array.
     kept = (
@@ -51,6 +67,31 @@ def next_state(
     )
     kept = ScaleByNewtonCGState(*kept)
     return kept._replace(count=new_state.count, info=new_state.info)
+
+
+def _repaired(
+    settings: Settings, point: Point, state: ScaleByNewtonCGState
+) -> ScaleByNewtonCGState:
+    """The state with a first one for solver or preconditioner if it is not finite.
+
+    A run stores finite numbers only, but a damaged checkpoint or memory may not. Each
+    later solve would fail.
+    """
+
+    def repaired(part, own):
+        reals = [
+            x for x in jax.tree.leaves(own) if jnp.issubdtype(x.dtype, jnp.inexact)
+        ]
+        if not reals:
+            return own
+        first = pytree.cast_like(part.init(point.params), own)
+        return pytree.where(pytree.all_finite(reals), own, first)
+
+    state = state._replace(solver=repaired(settings.solver, state.solver))
+    if settings.preconditioner is None:
+        return state
+    own = repaired(settings.preconditioner, state.preconditioner)
+    return state._replace(preconditioner=own)
 
 
 def scaled_updates(

@@ -11,6 +11,7 @@ from ncg_optax import Status
 from ncg_optax.preconditioners import kronecker_factors
 
 GAUSS_NEWTON = ncg.gauss_newton()
+RULE = ncg.levenberg_marquardt(initial=1.0)
 
 
 def make_step(tx, loss):
@@ -381,3 +382,112 @@ def test_the_loss_after_a_step_is_that_of_the_rounded_parameters():
     for _ in range(5):
         w, state = step(w, state)
         np.testing.assert_allclose(ncg.get_info(state).next_loss, loss(w), rtol=1e-5)
+
+
+# Found by tests/unit/test_fault_matrix.py.
+
+
+@pytest.mark.parametrize("damage", [jnp.nan, jnp.inf])
+def test_damping_that_is_not_finite_is_that_of_the_first_step(damage):
+    rule = ncg.levenberg_marquardt()
+    state = ncg.globalization.LevenbergMarquardtState(*map(jnp.float32, (damage, 2)))
+    damping, state, products = rule.value(state, 3, lambda: jnp.float32(1.0))
+    assert damping == state.damping == 2.0
+    assert products == 0
+
+
+def test_a_trust_region_comes_back_after_trials_that_are_not_finite():
+    solver = ncg.steihaug(radius=2.0)
+    state = solver.init(jnp.zeros(2))
+    rejected = ncg.globalization.Outcome(
+        *map(jnp.float32, (1, 0, 0, 0)), jnp.array(False)
+    )
+    for _ in range(200):
+        state = solver.update(state, rejected)
+    assert 0 < state.radius < 1e-10
+    good = ncg.globalization.Outcome(*map(jnp.float32, (1, 1, 0, 1)), jnp.array(True))
+    for _ in range(47):
+        state = solver.update(state._replace(length=state.radius), good)
+    assert state.radius >= 2.0
+
+
+def test_a_warm_start_that_rises_is_not_kept():
+    # Along negative curvature it grew from solve to solve until it overflowed.
+    solver, b = ncg.cg(maxiter=3, warm_start=0.9, forcing=None), jnp.array([1.0, 1e-3])
+    model = ncg.solvers.Model(b, 0.0, lambda v: jnp.array([1.0, -1.0]) * v)
+    state = solver.init(b)._replace(previous=jnp.array([5.0, 1e5]))
+    result, state = solver.solve(model, state)
+    assert jnp.vdot(model.rhs, result.solution) <= 0
+    np.testing.assert_array_equal(state.previous, 0)
+
+
+def test_a_gradient_with_a_product_that_is_not_finite_is_not_averaged():
+    solver, rhs = ncg.averaged_gradient(), jnp.ones(2)
+    model = ncg.solvers.Model(-rhs, 1.0, lambda v: v * jnp.nan)
+    before = solver.init(rhs)
+    result, state = solver.solve(model, before)
+    assert result.status == Status.SOLVER_NON_FINITE
+    jax.tree.map(np.testing.assert_array_equal, state, before)
+
+
+def test_a_preconditioner_that_gives_zero_is_no_zero_gradient():
+    solver, rhs = ncg.averaged_gradient(), jnp.ones(2)
+    model = ncg.solvers.Model(-rhs, 1.0, lambda v: v, precondition=lambda r: 0 * r)
+    result, _ = solver.solve(model, solver.init(rhs))
+    assert result.status == Status.INDEFINITE_PRECONDITIONER
+
+
+@pytest.mark.parametrize(
+    ("field", "settings"),
+    [
+        ("solver", dict(solver=ncg.quasi_newton(ncg.cg(2)))),
+        ("solver", dict(solver=ncg.averaged_gradient(), linesearch=None, damping=1.0)),
+        ("preconditioner", dict(preconditioner=ncg.kronecker())),
+        ("preconditioner", dict(preconditioner=ncg.jacobi("gradient"))),
+    ],
+    ids=["secant pairs", "averaged", "kronecker", "jacobi"],
+)
+@pytest.mark.parametrize("damage", [jnp.nan, jnp.inf])
+def test_a_damaged_state_costs_one_step(field, settings, damage):
+    loss = lambda w: jnp.sum((w - 3.0) ** 4)  # noqa: E731
+    tx, w = ncg.newton_cg(**settings), jnp.ones((2, 3))
+    step, state = make_step(tx, loss), tx.init(w)
+    for _ in range(2):
+        w, state = step(w, state)
+
+    def damaged(x):
+        return jnp.full_like(x, damage) if x.dtype == jnp.float32 and x.ndim else x
+
+    own = jax.tree.map(damaged, getattr(state[0], field))
+    state = (state[0]._replace(**{field: own}), *state[1:])
+    w, state = step(w, state)
+    assert jnp.isfinite(w).all()
+    reached = loss(w)
+    for _ in range(3):
+        w, state = step(w, state)
+    assert loss(w) < 0.8 * reached
+    for x in jax.tree.leaves(getattr(state[0], field)):
+        assert jnp.isfinite(x).all()
+
+
+def test_a_damaged_state_of_kronecker_adam_moves_nothing():
+    loss = lambda w: jnp.sum((w - 3.0) ** 2)  # noqa: E731
+    tx, w = ncg.kronecker_adam(0.1), jnp.ones((2, 3))
+    step, state = make_step(tx, loss), tx.init(w)
+    state = jax.tree.map(lambda x: x * jnp.nan if x.ndim else x, state)
+    new, state = step(w, state)
+    np.testing.assert_array_equal(new, w)
+    assert ncg.get_info(state).status == Status.REJECTED_NON_FINITE
+    for _ in range(5):
+        new, state = step(new, state)
+    assert loss(new) < loss(w)
+
+
+def test_a_product_that_is_not_finite_does_not_raise_the_damping():
+    tx = ncg.newton_cg(
+        solver=ncg.averaged_gradient(), linesearch=ncg.safeguard(), damping=RULE
+    )
+    root = lambda w: jnp.sum(jnp.abs(w) ** 1.5 + w)  # noqa: E731
+    _, state, statuses = run(tx, root, jnp.zeros(2), 3)
+    assert set(statuses) == {Status.REJECTED_NON_FINITE}
+    assert state[0].damping.damping == 1.0
