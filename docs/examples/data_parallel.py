@@ -9,7 +9,9 @@ finds a checkpoint goes on from there, with as many processes as it likes.
 """
 
 import argparse
+import os
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -116,4 +118,16 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        print(
+            f"Process {jax.process_index()} stops: another process has ended or cannot "
+            "be reached. With --save-every the same command goes on from the last "
+            f"checkpoint. ({error})",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # an ordinary end waits for the other processes

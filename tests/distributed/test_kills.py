@@ -12,7 +12,7 @@ import time
 
 import pytest
 from test_processes import EXAMPLES, alone
-from test_two_processes import environment
+from test_two_processes import environment, free_port
 
 KILLS = int(os.environ.get("NCG_OPTAX_KILLS", "3"))
 
@@ -67,3 +67,32 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path, devices):
     # Each loss is that of what all steps before it have left.
     assert found | alone(*rest, devices=devices) == expected
     print(f"{devices} devices, {kills} kills, {unfinished} of them in a checkpoint")
+
+
+def test_the_other_process_ends_soon_and_says_why():
+    port, processes = free_port(), []
+    for index in range(2):
+        command = [sys.executable, EXAMPLES / "data_parallel.py", "--steps", 10**6]
+        command += ["--coordinator", f"127.0.0.1:{port}"]
+        command += ["--processes", 2, "--process", index]
+        processes.append(
+            subprocess.Popen(
+                list(map(str, command)),
+                env=environment(devices=1),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        for line in processes[0].stdout:
+            if line.startswith("step "):
+                break
+        processes[1].kill()
+        output, _ = processes[0].communicate(timeout=60)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate(timeout=60)
+    assert processes[0].returncode == 1
+    assert "another process has ended" in output
