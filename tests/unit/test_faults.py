@@ -491,3 +491,46 @@ def test_a_product_that_is_not_finite_does_not_raise_the_damping():
     _, state, statuses = run(tx, root, jnp.zeros(2), 3)
     assert set(statuses) == {Status.REJECTED_NON_FINITE}
     assert state[0].damping.damping == 1.0
+
+
+# Axes and arrays that are not what they are taken for.
+
+SERIES = jnp.ones((64, 8, 2))  # time, examples, features
+
+
+def of_series(w, x):
+    return jnp.tanh(x @ w).mean(0)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_series_with_time_first_are_noticed(plain):
+    square = lambda z, y: jnp.mean((z - y) ** 2)  # noqa: E731
+    loss, curvature = ncg.CompositeLoss(of_series, square), GAUSS_NEWTON
+    if plain:
+        loss = lambda w, x, y: square(of_series(w, x), y)  # noqa: E731
+        curvature = ncg.hessian()
+    tx = ncg.newton_cg(
+        curvature=curvature, sampling=ncg.sampling(1 / 4, min_examples=4)
+    )
+    w, y = jnp.ones(2), jnp.zeros(8)
+
+    def update(x, y):
+        grads = jax.grad(loss)(w, x, y) if plain else jax.grad(loss)(w, x=x, y=y)
+        tx.update(grads, tx.init(w), w, value_fn=loss, x=x, y=y)
+
+    first = r"the first axis of x, of shape \(64, 8, 2\), is taken for the examples"
+    with pytest.warns(UserWarning, match=first):
+        jax.eval_shape(update, SERIES, y)
+    jax.eval_shape(update, jnp.ones((2, 64, 2)), jnp.zeros(64))  # no warning
+
+
+def test_an_array_of_statuses_is_refused_with_what_to_do():
+    statuses = jax.vmap(lambda i: i)(jnp.full((3,), int(Status.ACCEPTED)))
+    with pytest.raises(TypeError, match=r"an array of shape \(3,\), as jax.vmap"):
+        ncg.explain(statuses)
+    assert {ncg.explain(code) for code in statuses} == {ncg.explain(Status.ACCEPTED)}
+
+
+def test_a_model_with_functions_among_its_leaves_gets_a_hint():
+    with pytest.raises(TypeError, match="params, static = eqx.partition"):
+        ncg.newton_cg().init({"w": jnp.ones(2), "activation": jnp.tanh})
