@@ -33,7 +33,7 @@ def next_state(
 
     If the loss or the gradient at the start is not finite, the batch says nothing about
     damping, curvature or direction: only ``count`` and ``info`` change. If the solve
-    fails and the step is rejected, the damping stays.
+    fails and gives no direction, the damping stays.
     """
     failed = direction.result.status == Status.SOLVER_NON_FINITE
     new_state = ScaleByNewtonCGState(
@@ -46,52 +46,46 @@ def next_state(
     )
     require_same_structure(settings, new_state, state)
     new_state = pytree.cast_like(new_state, state)
-    # No damping makes a product finite.
-    stays = failed & jnp.logical_not(trial.outcome.accepted)
+    # No damping makes a product finite. (It may shorten a gradient step.)
+    stays = failed & jnp.logical_not(direction.usable)
     damping = pytree.cast_like(built.damping, state.damping)
     damping = pytree.where(stays, damping, new_state.damping)
     new_state = new_state._replace(damping=damping)
+    known = jnp.isfinite(built.loss) & point.has_finite_gradient
     # An infinite factor gives M r = 0.
     no_direction = failed | (direction.result.model_decrease == 0)
-    new_state = jax.lax.cond(
-        no_direction,
-        lambda new: _repaired(settings, point, new),
-        lambda new: new,
-        new_state,
-    )
-    known = jnp.isfinite(built.loss) & point.has_finite_gradient
-    # A cond compiles to copies, and `where` to an operation for each array.
-    kept = (
-        jax.lax.cond(known, lambda new, _: new, lambda _, old: old, *pair)
-        for pair in zip(new_state, state, strict=True)
-    )
-    kept = ScaleByNewtonCGState(*kept)
-    return kept._replace(count=new_state.count, info=new_state.info)
+    which = jnp.where(known, jnp.where(no_direction, 1, 0), 2)
+    parts = {"solver": settings.solver, "preconditioner": settings.preconditioner}
+
+    # A switch compiles to copies, and `where` to an operation for each array.
+    def kept(name):
+        pair = getattr(new_state, name), getattr(state, name)
+        return jax.lax.switch(
+            which,
+            [
+                lambda new, _: new,
+                lambda new, _: _repaired(parts.get(name), point, new),
+                lambda _, old: old,
+            ],
+            *pair,
+        )
+
+    changed = {"count": new_state.count, "info": new_state.info}
+    others = [name for name in new_state._fields if name not in changed]
+    return ScaleByNewtonCGState(**{name: kept(name) for name in others}, **changed)
 
 
-def _repaired(
-    settings: Settings, point: Point, state: ScaleByNewtonCGState
-) -> ScaleByNewtonCGState:
-    """The state with a first one for solver or preconditioner if it is not finite.
+def _repaired(part: Any, point: Point, state: PyTree) -> PyTree:
+    """The state of a solver or a preconditioner, or a first one if it is not finite.
 
-    A run stores finite numbers only, but a damaged checkpoint or memory may not. Each
-    later solve would fail.
+    A run stores finite numbers only, but a damaged checkpoint or memory may not. Then
+    each later solve would fail.
     """
-
-    def repaired(part, own):
-        reals = [
-            x for x in jax.tree.leaves(own) if jnp.issubdtype(x.dtype, jnp.inexact)
-        ]
-        if not reals:
-            return own
-        first = pytree.cast_like(part.init(point.params), own)
-        return pytree.where(pytree.all_finite(reals), own, first)
-
-    state = state._replace(solver=repaired(settings.solver, state.solver))
-    if settings.preconditioner is None:
+    reals = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    if part is None or not reals:
         return state
-    own = repaired(settings.preconditioner, state.preconditioner)
-    return state._replace(preconditioner=own)
+    first = pytree.cast_like(part.init(point.params), state)
+    return pytree.where(pytree.all_finite(reals), state, first)
 
 
 def scaled_updates(
