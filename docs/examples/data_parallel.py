@@ -9,7 +9,9 @@ finds a checkpoint goes on from there, with as many processes as it likes.
 """
 
 import argparse
+import os
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,7 @@ def arguments():
     parser.add_argument("--batch", type=int, default=64, help="rows of all processes")
     parser.add_argument("--seed", type=int, default=0, help="of the optimizer")
     parser.add_argument("--checkpoint", type=pathlib.Path, help="folder, to go on from")
+    parser.add_argument("--save-every", type=int, default=0, help="0: at the end alone")
     parser.add_argument("--coordinator", help="host:port of process 0")
     parser.add_argument("--processes", type=int, default=1, help="how many there are")
     parser.add_argument("--process", type=int, default=0, help="number of this one")
@@ -104,13 +107,27 @@ def main():
         folder = args.checkpoint.resolve()
         carry, done = restored(folder, carry, train_step.mesh)
     batch = rows_of_this_process(args.batch)
-    for step in range(done + 1, done + args.steps + 1):
+    last = done + args.steps
+    for step in range(done + 1, last + 1):
         *carry, metrics = train_step(*carry, batch)
         if jax.process_index() == 0:
             print(f"step {step}: loss {float(metrics.loss):.17e}", flush=True)
-    if args.checkpoint:
-        save(folder, done + args.steps, tuple(carry))
+        due = step == last or (args.save_every and step % args.save_every == 0)
+        if args.checkpoint and due:
+            save(folder, step, tuple(carry))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        print(
+            f"Process {jax.process_index()} stops: another process has ended or cannot "
+            "be reached. With --save-every the same command goes on from the last "
+            f"checkpoint. ({error})",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # an ordinary end waits for the other processes

@@ -132,7 +132,7 @@ def explain(status: int | jax.Array) -> str:
       The sentence.
 
     Raises:
-      TypeError: if ``status`` is not an integer.
+      TypeError: if ``status`` is not an integer, or is an array of several.
       ValueError: if ``status`` is not a code of :class:`Status`.
 
     Examples:
@@ -144,6 +144,12 @@ def explain(status: int | jax.Array) -> str:
         raise TypeError(
             "status must be a code, an integer such as get_info(state).status, got "
             f"{type(status).__name__}."
+        )
+    shape = getattr(status, "shape", ())
+    if shape:
+        raise TypeError(
+            f"status must be one code, got an array of shape {shape}, as jax.vmap "
+            "makes it: [explain(code) for code in status.ravel()]."
         )
     try:
         return _SENTENCES[Status(int(status))]

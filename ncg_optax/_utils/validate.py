@@ -294,9 +294,11 @@ def trainable_tree(name: str, tree: Any, empty_ok: bool = False) -> None:
                 "train a subset of the leaves."
             )
         if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+            hint = " Pass the arrays alone: params, static = eqx.partition(model, "
+            hint += "eqx.is_inexact_array) for an Equinox model."
             raise TypeError(
                 f"{name}{_path(path)} must be an array, got {leaf!r} of type "
-                f"{type(leaf).__name__}."
+                f"{type(leaf).__name__}.{hint if callable(leaf) else ''}"
             )
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise TypeError(

@@ -153,7 +153,9 @@ class levenberg_marquardt(Damping):
         fresh = state.unit == 0
         unit = compute_if(fresh, lambda: self.calibration * measure(), state.unit)
         unit = jnp.where(jnp.isfinite(unit), unit, 0)
-        damping = jnp.where(fresh, unit, state.damping)
+        # A damaged state may have NaN, which no factor changes.
+        known = jnp.isfinite(state.damping) & jnp.logical_not(fresh)
+        damping = jnp.where(known, state.damping, unit)
         state = LevenbergMarquardtState(damping, unit)
         return damping, state, fresh.astype(jnp.int32)
 

@@ -36,10 +36,11 @@ def next_step(
     batch: Batch,
     state: KroneckerAdamState,
     probe: Probe | None,
-) -> tuple[PyTree, KroneckerAdamState, jax.Array]:
-    """The step and the state after it, and whether the batch is used.
+) -> tuple[PyTree, KroneckerAdamState, jax.Array, jax.Array]:
+    """The step and the state after it, and two bools.
 
-    The step is zero if it is not.
+    The first is whether the batch is used; the step is zero if it is not. The second is
+    whether the state is damaged: it has numbers that are not finite.
     """
     params, dtype = pytree.widen(batch.params), state.usual_norm.dtype
     steps = counted_steps(state.usual_norm, batch.norm, state.steps)
@@ -57,6 +58,9 @@ def next_step(
     if distance:
         distance = next_distance(distance, gradient, turned, params)
     moved = rotated(bases, direction(moments), back=True)
+    # Bases and moments are finite unless the state is damaged.
+    damaged = usable & ~pytree.all_finite(moved)
+    usable &= ~damaged
     moved = jax.tree.map(lambda x: jnp.where(usable, -rate * x, 0), moved)
 
     cost = settings.curvature.cost * probe.share if settings.curvature and probe else 0
@@ -85,7 +89,7 @@ def next_step(
         average=next_average(state.average, params, steps),
         info=info,
     )
-    return moved, new_state, usable
+    return moved, new_state, usable, damaged
 
 
 def _begun(

@@ -147,8 +147,9 @@ def kronecker_adam(
         require_own(state, jax.eval_shape(first, batch.params))
 
         probe = curvature_probe(settings, batch, params, state.count, value_fn, extra)
-        step, new_state, usable = next_step(settings, batch, state, probe)
-        kept = pytree.where(usable, pytree.cast_like(new_state, state), state)
+        step, new_state, usable, damaged = next_step(settings, batch, state, probe)
+        old = pytree.where(damaged, first(batch.params), state)
+        kept = pytree.where(usable, pytree.cast_like(new_state, state), old)
         kept = kept._replace(
             count=jnp.asarray(optax.safe_increment(state.count)),
             info=pytree.cast_like(new_state.info, state.info),

@@ -137,11 +137,12 @@ class jacobi(Preconditioner):
             due, products = pytree.max_norm(grads) > 0, 0
             new = _relative_squares(grads)
         share = jnp.where(fresh, 1.0, 1 - self.decay)
-        mixed = jax.tree.map(
-            lambda old, x: ((1 - share) * old + share * x).astype(old.dtype),
-            state.diagonal,
-            new,
-        )
+
+        def mix(old, x):
+            kept = jnp.where(jnp.isfinite(old), old, x)  # unless the state is damaged
+            return ((1 - share) * kept + share * x).astype(old.dtype)
+
+        mixed = jax.tree.map(mix, state.diagonal, new)
         usable = due & pytree.all_finite(new)
         diagonal = pytree.where(usable, mixed, state.diagonal)
         # If the first estimate is not finite the next step makes another one.

@@ -143,7 +143,6 @@ class averaged_gradient(KrylovSolver):
         averaged = pytree.scale(mean, 1 / (1 - self.decay**count))
         finite = jnp.isfinite(pytree.max_norm(rhs))
         averaged = pytree.where(finite, averaged, pytree.zeros_like(rhs))
-        new_state = pytree.where(finite, new_state, state)
 
         z = averaged if model.precondition is None else model.precondition(averaged)
         az = model.damped_product(z)
@@ -151,6 +150,8 @@ class averaged_gradient(KrylovSolver):
         noise = jnp.finfo(bend.dtype).eps * pytree.norm(z) * pytree.norm(az)
         alpha, status = _step_length(slope, bend, noise, self.longest)
         finite &= jnp.isfinite(slope + noise)
+        # A gradient that makes no step is not averaged.
+        new_state = pytree.where(finite, new_state, state)
         alpha = jnp.where(finite, alpha, 0)
 
         d = pytree.scale(z, alpha)
@@ -164,6 +165,14 @@ class averaged_gradient(KrylovSolver):
             length=alpha * jnp.sqrt(jnp.maximum(slope, 0)),
             last_direction=z,
             curvature=bend / jnp.where(length2 > 0, length2, 1) - model.damping,
-            status=first_match((~finite, Status.SOLVER_NON_FINITE), otherwise=status),
+            status=first_match(
+                (~finite, Status.SOLVER_NON_FINITE),
+                # M r is zero, or its product with r underflows.
+                (
+                    (slope == 0) & (pytree.max_norm(averaged) > 0),
+                    Status.INDEFINITE_PRECONDITIONER,
+                ),
+                otherwise=status,
+            ),
         )
         return result, new_state

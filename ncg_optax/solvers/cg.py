@@ -73,7 +73,8 @@ class cg(KrylovSolver):
         test.
       warm_start: the solve starts from the last solution times this factor in [0, 1].
         About 0.95 acts as a momentum on networks (Martens 2010); 0 starts from zero.
-        After a rejected step the solve starts from zero.
+        After a rejected step, or a solution that is no descent direction, the solve
+        starts from zero.
       forcing: ``"eisenstat_walker"`` lowers the relative tolerance while the gradient
         decreases, :math:`\eta_k = 0.9\,(|g_k| / |g_{k-1}|)^{1.618}`, for superlinear
         convergence without unnecessary iterations (Eisenstat and Walker 1996, choice
@@ -156,7 +157,14 @@ class cg(KrylovSolver):
             progress_tol=self.progress_tol,
             ignore_negative_curvature=self.negative_curvature == "ignore",
         )
-        previous = result.solution if self.warm_start else None
+        previous = None
+        if self.warm_start:
+            # A start that rises is not used as a step, and would grow from solve to
+            # solve along negative curvature.
+            threshold = self.descent_threshold / model.unit
+            descends = pytree.vdot(model.rhs, result.solution) > threshold
+            zeros = pytree.zeros_like(result.solution)
+            previous = pytree.where(descends, result.solution, zeros)
         return result, CGState(previous, forcing, count)
 
     def update(self, state: CGState, outcome: Outcome) -> CGState:

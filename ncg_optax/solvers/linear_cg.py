@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from ncg_optax._utils import pytree
 from ncg_optax._utils.status import Status, first_match
 from ncg_optax.solvers.base import Operator, SolverResult
+from ncg_optax.solvers.tolerance import progress_stalled
 
 PyTree = Any
 
@@ -169,13 +170,17 @@ def conjugate_gradient(
         lambda loop: _iterate(system, loop),
         _first(system, x0),
     )
+    decrease = unit**2 * end.decrease
+    if x0 is not None:  # the sum over the iterations loses digits after a bad start
+        exact = pytree.vdot(end.x, system.rhs) + pytree.vdot(end.x, end.r)
+        decrease = jnp.where(jnp.isfinite(exact), 0.5 * unit * exact, decrease)
     zero_rhs = (end.k == 0) & (peak == 0)
     return SolverResult(
         solution=end.x,
         iterations=end.k,
         products=end.k + (0 if x0 is None else 1),
         residual=unit * jnp.sqrt(end.rr),
-        model_decrease=unit**2 * end.decrease,
+        model_decrease=decrease,
         length=unit * jnp.sqrt(jnp.maximum(end.xx, 0)),
         last_direction=end.p,
         curvature=end.curvature,
@@ -260,7 +265,7 @@ def _iterate(system: _System, loop: _Loop) -> _Loop:
     history, stalled = None, False
     if system.progress_tol is not None and loop.history is not None:
         history = loop.history.at[k].set(decrease)
-        stalled = _progress_stalled(history, decrease, k, system.progress_tol)
+        stalled = progress_stalled(history, decrease, k, system.progress_tol)
     residual_status = system.residual_status(rr)
     status = first_match(
         (~definite, status_of_m),
@@ -290,7 +295,7 @@ def _iterate(system: _System, loop: _Loop) -> _Loop:
 def _curvature_along(system: _System, p: PyTree, bp: PyTree, ap: PyTree) -> _Curvature:
     """The curvature along ``p``, with a bound on its rounding error."""
     pap, length2 = pytree.vdot(p, ap), pytree.vdot(p, p)
-    bp_norm = pytree.norm(bp)
+    bp_norm = pytree.scaled_norm(bp)
     finite = jnp.isfinite(pap + bp_norm)
     # Without a finite product the curvature is unknown. B = 0 stands for it.
     pap = jnp.where(finite, pap, system.damping * length2)
@@ -332,14 +337,6 @@ def _step_length(
         at_boundary = jnp.logical_not(along.positive) | (alpha >= boundary)
         alpha = jnp.where(at_boundary, boundary, alpha)
     return jnp.where(along.finite | (loop.k == 0), alpha, 0), at_boundary
-
-
-def _progress_stalled(history, decrease, k, progress_tol):
-    """Martens' stopping test; see :func:`conjugate_gradient`."""
-    window = jnp.maximum(10, k // 10)
-    gain = decrease - history[jnp.maximum(k - window, 0)]
-    slow = gain < window.astype(gain.dtype) * progress_tol * decrease
-    return (k > window) & (decrease > 0) & slow
 
 
 def _distance_to_boundary(loop: _Loop, radius: jax.Array) -> jax.Array:

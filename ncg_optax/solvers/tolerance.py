@@ -65,3 +65,20 @@ def relative_tolerance(
     eta = jnp.where(floor > 0.1, jnp.maximum(eta, floor), eta)
     eta = jnp.where(known, jnp.minimum(eta, rtol), rtol)
     return eta, Forcing(norm, eta)
+
+
+def progress_stalled(
+    history: jax.Array, decrease: jax.Array, k: jax.Array, progress_tol: float
+) -> jax.Array:
+    """Martens' stopping test; see ``conjugate_gradient``.
+
+    Args:
+      history: the decreases of the model per iteration, shape=(maxiter + 1,).
+      decrease: that of iteration ``k``, shape=().
+      k: number of iterations, int32, shape=().
+      progress_tol: smallest relative progress per iteration.
+    """
+    window = jnp.maximum(10, k // 10)
+    gain = decrease - history[jnp.maximum(k - window, 0)]
+    slow = gain < window.astype(gain.dtype) * progress_tol * decrease
+    return (k > window) & (decrease > 0) & slow

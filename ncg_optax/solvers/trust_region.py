@@ -49,10 +49,11 @@ class steihaug(KrylovSolver):
     boundary if an iteration would leave the region, or follows the first direction of
     negative curvature to the boundary (Steihaug 1983; Nocedal and Wright 2006,
     algorithms 7.2 and 4.1). If the reduction ratio is below 1/4 the radius becomes a
-    quarter of the step's length. If the ratio is above 3/4 and the step ended at the
-    boundary, the radius is doubled. With a preconditioner ``M`` lengths are in the norm
-    of ``M^-1``. Use this solver with ``damping=0.0`` and ``linesearch=None``, because
-    the trust region replaces both.
+    quarter of the step's length, but at least the square of the rounding unit times the
+    first radius (1e-14 of it in float32). If the ratio is above 3/4 and the step ended
+    at the boundary, the radius is doubled. With a preconditioner ``M`` lengths are in
+    the norm of ``M^-1``. Use this solver with ``damping=0.0`` and ``linesearch=None``,
+    because the trust region replaces both.
 
     Attributes:
       maxiter: largest number of iterations, at least 1; each costs one product.
@@ -119,4 +120,7 @@ class steihaug(KrylovSolver):
         radius = jnp.where(good, grown, state.radius)
         # The length of a failed solve is 0. Then the radius itself is divided by 4.
         length = jnp.where(state.length > 0, state.length, state.radius)
-        return state._replace(radius=jnp.where(bad, length / 4, radius))
+        # No factor changes 0.
+        least = jnp.finfo(radius.dtype).eps ** 2 * self.radius
+        smaller = jnp.maximum(length / 4, least)
+        return state._replace(radius=jnp.where(bad, smaller, radius))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from ncg_optax._utils import pytree
+from ncg_optax._utils.status import Status
 from ncg_optax.step import mask as masks
 from ncg_optax.step.direction import Direction
 from ncg_optax.step.info import Cost, NewtonCGInfo
@@ -31,8 +32,10 @@ def next_state(
     """The state after the step; damping rule and solver get the outcome of the step.
 
     If the loss or the gradient at the start is not finite, the batch says nothing about
-    damping, curvature or direction: only ``count`` and ``info`` change.
+    damping, curvature or direction: only ``count`` and ``info`` change. If the solve
+    fails and gives no direction, the damping stays.
     """
+    failed = direction.result.status == Status.SOLVER_NON_FINITE
     new_state = ScaleByNewtonCGState(
         count=jnp.asarray(optax.safe_increment(state.count)),
         damping=settings.damping.update(built.damping, trial.outcome),
@@ -43,14 +46,46 @@ def next_state(
     )
     require_same_structure(settings, new_state, state)
     new_state = pytree.cast_like(new_state, state)
+    # No damping makes a product finite. (It may shorten a gradient step.)
+    stays = failed & jnp.logical_not(direction.usable)
+    damping = pytree.cast_like(built.damping, state.damping)
+    damping = pytree.where(stays, damping, new_state.damping)
+    new_state = new_state._replace(damping=damping)
     known = jnp.isfinite(built.loss) & point.has_finite_gradient
-    # A cond compiles to copies, and `where` to an operation for each array.
-    kept = (
-        jax.lax.cond(known, lambda new, _: new, lambda _, old: old, *pair)
-        for pair in zip(new_state, state, strict=True)
-    )
-    kept = ScaleByNewtonCGState(*kept)
-    return kept._replace(count=new_state.count, info=new_state.info)
+    # An infinite factor gives M r = 0.
+    no_direction = failed | (direction.result.model_decrease == 0)
+    which = jnp.where(known, jnp.where(no_direction, 1, 0), 2)
+    parts = {"solver": settings.solver, "preconditioner": settings.preconditioner}
+
+    # A switch compiles to copies, and `where` to an operation for each array.
+    def kept(name):
+        pair = getattr(new_state, name), getattr(state, name)
+        return jax.lax.switch(
+            which,
+            [
+                lambda new, _: new,
+                lambda new, _: _repaired(parts.get(name), point, new),
+                lambda _, old: old,
+            ],
+            *pair,
+        )
+
+    changed = {"count": new_state.count, "info": new_state.info}
+    others = [name for name in new_state._fields if name not in changed]
+    return ScaleByNewtonCGState(**{name: kept(name) for name in others}, **changed)
+
+
+def _repaired(part: Any, point: Point, state: PyTree) -> PyTree:
+    """The state of a solver or a preconditioner, or a first one if it is not finite.
+
+    A run stores finite numbers only, but a damaged checkpoint or memory may not. Then
+    each later solve would fail.
+    """
+    reals = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    if part is None or not reals:
+        return state
+    first = pytree.cast_like(part.init(point.params), state)
+    return pytree.where(pytree.all_finite(reals), state, first)
 
 
 def scaled_updates(
@@ -62,10 +97,9 @@ def scaled_updates(
 ) -> PyTree:
     """The negative step, in the dtypes of the gradients; zero for frozen leaves."""
     step = pytree.scale(direction.d, -trial.outcome.step_size)
-    gradients = masks.select(point.trained, updates)
     return masks.merge(
         point.trained,
-        pytree.cast_like(step, gradients),
+        pytree.cast_like(step, point.given_gradient),
         masks.frozen_updates(updates, params),
     )
 
@@ -111,7 +145,8 @@ def _measurements(
     """The measurements of the step."""
     loss, search = built.loss, trial.search
     model = built.model
-    norm = pytree.norm(model.gradient)  # in the unit of the model, as the residual
+    # In the unit of the model, as the residual.
+    norm = pytree.scaled_norm(model.gradient)
     length2 = direction.length2
     predicted = trial.outcome.predicted_reduction
     actual = trial.outcome.actual_reduction

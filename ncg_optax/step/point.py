@@ -25,6 +25,8 @@ class Point(NamedTuple):
       params: the trained leaves, in their own dtypes.
       gradient: gradient of the trained leaves, the mean over all devices, float32 or
         wider.
+      given_gradient: the gradient of the trained leaves as given to ``update``, in the
+        dtypes of the updates.
       objective: the loss as a function of the trained leaves.
       batch_value: the value of ``objective``, in microbatches. It is jitted, so that
         all evaluations are traced once.
@@ -37,6 +39,7 @@ class Point(NamedTuple):
     trained: PyTree
     params: PyTree
     gradient: PyTree
+    given_gradient: PyTree
     objective: Objective
     batch_value: Callable[[PyTree], jax.Array]
     loss: jax.Array | None
@@ -55,8 +58,17 @@ class Point(NamedTuple):
     @property
     def has_finite_gradient(self) -> jax.Array:
         """Whether every entry of the gradient is finite, bool."""
+        return jnp.isfinite(self._largest_entry)
+
+    @property
+    def has_zero_gradient(self) -> jax.Array:
+        """Whether every entry of the gradient is zero, bool."""
+        return self._largest_entry == 0
+
+    @property
+    def _largest_entry(self) -> jax.Array:
         # The solvers compute the same norm of the right-hand side, and XLA shares it.
-        return jnp.isfinite(pytree.max_norm(pytree.negative(self.gradient)))
+        return pytree.max_norm(pytree.negative(self.gradient))
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -93,7 +105,7 @@ def read_point(
 
     objective = as_objective(value_fn, extra, settings.axes)
     objective = objective.restricted(lambda p: masks.merge(trained, p, params))
-    gradient = masks.select(trained, updates)
+    given = gradient = masks.select(trained, updates)
     is_reduced = objective.reduced_value is not None
     if not is_reduced:
         gradient = reductions.mean(gradient, objective.axes)
@@ -101,6 +113,7 @@ def read_point(
         trained=trained,
         params=trained_params,
         gradient=pytree.widen(gradient),
+        given_gradient=given,
         objective=objective,
         batch_value=jitted_value(objective, settings.sampling.microbatch_size),
         loss=objective.reduced_value,

@@ -63,9 +63,23 @@ def try_step(
 
 
 def _moved(point: Point, direction: Direction, step: jax.Array) -> PyTree:
-    """The parameters after a step of this size."""
-    moved = pytree.add_scaled(pytree.widen(point.params), step, direction.d)
-    return pytree.cast_like(moved, point.params)
+    """The parameters after a step of this size, rounded as by `optax.apply_updates`."""
+    step_tree = pytree.scale(direction.d, step)
+
+    def add(x, u, gradient):
+        u = _rounded(u, gradient.dtype)
+        wider = jnp.promote_types(x.dtype, u.dtype)
+        return _rounded(x.astype(wider) + u.astype(wider), x.dtype)
+
+    return jax.tree.map(add, point.params, step_tree, point.given_gradient)
+
+
+def _rounded(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """``x`` in this dtype; XLA may leave out the rounding of a mere conversion."""
+    if dtype.itemsize < 4:
+        limits = jnp.finfo(dtype)
+        x = jax.lax.reduce_precision(x, limits.nexp, limits.nmant)
+    return x.astype(dtype)
 
 
 def _line(
@@ -98,8 +112,10 @@ def _outcome(direction: Direction, search: SearchResult, loss: jax.Array) -> Out
     """The outcome of the step; rejected if a number is not finite."""
     accepted = search.accepted & direction.usable & jnp.isfinite(loss)
     step = jnp.where(accepted, search.step_size, 0).astype(loss.dtype)
+    predicted = -step * (direction.slope + 0.5 * step * direction.bend)
     return Outcome(
-        predicted_reduction=-step * (direction.slope + 0.5 * step * direction.bend),
+        # Zero times a slope that has overflowed is NaN.
+        predicted_reduction=jnp.where(accepted, predicted, 0),
         actual_reduction=jnp.where(accepted, loss - search.loss, 0),
         rounding=rounding_level(loss),
         step_size=step,
@@ -123,12 +139,12 @@ def _status(
 ) -> jax.Array:
     """The status code of the step; the first condition that holds decides."""
     usable = direction.usable & jnp.isfinite(loss)
+    moves = _moves(point, direction, search)
     return first_match(
         (built.is_summed, Status.SUMMED_LOSS),
         (~usable, Status.REJECTED_NON_FINITE),
-        (direction.slope == 0, Status.ZERO_GRADIENT),
-        (~search.accepted, Status.REJECTED_NO_DECREASE),
-        (~_moves(point, direction, search), Status.REJECTED_NO_DECREASE),
+        (point.has_zero_gradient & ~moves, Status.ZERO_GRADIENT),
+        (~(search.accepted & moves), Status.REJECTED_NO_DECREASE),
         (
             direction.result.status == Status.SOLVER_NON_FINITE,
             Status.NON_FINITE_CURVATURE,

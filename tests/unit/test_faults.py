@@ -11,6 +11,7 @@ from ncg_optax import Status
 from ncg_optax.preconditioners import kronecker_factors
 
 GAUSS_NEWTON = ncg.gauss_newton()
+RULE = ncg.levenberg_marquardt(initial=1.0)
 
 
 def make_step(tx, loss):
@@ -328,3 +329,208 @@ def test_a_step_that_is_too_short_to_move_is_rejected():
     assert statuses[0] == Status.REJECTED_NO_DECREASE
     assert Status.ACCEPTED in statuses
     np.testing.assert_allclose(w, 2.0, rtol=1e-5)
+
+
+# Found by tests/unit/test_properties.py.
+
+
+@pytest.mark.parametrize("factor", [1e-29, 1e29])
+def test_the_norm_of_a_gradient_whose_square_is_out_of_range(factor):
+    loss = ncg.CompositeLoss(lambda w: w - 3.0, lambda z: factor * jnp.mean(z**2))
+    tx = ncg.newton_cg(solver=ncg.residual_space(), curvature=GAUSS_NEWTON)
+    _, state, _ = run(tx, loss, jnp.zeros(2), 1)
+    info = ncg.get_info(state)
+    np.testing.assert_allclose(info.gradient_norm, factor * 18**0.5, rtol=1e-5)
+    assert np.isfinite(info.residual)
+    assert info.solver_status == Status.RESIDUAL_CONVERGED
+
+
+def test_a_gradient_is_not_zero_because_the_slope_underflows():
+    loss = lambda w: 1e-22 * jnp.sum((w - 3.0) ** 2)  # noqa: E731
+    tx = ncg.newton_cg(damping=1e-3, linesearch=None)
+    w, _, statuses = run(tx, loss, jnp.zeros(2), 1)
+    assert jnp.all(w > 0)
+    assert statuses == [Status.NOT_EVALUATED]
+
+
+@pytest.mark.parametrize("factor", [1e-25, 1e25])
+def test_curvature_whose_square_is_out_of_range(factor):
+    diagonal = factor * jnp.array([1.0, 2.0])
+    result = ncg.solvers.conjugate_gradient(
+        lambda v: diagonal * v, jnp.ones(2), maxiter=5, tolerance=1e-5
+    )
+    assert result.status == Status.RESIDUAL_CONVERGED
+    np.testing.assert_allclose(result.solution * factor, [1.0, 0.5], rtol=1e-5)
+
+
+def test_the_decrease_of_the_model_after_a_start_that_is_far_off():
+    # The curvature along the direction is computed from it.
+    diagonal, b = jnp.array([1e7, 3e6, 1e3]), jnp.array([100.0, -50.0, 20.0])
+    start = jnp.array([1.0, -1.0, 1.0])
+    result = ncg.solvers.conjugate_gradient(
+        lambda v: diagonal * v, b, maxiter=10, tolerance=1.0, x0=start
+    )
+    x, a = (np.float64(v) for v in (result.solution, diagonal))
+    expected = np.float64(b) @ x - 0.5 * x @ (a * x)
+    np.testing.assert_allclose(result.model_decrease, expected, rtol=1e-3)
+
+
+def test_the_loss_after_a_step_is_that_of_the_rounded_parameters():
+    loss = lambda w: jnp.sum((w.astype("float32") - jnp.pi) ** 4)  # noqa: E731
+    tx, w = ncg.newton_cg(), jnp.linspace(-3, 9, 20, dtype=jnp.bfloat16)
+    step, state = make_step(tx, loss), tx.init(w)
+    for _ in range(5):
+        w, state = step(w, state)
+        np.testing.assert_allclose(ncg.get_info(state).next_loss, loss(w), rtol=1e-5)
+
+
+# Found by tests/unit/test_fault_matrix.py.
+
+
+@pytest.mark.parametrize("damage", [jnp.nan, jnp.inf])
+def test_damping_that_is_not_finite_is_that_of_the_first_step(damage):
+    rule = ncg.levenberg_marquardt()
+    state = ncg.globalization.LevenbergMarquardtState(*map(jnp.float32, (damage, 2)))
+    damping, state, products = rule.value(state, 3, lambda: jnp.float32(1.0))
+    assert damping == state.damping == 2.0
+    assert products == 0
+
+
+def test_a_trust_region_comes_back_after_trials_that_are_not_finite():
+    solver = ncg.steihaug(radius=2.0)
+    state = solver.init(jnp.zeros(2))
+    rejected = ncg.globalization.Outcome(
+        *map(jnp.float32, (1, 0, 0, 0)), jnp.array(False)
+    )
+    for _ in range(200):
+        state = solver.update(state, rejected)
+    assert 0 < state.radius < 1e-10
+    good = ncg.globalization.Outcome(*map(jnp.float32, (1, 1, 0, 1)), jnp.array(True))
+    for _ in range(47):
+        state = solver.update(state._replace(length=state.radius), good)
+    assert state.radius >= 2.0
+
+
+def test_a_warm_start_that_rises_is_not_kept():
+    # Along negative curvature it grew from solve to solve until it overflowed.
+    solver, b = ncg.cg(maxiter=3, warm_start=0.9, forcing=None), jnp.array([1.0, 1e-3])
+    model = ncg.solvers.Model(b, 0.0, lambda v: jnp.array([1.0, -1.0]) * v)
+    state = solver.init(b)._replace(previous=jnp.array([5.0, 1e5]))
+    result, state = solver.solve(model, state)
+    assert jnp.vdot(model.rhs, result.solution) <= 0
+    np.testing.assert_array_equal(state.previous, 0)
+
+
+def test_a_gradient_with_a_product_that_is_not_finite_is_not_averaged():
+    solver, rhs = ncg.averaged_gradient(), jnp.ones(2)
+    model = ncg.solvers.Model(-rhs, 1.0, lambda v: v * jnp.nan)
+    before = solver.init(rhs)
+    result, state = solver.solve(model, before)
+    assert result.status == Status.SOLVER_NON_FINITE
+    jax.tree.map(np.testing.assert_array_equal, state, before)
+
+
+def test_a_preconditioner_that_gives_zero_is_no_zero_gradient():
+    solver, rhs = ncg.averaged_gradient(), jnp.ones(2)
+    model = ncg.solvers.Model(-rhs, 1.0, lambda v: v, precondition=lambda r: 0 * r)
+    result, _ = solver.solve(model, solver.init(rhs))
+    assert result.status == Status.INDEFINITE_PRECONDITIONER
+
+
+@pytest.mark.parametrize(
+    ("field", "settings"),
+    [
+        ("solver", dict(solver=ncg.quasi_newton(ncg.cg(2)))),
+        ("solver", dict(solver=ncg.averaged_gradient(), linesearch=None, damping=1.0)),
+        ("preconditioner", dict(preconditioner=ncg.kronecker())),
+        ("preconditioner", dict(preconditioner=ncg.jacobi("gradient"))),
+    ],
+    ids=["secant pairs", "averaged", "kronecker", "jacobi"],
+)
+@pytest.mark.parametrize("damage", [jnp.nan, jnp.inf])
+def test_a_damaged_state_costs_one_step(field, settings, damage):
+    loss = lambda w: jnp.sum((w - 3.0) ** 4)  # noqa: E731
+    tx, w = ncg.newton_cg(**settings), jnp.ones((2, 3))
+    step, state = make_step(tx, loss), tx.init(w)
+    for _ in range(2):
+        w, state = step(w, state)
+
+    def damaged(x):
+        return jnp.full_like(x, damage) if x.dtype == jnp.float32 and x.ndim else x
+
+    own = jax.tree.map(damaged, getattr(state[0], field))
+    state = (state[0]._replace(**{field: own}), *state[1:])
+    w, state = step(w, state)
+    assert jnp.isfinite(w).all()
+    reached = loss(w)
+    for _ in range(3):
+        w, state = step(w, state)
+    assert loss(w) < 0.8 * reached
+    for x in jax.tree.leaves(getattr(state[0], field)):
+        assert jnp.isfinite(x).all()
+
+
+def test_a_damaged_state_of_kronecker_adam_moves_nothing():
+    loss = lambda w: jnp.sum((w - 3.0) ** 2)  # noqa: E731
+    tx, w = ncg.kronecker_adam(0.1), jnp.ones((2, 3))
+    step, state = make_step(tx, loss), tx.init(w)
+    state = jax.tree.map(lambda x: x * jnp.nan if x.ndim else x, state)
+    new, state = step(w, state)
+    np.testing.assert_array_equal(new, w)
+    assert ncg.get_info(state).status == Status.REJECTED_NON_FINITE
+    for _ in range(5):
+        new, state = step(new, state)
+    assert loss(new) < loss(w)
+
+
+def test_a_product_that_is_not_finite_does_not_raise_the_damping():
+    tx = ncg.newton_cg(
+        solver=ncg.averaged_gradient(), linesearch=ncg.safeguard(), damping=RULE
+    )
+    root = lambda w: jnp.sum(jnp.abs(w) ** 1.5 + w)  # noqa: E731
+    _, state, statuses = run(tx, root, jnp.zeros(2), 3)
+    assert set(statuses) == {Status.REJECTED_NON_FINITE}
+    assert state[0].damping.damping == 1.0
+
+
+# Axes and arrays that are not what they are taken for.
+
+SERIES = jnp.ones((64, 8, 2))  # time, examples, features
+
+
+def of_series(w, x):
+    return jnp.tanh(x @ w).mean(0)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_series_with_time_first_are_noticed(plain):
+    square = lambda z, y: jnp.mean((z - y) ** 2)  # noqa: E731
+    loss, curvature = ncg.CompositeLoss(of_series, square), GAUSS_NEWTON
+    if plain:
+        loss = lambda w, x, y: square(of_series(w, x), y)  # noqa: E731
+        curvature = ncg.hessian()
+    tx = ncg.newton_cg(
+        curvature=curvature, sampling=ncg.sampling(1 / 4, min_examples=4)
+    )
+    w, y = jnp.ones(2), jnp.zeros(8)
+
+    def update(x, y):
+        grads = jax.grad(loss)(w, x, y) if plain else jax.grad(loss)(w, x=x, y=y)
+        tx.update(grads, tx.init(w), w, value_fn=loss, x=x, y=y)
+
+    first = r"the first axis of x, of shape \(64, 8, 2\), is taken for the examples"
+    with pytest.warns(UserWarning, match=first):
+        jax.eval_shape(update, SERIES, y)
+    jax.eval_shape(update, jnp.ones((2, 64, 2)), jnp.zeros(64))  # no warning
+
+
+def test_an_array_of_statuses_is_refused_with_what_to_do():
+    statuses = jax.vmap(lambda i: i)(jnp.full((3,), int(Status.ACCEPTED)))
+    with pytest.raises(TypeError, match=r"an array of shape \(3,\), as jax.vmap"):
+        ncg.explain(statuses)
+    assert {ncg.explain(code) for code in statuses} == {ncg.explain(Status.ACCEPTED)}
+
+
+def test_a_model_with_functions_among_its_leaves_gets_a_hint():
+    with pytest.raises(TypeError, match="params, static = eqx.partition"):
+        ncg.newton_cg().init({"w": jnp.ones(2), "activation": jnp.tanh})

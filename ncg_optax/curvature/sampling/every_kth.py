@@ -12,6 +12,7 @@ from ncg_optax.curvature.sampling.examples import (
     works_on_fewer,
 )
 from ncg_optax.curvature.sampling.settings import Sampling
+from ncg_optax.curvature.sampling.time_first import warn_of_time_first
 from ncg_optax.losses.objective import Objective
 
 PyTree = Any
@@ -61,6 +62,7 @@ def every_kth(
     k = max(1, min(round(1 / fraction), on_all_devices // min_examples, n))
     if k == 1:
         return Sample(objective, 1.0)
+    warn_of_time_first(objective, params, n)
     rows = n // k
     if microbatch_size is not None and rows > microbatch_size:
         rows -= rows % microbatch_size

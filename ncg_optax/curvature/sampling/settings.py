@@ -21,10 +21,12 @@ class sampling(Part):  # noqa: N801
     (mini-batches).
 
     The data must be visible: arguments of ``update`` or of ``CompositeLoss.bind``. The
-    arrays with the longest first axis among them run over the examples. The whole
-    batch is used if the data is hidden in a closure, or if there are several kinds of
-    examples (the points of a physics-informed network). To choose the examples
-    yourself, pass ``curvature_batch=dict(x=..., y=...)`` to ``update``.
+    arrays with the longest first axis among them run over the examples. So series with
+    time first are thinned out in time; a warning says so where the outputs, or the
+    labels of a plain loss, have another first axis. The whole batch is used if the data
+    is hidden in a closure, or if there are several kinds of examples (the points of a
+    physics-informed network). To choose the examples yourself, pass
+    ``curvature_batch=dict(x=..., y=...)`` to ``update``.
 
     **From the sample to the whole batch.** Far from the minimum any sample gives a
     useful direction. Near it a solver finds directions in which the curvature of this

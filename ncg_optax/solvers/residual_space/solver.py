@@ -296,7 +296,7 @@ def _result(system: System, step: Steps, rhs: PyTree) -> SolverResult:
     finite = pytree.all_finite(step.direction) & jnp.isfinite(step.bend)
     d = pytree.where(finite, step.direction, pytree.zeros_like(step.direction))
     direction = pytree.cast_like(pytree.from_real(d, rhs), rhs)
-    zero_rhs = pytree.vdot(rhs, rhs) == 0
+    zero_rhs = pytree.max_norm(rhs) == 0  # squares may underflow
     residual = pytree.add_scaled(b, -1.0, system.product(d))
     residual = pytree.add_scaled(residual, -step.damping, d)
     length2 = pytree.vdot(d, d)
@@ -305,7 +305,7 @@ def _result(system: System, step: Steps, rhs: PyTree) -> SolverResult:
         solution=direction,
         iterations=jnp.ones((), jnp.int32),
         products=jnp.zeros((), jnp.int32),
-        residual=pytree.norm(residual),
+        residual=pytree.scaled_norm(residual),
         model_decrease=jnp.where(finite, decrease, 0).astype(dtype),
         length=jnp.sqrt(length2),
         last_direction=direction,
