@@ -108,9 +108,9 @@ def bayesian_fit(
       >>> line = lambda w, x: w[0] + w[1] * x
       >>> fit = ncg.bayesian_fit(line, jnp.ones(2), y, x=x)
       >>> print(fit.params.round(1), fit.noise.round(1), fit.effective_parameters < 2)
-      [-0.  2.] 0.1 True
-      >>> mean, std = fit.predict(x=jnp.array([0.0, 100.0]))
-      >>> print(mean.round(1), std.round(1))
+      [0. 2.] 0.1 True
+      >>> outputs, std = fit.predict(x=jnp.array([1.0, 100.0]))
+      >>> print(outputs.round(), std.round(1))
     """
     validate.function("bayesian_fit: model_fn", model_fn)
     validate.choice("bayesian_fit: likelihood", likelihood, tuple(LIKELIHOODS))
