@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cutest.methods import METHODS, OURS
+from benchmarks.cutest.collections import COLLECTIONS, METHODS, OURS, Collection
 from benchmarks.reports.figures import plt, save
 from benchmarks.reports.scaling import table as markdown_table
 from benchmarks.reports.tables import make_table
@@ -17,6 +17,11 @@ from benchmarks.reports.tables import make_table
 Results = dict[str, Any]
 Runs = dict[str, dict[str, Any]]  # by problem
 MARKS = ("<!-- cutest-table:begin -->", "<!-- cutest-table:end -->")
+
+
+def collection_of(results: Results) -> Collection:
+    """Returns the collection that was run; files of old have the small problems."""
+    return COLLECTIONS[results.get("collection", "small")]
 
 
 def by_method(results: Results) -> dict[str, Runs]:
@@ -184,7 +189,7 @@ def draw_profile(results: Results, path: pathlib.Path) -> None:
     axes.set_xscale("log", base=2)
     axes.set(xlim=(1.0, end), ylim=(0.0, 1.0), ylabel="share of problems solved")
     axes.set_xlabel("gradient-equivalents, relative to the cheapest method")
-    axes.set_title(f"{len(common)} unconstrained CUTEst problems")
+    axes.set_title(f"{len(common)} {collection_of(results).title}")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     save(figure, path, dpi=150)
