@@ -28,7 +28,8 @@ def small_data(
 ) -> None:
     """Small data: bayesian_fit against Adam with validation. Writes small_data.json.
 
-    With --readme nothing is run: the stored table is written into a page.
+    Other sets in the file are kept if it is of the same versions and machine. With
+    --readme nothing is run: the stored table is written into a page.
     """
     path = output / FILE
     if readme is not None:
@@ -39,15 +40,18 @@ def small_data(
         return
     names = options.names_of(sets, SETS, "data set")
     options.check_output(output)
-    with jax.enable_x64(True), options.explained(*options.UNAVAILABLE):
-        found = comparison.compare(names, splits, epochs, typer.echo)
-    command = f"python -m benchmarks small-data --sets {','.join(names)}"
-    command += f" --splits {splits} --epochs {epochs}"
+    stored = json.loads(path.read_text(encoding="utf8")) if path.exists() else {}
     record = {
-        "command": command,
+        "command": f"python -m benchmarks small-data --splits {splits}"
+        f" --epochs {epochs}",
         "versions": records.versions(),
         "machine": records.machine(),
-        "sets": found,
     }
-    typer.echo(f"Result: {records.write(record, path)}")
-    typer.echo(comparison.markdown(record))
+    same = all(stored.get(key) == value for key, value in record.items())
+    found = stored["sets"] if same else {}
+    for name in names:
+        with jax.enable_x64(True), options.explained(*options.UNAVAILABLE):
+            found[name] = comparison.compare(name, splits, epochs, typer.echo)
+        records.write(record | {"sets": found}, path)
+    typer.echo(f"Result: {path}")
+    typer.echo(comparison.markdown(record | {"sets": found}))

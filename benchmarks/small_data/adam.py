@@ -25,14 +25,14 @@ class Choice(NamedTuple):
       rate: the learning rate.
       decay: the weight decay, which is multiplied by the rate.
       epochs: the number of epochs with the lowest loss.
-      loss: that loss.
+      validation_loss: that loss.
       inside: whether rate and decay are not at an edge of the grid; no decay is none.
     """
 
     rate: float
     decay: float
     epochs: int
-    loss: float
+    validation_loss: float
     inside: bool
 
 
@@ -110,7 +110,9 @@ def tune(
         if best[1] == decays[-1]:
             decays.append(decays[-1] * 10**0.5)
     loss, epoch = losses[best]
-    return Choice(*best, epochs=epoch, loss=loss, inside=inside), networks[best]
+    return Choice(*best, epochs=epoch, validation_loss=loss, inside=inside), networks[
+        best
+    ]
 
 
 def train_again(task: Task, params: Params, train: Any, choice: Choice) -> Params:

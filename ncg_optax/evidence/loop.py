@@ -30,7 +30,7 @@ WIDEST = 1e10  # the largest factor by which it changes at all
 LARGEST_SHIFT = 1e10  # in units of the prior's precision
 # It ends after so many steps without a rise of the logarithm of the evidence, which has
 # no unit, by this much.
-PATIENCE, RISE = 10, 1e-2
+PATIENCE, RISE = 40, 1e-2
 
 
 class Problem(NamedTuple):
