@@ -15,6 +15,8 @@ class Collection(NamedTuple):
       least: smallest number of variables.
       most: largest number of variables.
       file: name of the results, without its ending.
+      call: how ours is called.
+      gradient: what has to be small.
     """
 
     title: str
@@ -23,11 +25,14 @@ class Collection(NamedTuple):
     least: int
     most: int
     file: str
+    call: str = "`minimize(f, x)`"
+    gradient: str = "gradient"
 
 
+PEERS = ("optax-lbfgs", "optimistix-bfgs")  # written in JAX; the others are scipy's
 COLLECTIONS = {
     "small": Collection(
-        "unconstrained CUTEst problems",
+        "unconstrained CUTEst problems of at most 100 variables",
         "unconstrained",
         (OURS, "newton-cg", "trust-ncg", "trust-krylov", "l-bfgs-b"),
         1,
@@ -43,12 +48,14 @@ COLLECTIONS = {
         "cutest_large",
     ),
     "bounds": Collection(
-        "CUTEst problems with bounds",
+        "CUTEst problems with bounds, of at most 100 variables",
         "bounded",
         (OURS, "l-bfgs-b", "tnc"),
         1,
         100,
         "cutest_bounds",
+        "`minimize(f, x, bounds=b)`",
+        "projected gradient",
     ),
 }
 METHODS = tuple(dict.fromkeys(m for c in COLLECTIONS.values() for m in c.methods))

@@ -14,7 +14,14 @@ from rich.progress import Progress, TimeElapsedColumn
 
 from benchmarks.commands import options
 from benchmarks.cutest.collections import COLLECTIONS, METHODS, OURS
-from benchmarks.cutest.comparison import MARKS, Results, draw_profile, markdown, show
+from benchmarks.cutest.comparison import (
+    Results,
+    collection_of,
+    draw_profile,
+    markdown,
+    marks,
+    show,
+)
 from benchmarks.cutest.methods import run_one
 from benchmarks.cutest.problems import Settings, load, select_problems, why_excluded
 from benchmarks.reports import records, tables
@@ -27,6 +34,7 @@ app = typer.Typer(
     add_completion=False,
 )
 PACKAGES = ("scipy", "sif2jax", "optimistix")
+ALL_MARKS = tuple(map(marks, COLLECTIONS.values()))
 File = Annotated[pathlib.Path, typer.Argument(help="A file that run wrote.")]
 Reference = Annotated[
     str, typer.Option(help="The method that the others are compared with.")
@@ -179,14 +187,15 @@ def run_all(
 def table(
     file: File,
     reference: Reference = OURS,
-    readme: Annotated[pathlib.Path | None, options.readme_option(MARKS)] = None,
+    readme: Annotated[pathlib.Path | None, options.readme_option(*ALL_MARKS)] = None,
 ) -> None:
     """Show which method solves what, and at what cost."""
     if readme is None:
         show(read(file), reference)
         return
     with options.explained(ValueError):
-        tables.write_into(readme, markdown(read(file)), *MARKS)
+        results = read(file)
+        tables.write_into(readme, markdown(results), *marks(collection_of(results)))
     typer.echo(f"Wrote the table into {readme}")
 
 
