@@ -111,6 +111,7 @@ def bayesian_fit(
       [0. 2.] 0.1 True
       >>> outputs, std = fit.predict(x=jnp.array([1.0, 100.0]))
       >>> print(outputs.round(), std.round(1))
+      [  2. 197.] [0.1 2.4]
     """
     validate.function("bayesian_fit: model_fn", model_fn)
     validate.choice("bayesian_fit: likelihood", likelihood, tuple(LIKELIHOODS))
