@@ -3,7 +3,8 @@ r"""The Gaussian approximation of the posterior of the parameters, by dense alge
 With the prior precisions :math:`D = \operatorname{diag}(\alpha)` and the Jacobian
 :math:`A` of the residuals, in units of their standard deviations, the precision is
 
-.. math:: A^T A + D = D^{1/2} (R^T R + I) D^{1/2}, \qquad R = A D^{-1/2}.
+.. math::
+  A^T A + D = D^{1/2} (R^T R + I) D^{1/2}, \qquad R = A D^{-1/2}.
 
 All that the evidence needs follows from a Cholesky factor of :math:`R^T R + I`, or of
 :math:`R R^T + I` if there are fewer residuals than parameters (Woodbury's identity).
