@@ -83,8 +83,8 @@ class BayesianFit:
           \sqrt{1/\beta + g^T (\beta J^T J + \alpha I)^{-1} g},
 
         where :math:`g` is the gradient of the output. With the others it is that of the
-        outputs, which are logits: the probability :math:`\sigma(z / \sqrt{1 + \pi s^2/8})`
-        takes it into account (MacKay 1992).
+        outputs, which are logits: the probability
+        :math:`\sigma(z / \sqrt{1 + \pi s^2/8})` takes it into account (MacKay 1992).
 
         Args:
           **data: the arguments of the model, by name.
