@@ -21,6 +21,7 @@ from ncg_optax.curvature.hessian import hessian
 from ncg_optax.curvature.sampling.settings import sampling
 from ncg_optax.diagnostics.check_operator import check_operator
 from ncg_optax.diagnostics.diagnose import diagnose
+from ncg_optax.evidence.fit import bayesian_fit
 from ncg_optax.globalization.armijo import armijo
 from ncg_optax.globalization.damping import levenberg_marquardt
 from ncg_optax.globalization.safeguard import safeguard
@@ -55,6 +56,7 @@ __all__ = [
     "armijo",
     "averaged_gradient",
     "averaged_params",
+    "bayesian_fit",
     "cg",
     "check_operator",
     "compose",

@@ -5,6 +5,7 @@ import typer
 from benchmarks.commands import measure, results
 from benchmarks.commands.options import Commands
 from benchmarks.commands.run import run
+from benchmarks.commands.small_data import small_data
 
 app = typer.Typer(
     cls=Commands,
@@ -28,5 +29,6 @@ for command in (
     measure.precision,
     measure.preconditioners,
     measure.gpu,
+    small_data,
 ):
     app.command()(command)

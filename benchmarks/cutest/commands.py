@@ -13,8 +13,16 @@ import typer
 from rich.progress import Progress, TimeElapsedColumn
 
 from benchmarks.commands import options
-from benchmarks.cutest.comparison import MARKS, Results, draw_profile, markdown, show
-from benchmarks.cutest.methods import METHODS, OURS, run_one
+from benchmarks.cutest.collections import COLLECTIONS, METHODS, OURS
+from benchmarks.cutest.comparison import (
+    Results,
+    collection_of,
+    draw_profile,
+    markdown,
+    marks,
+    show,
+)
+from benchmarks.cutest.methods import run_one
 from benchmarks.cutest.problems import Settings, load, select_problems, why_excluded
 from benchmarks.reports import records, tables
 from benchmarks.training.resume import write_atomically
@@ -25,19 +33,22 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+PACKAGES = ("scipy", "sif2jax", "optimistix")
+ALL_MARKS = tuple(map(marks, COLLECTIONS.values()))
 File = Annotated[pathlib.Path, typer.Argument(help="A file that run wrote.")]
 Reference = Annotated[
     str, typer.Option(help="The method that the others are compared with.")
 ]
 
 
-def header(command: str, settings: Settings) -> Results:
+def header(command: str, collection: str, settings: Settings) -> Results:
     """Returns a results file without results."""
     return {
         "command": command,
+        "collection": collection,
         "settings": dataclasses.asdict(settings),
         "versions": records.versions()
-        | {name: importlib.metadata.version(name) for name in ("scipy", "sif2jax")},
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
         "machine": records.machine(),
         "excluded": {},
         "runs": [],
@@ -65,19 +76,32 @@ def read(path: pathlib.Path) -> Results:
 
 @app.command()
 def run(
+    collection: Annotated[
+        str, typer.Option(help=f"Which problems: {', '.join(COLLECTIONS)}.")
+    ] = "small",
     methods: Annotated[
-        str, typer.Option(help="Methods, separated by commas.")
-    ] = ",".join(METHODS),
+        str | None,
+        typer.Option(
+            help="Methods, separated by commas.", show_default="the collection's"
+        ),
+    ] = None,
     problems: Annotated[
         str | None,
         typer.Option(help="Problems, separated by commas.", show_default="all"),
     ] = None,
     max_variables: Annotated[
-        int, typer.Option(min=1, help="Leave larger problems out.")
-    ] = 100,
+        int | None,
+        typer.Option(
+            min=1, help="Leave larger problems out.", show_default="the collection's"
+        ),
+    ] = None,
     output: Annotated[
-        pathlib.Path, typer.Option(help="Where the results go (JSON).")
-    ] = pathlib.Path("results/cutest.json"),
+        pathlib.Path | None,
+        typer.Option(
+            help="Where the results go (JSON).",
+            show_default="results/cutest[_large|_bounds].json",
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep what the output file has.")
     ] = False,
@@ -89,7 +113,10 @@ def run(
     ] = Settings.time_limit,
 ) -> None:
     """Run methods on problems. The file is written as it goes: stop and --resume."""
-    chosen = options.names_of(methods, METHODS, "method")
+    kind = COLLECTIONS[options.one_of(collection, COLLECTIONS, "collection")]
+    chosen = options.names_of(methods or ",".join(kind.methods), METHODS, "method")
+    max_variables = max_variables or kind.most
+    output = output or pathlib.Path("results") / f"{kind.file}.json"
     names = [name.strip() for name in (problems or "").split(",") if name.strip()]
     if output.is_dir():
         raise options.UsageError(f"--output {output}: this is a folder, not a file.")
@@ -101,14 +128,15 @@ def run(
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
     settings = Settings(maxiter=maxiter, time_limit=time_limit)
-    selected = select_problems(max_variables, names)
+    selected = select_problems(kind, max_variables, names)
     command = (
-        f"python -m benchmarks.cutest run --methods {','.join(chosen)}"
+        f"python -m benchmarks.cutest run --collection {collection}"
+        f" --methods {','.join(chosen)}"
         f" --maxiter {maxiter} --time-limit {time_limit:g}"
     )
     command += f" --problems {','.join(names)}" if names else ""
     command += "" if names else f" --max-variables {max_variables}"
-    results = header(command, settings)
+    results = header(command, collection, settings)
     if resume and output.exists():
         results = resumed(read(output), results)
     run_all(selected, chosen, settings, results, output)
@@ -159,14 +187,15 @@ def run_all(
 def table(
     file: File,
     reference: Reference = OURS,
-    readme: Annotated[pathlib.Path | None, options.readme_option(MARKS)] = None,
+    readme: Annotated[pathlib.Path | None, options.readme_option(*ALL_MARKS)] = None,
 ) -> None:
     """Show which method solves what, and at what cost."""
     if readme is None:
         show(read(file), reference)
         return
     with options.explained(ValueError):
-        tables.write_into(readme, markdown(read(file)), *MARKS)
+        results = read(file)
+        tables.write_into(readme, markdown(results), *marks(collection_of(results)))
     typer.echo(f"Wrote the table into {readme}")
 
 

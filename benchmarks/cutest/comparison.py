@@ -9,14 +9,30 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cutest.methods import METHODS, OURS
+from benchmarks.cutest.collections import (
+    COLLECTIONS,
+    METHODS,
+    OURS,
+    PEERS,
+    Collection,
+)
 from benchmarks.reports.figures import plt, save
 from benchmarks.reports.scaling import table as markdown_table
 from benchmarks.reports.tables import make_table
 
 Results = dict[str, Any]
 Runs = dict[str, dict[str, Any]]  # by problem
-MARKS = ("<!-- cutest-table:begin -->", "<!-- cutest-table:end -->")
+
+
+def collection_of(results: Results) -> Collection:
+    """Returns the collection that was run; files of old have the small problems."""
+    return COLLECTIONS[results.get("collection", "small")]
+
+
+def marks(collection: Collection) -> tuple[str, str]:
+    """Returns the two lines of a page that its table is between."""
+    name = collection.file.replace("_", "-")
+    return f"<!-- {name}-table:begin -->", f"<!-- {name}-table:end -->"
 
 
 def by_method(results: Results) -> dict[str, Runs]:
@@ -105,23 +121,25 @@ def summary_table(results: Results, reference: str) -> Table:
 
 
 def markdown(results: Results) -> str:
-    """Returns the README's table: every method beside ours."""
+    """Returns the table for a page: every method beside ours."""
     runs = by_method(results)
     ours = solved_costs(runs[OURS])
     settings, versions = results["settings"], results["versions"]
+    collection = collection_of(results)
     headings = "CUTEst", "solved", "at a saddle", "cost", "ours on the same problems"
     rows = []
     for method, found in runs.items():
         costs = solved_costs(found)
         against = compare(costs, ours)
-        name = "`minimize(f, x)`" if method == OURS else f"scipy {method}"
+        name = method if method in PEERS else f"scipy {method}"
+        name = collection.call if method == OURS else name
         saddles = sum(map(ends_at_saddle, found.values()))
         medians = (f"{against[key]:.1f}" for key in ("median", "reference_median"))
         rows.append((name, f"{len(costs)} of {len(found)}", f"{saddles}", *medians))
     note = (
-        "Unconstrained problems of at most 100 variables, float64, solved to a largest "
-        f"gradient entry of {settings['gtol']:g}. Cost: the median, in gradients, over "
-        "the problems that both solve. "
+        f"{collection.title[0].upper()}{collection.title[1:]}, float64, solved to a "
+        f"largest {collection.gradient} entry of {settings['gtol']:g}. Cost: the "
+        "median, in gradients, over the problems that both solve. "
         f"jax {versions['jax']}, scipy {versions['scipy']}."
     )
     return f"{markdown_table(headings, rows)}\n\n{note}"
@@ -184,7 +202,7 @@ def draw_profile(results: Results, path: pathlib.Path) -> None:
     axes.set_xscale("log", base=2)
     axes.set(xlim=(1.0, end), ylim=(0.0, 1.0), ylabel="share of problems solved")
     axes.set_xlabel("gradient-equivalents, relative to the cheapest method")
-    axes.set_title(f"{len(common)} unconstrained CUTEst problems")
+    axes.set_title(f"{len(common)} {collection_of(results).title}")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     save(figure, path, dpi=150)

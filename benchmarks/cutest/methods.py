@@ -17,16 +17,19 @@ import scipy.optimize
 import threadpoolctl
 
 import ncg_optax
+from benchmarks.cutest import jax_methods
+from benchmarks.cutest.collections import OURS
 from benchmarks.cutest.problems import Problem, Settings, flat, max_norm
 
-OURS = "ours"
 SCIPY = {
     "newton-cg": {"xtol": 0.0},
     "trust-ncg": {"gtol": 0.0},
     "trust-krylov": {"gtol": 0.0},
     "l-bfgs-b": {"gtol": 0.0, "ftol": 0.0, "maxfun": 10**9},
+    "tnc": {"gtol": 0.0, "ftol": 0.0, "xtol": 0.0, "maxfun": 10**9},
 }
-METHODS = (OURS, *SCIPY)
+WITH_BOUNDS = ("l-bfgs-b", "tnc")  # of scipy's
+LARGEST_HESSIAN = 100
 COSTS = {"gradients": 1.0, "values": 1 / 3, "products": 1.5}
 
 
@@ -46,6 +49,10 @@ class Outcome:
 
 class TimeLimitError(Exception):
     """A run took longer than its time limit."""
+
+
+class SolvedError(Exception):
+    """A method without a callback has evaluated a point that counts as solved."""
 
 
 class Counter:
@@ -81,7 +88,17 @@ class Counter:
 
     def gradient(self, x: np.ndarray) -> np.ndarray:
         self._gradients.add(key := self._key(x))
-        return self._at(key)[1].copy()
+        gradient = self._at(key)[1].copy()
+        if self._problem.bounds is not None:
+            self._note(np.array(x), gradient)
+        return gradient
+
+    def _note(self, x: np.ndarray, gradient: np.ndarray) -> None:
+        """Ends a run with bounds at the first point that counts as solved."""
+        self.point = x
+        if self._problem.gradient_norm(x, gradient) <= self._gtol:
+            self.solved = True
+            raise SolvedError
 
     def product(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
         self._check_time()
@@ -121,8 +138,16 @@ def cost(**counts: int) -> float:
 def run_scipy(problem: Problem, method: str, settings: Settings) -> Outcome:
     """Runs one of scipy's methods on a problem."""
     counter = Counter(problem, settings)
-    options = {"maxiter": 10**9} | SCIPY[method]
-    hessp = {} if method == "l-bfgs-b" else {"hessp": counter.product}
+    options = dict(SCIPY[method])
+    more: dict[str, Any] = {}
+    if method != "tnc":
+        options["maxiter"] = 10**9
+    if method not in WITH_BOUNDS:
+        more["hessp"] = counter.product
+    if problem.bounds is None:
+        more["callback"] = counter.callback
+    else:
+        more["bounds"] = np.stack(problem.bounds, axis=1)
     try:
         with (
             warnings.catch_warnings(),
@@ -135,11 +160,12 @@ def run_scipy(problem: Problem, method: str, settings: Settings) -> Outcome:
                 problem.x0,
                 jac=counter.gradient,
                 method=method,
-                callback=counter.callback,
                 options=options,
-                **hessp,
+                **more,
             )
         status = "gradient below gtol" if counter.solved else str(result.message)
+    except SolvedError:
+        status = "gradient below gtol"
     except TimeLimitError:
         status = "time limit"
     except (ArithmeticError, ValueError, np.linalg.LinAlgError) as error:
@@ -185,20 +211,69 @@ def run_ours(problem: Problem, settings: Settings) -> Outcome:
     compiled = jax.jit(solve).lower(problem.start).compile()
     started = time.perf_counter()
     params, _, result = jax.block_until_ready(compiled(problem.start))
+    outcome = _outcome(params, result, time.perf_counter() - started)
+    return dataclasses.replace(outcome, status="time limit") if is_over() else outcome
+
+
+def run_ours_with_bounds(problem: Problem, settings: Settings) -> Outcome:
+    """Runs ``ncg_optax.minimize`` with bounds on a problem."""
+
+    def solve(maxiter, seconds):
+        return ncg_optax.minimize(
+            problem.objective,
+            problem.start,
+            bounds=(problem.low, problem.high),
+            maxiter=maxiter,
+            gtol=settings.gtol,
+            max_seconds=seconds,
+            every=20,
+        )
+
+    jax.block_until_ready(solve(1, 3600.0))  # compiles
+    started = time.perf_counter()
+    params, _, result = jax.block_until_ready(
+        solve(settings.maxiter, settings.time_limit)
+    )
+    return _outcome(params, result, time.perf_counter() - started)
+
+
+def _outcome(params: Any, result: Any, seconds: float) -> Outcome:
+    """What ``minimize`` reports."""
     return Outcome(
         point=flat(params),
-        status="time limit" if is_over() else ncg_optax.explain(int(result.status)),
+        status=ncg_optax.explain(int(result.status)),
         iterations=int(result.iterations),
         gradients=None,
         values=int(result.evaluations),
         products=int(result.products),
         gradient_equivalents=float(result.gradient_equivalents),
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
+    )
+
+
+def run_in_jax(problem: Problem, method: str, settings: Settings) -> Outcome:
+    """Runs optax's L-BFGS or optimistix's BFGS on a problem."""
+    ended, status, seconds = jax_methods.run(problem, method, settings)
+    counts = {"gradients": int(ended.gradients), "values": int(ended.values)}
+    return Outcome(
+        point=flat(ended.point),
+        status=status,
+        iterations=int(ended.iterations),
+        products=0,
+        gradient_equivalents=cost(**counts),
+        seconds=seconds,
+        **counts,
     )
 
 
 def eigenvalues(problem: Problem, x: np.ndarray) -> tuple[float, float]:
-    """Returns the lowest and the largest absolute eigenvalue of the Hessian at x."""
+    """Returns the lowest and the largest absolute eigenvalue of the Hessian at x.
+
+    NaN for many variables, where it is not computed, and with bounds, where it says
+    little.
+    """
+    if x.size > LARGEST_HESSIAN or problem.bounds is not None:
+        return math.nan, math.nan
     hessian = np.array([problem.product(x, e) for e in np.eye(x.size)])
     if not np.all(np.isfinite(hessian)):
         return math.nan, math.nan
@@ -207,23 +282,27 @@ def eigenvalues(problem: Problem, x: np.ndarray) -> tuple[float, float]:
 
 
 def run_one(problem: Problem, method: str, settings: Settings) -> dict[str, Any]:
-    """Runs one of `METHODS` on a problem and returns the entry for the file.
+    """Runs a method on a problem and returns the entry for the file.
 
     It holds the counts of `Outcome`, and the value, the max norm of the gradient and
     the extreme eigenvalues of the Hessian where the method ended, computed afresh.
     Numbers that are not finite become None.
     """
     if method == OURS:
-        outcome = run_ours(problem, settings)
+        run = run_ours if problem.bounds is None else run_ours_with_bounds
+        outcome = run(problem, settings)
+    elif method in jax_methods.METHODS:
+        outcome = run_in_jax(problem, method, settings)
     else:
         outcome = run_scipy(problem, method, settings)
     value, gradient = problem.value_and_grad(outcome.point)
+    norm = problem.gradient_norm(outcome.point, gradient)
     lowest, largest = eigenvalues(problem, outcome.point)
     counts = dataclasses.asdict(outcome)
     del counts["point"]
     numbers = {
         "value": value,
-        "gradient_norm": max_norm(gradient),
+        "gradient_norm": norm,
         "lowest_eigenvalue": lowest,
         "largest_eigenvalue": largest,
     }
@@ -231,7 +310,7 @@ def run_one(problem: Problem, method: str, settings: Settings) -> dict[str, Any]
         "problem": problem.name,
         "method": method,
         "variables": outcome.point.size,
-        "solved": max_norm(gradient) <= settings.gtol,
+        "solved": norm <= settings.gtol,
         **{k: v if math.isfinite(v) else None for k, v in numbers.items()},
         **counts,
     }

@@ -15,6 +15,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from benchmarks.commands.options import one_of
+from benchmarks.cutest.collections import Collection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +36,23 @@ class Problem:
     start: Any
     value_and_grad: Callable[[np.ndarray], tuple[float, np.ndarray]]
     product: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    low: Any = None  # bounds in the structure of the start, or None
+    high: Any = None
 
     @property
     def x0(self) -> np.ndarray:
         return flat(self.start)
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Lower and upper bounds as vectors."""
+        return None if self.low is None else (flat(self.low), flat(self.high))
+
+    def gradient_norm(self, x: np.ndarray, gradient: np.ndarray) -> float:
+        """The largest entry of the gradient, or of ``x - P(x - gradient)``."""
+        if self.bounds is None:
+            return max_norm(gradient)
+        return max_norm(x - np.clip(x - gradient, *self.bounds))
 
 
 def flat(tree: Any) -> np.ndarray:
@@ -46,15 +60,15 @@ def flat(tree: Any) -> np.ndarray:
     return np.asarray(ravel_pytree(tree)[0], np.float64)
 
 
-def unconstrained_problems() -> list[Any]:
-    """Imports the unconstrained problems of sif2jax, in three seconds.
+def import_problems(kind: str) -> list[Any]:
+    """Imports the "unconstrained" or the "bounded" problems of sif2jax, in seconds.
 
     The import of all of sif2jax takes more than a minute, which a constrained problem
     spends on filling a matrix entry by entry. So bare packages stand in for ``sif2jax``
     and ``sif2jax.cutest`` while the one package that is needed is imported. Call this
     after x64 is on: some constants are made at import.
     """
-    package = "sif2jax.cutest._unconstrained_minimisation"
+    package = f"sif2jax.cutest._{kind}_minimisation"
     if package not in sys.modules and "sif2jax" not in sys.modules:
         root = importlib.util.find_spec("sif2jax").submodule_search_locations[0]
         for name, folder in {
@@ -69,25 +83,45 @@ def unconstrained_problems() -> list[Any]:
             del sys.modules["sif2jax"], sys.modules["sif2jax.cutest"]
     if package not in sys.modules:
         importlib.import_module(package)
-    return list(sys.modules[package].unconstrained_minimisation_problems)
+    return list(getattr(sys.modules[package], f"{kind}_minimisation_problems"))
 
 
-def select_problems(max_variables: int, names: Iterable[str] = ()) -> dict[str, Any]:
-    """Returns the problems of sif2jax by name: those named, or all small ones.
+def select_problems(
+    collection: Collection, max_variables: int, names: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Returns the problems of a collection by name: those named, or all.
 
     Raises:
         UsageError: If a name is unknown.
     """
-    problems = {p.name: p for p in unconstrained_problems()}
+    problems = {p.name: p for p in import_problems(collection.package)}
     if names:
         return {one_of(name, problems, "problem"): problems[name] for name in names}
-    return {k: p for k, p in problems.items() if flat(p.y0).size <= max_variables}
+    return {
+        name: problem
+        for name, problem in problems.items()
+        if collection.least <= flat(problem.y0).size <= max_variables
+    }
 
 
 def load(name: str, problem: Any) -> Problem:
     """Compiles the value with its gradient, and the Hessian product, of a problem."""
     y0 = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), problem.y0)
     vector, unravel = ravel_pytree(y0)
+    low, high = None, None
+    if getattr(problem, "bounds", None) is not None:
+        low, high = (
+            jax.tree.map(
+                lambda bound, leaf: jnp.broadcast_to(
+                    jnp.asarray(bound, jnp.float64), leaf.shape
+                ),
+                side,
+                y0,
+            )
+            for side in problem.bounds
+        )
+        y0 = jax.tree.map(jnp.clip, y0, low, high)
+        vector = ravel_pytree(y0)[0]
 
     def objective(y):
         return jnp.asarray(problem.objective(y, problem.args)).reshape(())
@@ -110,7 +144,7 @@ def load(name: str, problem: Any) -> Problem:
     def hessian_product(x, v):
         return np.array(product_fn(x, v))
 
-    return Problem(name, objective, y0, value_and_grad, hessian_product)
+    return Problem(name, objective, y0, value_and_grad, hessian_product, low, high)
 
 
 def max_norm(vector: np.ndarray) -> float:
@@ -127,6 +161,7 @@ def why_excluded(problem: Problem, settings: Settings) -> str | None:
         return "the gradient at the start is not finite"
     if not np.all(np.isfinite(problem.product(problem.x0, gradient))):
         return "the Hessian product at the start is not finite"
-    if max_norm(gradient) <= settings.gtol:
-        return f"the gradient at the start is already {max_norm(gradient):.1e}"
+    norm = problem.gradient_norm(problem.x0, gradient)
+    if norm <= settings.gtol:
+        return f"the gradient at the start is already {norm:.1e}"
     return None

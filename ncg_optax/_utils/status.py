@@ -10,7 +10,8 @@ class Status(enum.IntEnum):
     """Why a solve, a step or a run ended; :func:`explain` returns it as a sentence.
 
     Codes below 20 are those of the linear solver, codes from 20 to 39 those of the
-    step, and codes from 40 on those of :func:`ncg_optax.minimize`.
+    step, and codes from 40 on those of :func:`ncg_optax.minimize` and
+    :func:`ncg_optax.bayesian_fit`.
 
     Examples:
       >>> import ncg_optax as ncg
@@ -54,6 +55,7 @@ class Status(enum.IntEnum):
     CONVERGED_STEP = 46
     STOPPED = 47
     OUT_OF_TIME = 48
+    CONVERGED_EVIDENCE = 49
 
 
 _SENTENCES = {
@@ -118,6 +120,8 @@ _SENTENCES = {
     "parameters.",
     Status.STOPPED: "Stopped by the callback.",
     Status.OUT_OF_TIME: "Stopped after max_seconds; no tolerance was reached.",
+    Status.CONVERGED_EVIDENCE: "Converged: the evidence rises no further. The point "
+    "with the largest evidence is returned.",
 }
 
 

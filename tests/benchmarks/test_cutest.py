@@ -5,12 +5,20 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from benchmarks.commands.options import UsageError
-from benchmarks.cutest import commands, comparison, methods, problems
+from benchmarks.cutest import (
+    collections,
+    commands,
+    comparison,
+    jax_methods,
+    methods,
+    problems,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -54,7 +62,45 @@ def test_a_value_costs_nothing_beside_the_gradient_and_repeats_are_free():
     assert outcome.gradient_equivalents == pytest.approx(1 + 1 / 3 + 1.5)
 
 
-@pytest.mark.parametrize("method", methods.SCIPY)
+@pytest.mark.parametrize("method", methods.WITH_BOUNDS)
+def test_scipy_solves_a_quadratic_with_bounds(method):
+    low, high = np.array([0.5, -1.0]), np.array([2.0, 1.0])
+    problem = dataclasses.replace(bowl(), low=low, high=high)
+    found = methods.run_one(problem, method, problems.Settings())
+    assert found["solved"]
+    assert found["status"] == "gradient below gtol"
+    assert found["value"] == pytest.approx(0.125)  # at (0.5, 0)
+    assert found["lowest_eigenvalue"] is None
+
+
+@pytest.mark.parametrize("method", jax_methods.METHODS)
+def test_a_peer_in_jax_solves_a_quadratic(method):
+    problem = dataclasses.replace(
+        bowl(), objective=lambda x: 0.5 * x[0] ** 2 + 2 * x[1] ** 2
+    )
+    with jax.enable_x64(True):
+        found = methods.run_one(problem, method, problems.Settings())
+    assert found["solved"]
+    assert found["gradient_equivalents"] >= found["iterations"] / 3 > 0
+
+
+def test_bfgs_is_not_run_on_many_variables():
+    problem = dataclasses.replace(bowl(), start=np.ones(1001))
+    ended, status, _ = jax_methods.run(problem, "optimistix-bfgs", problems.Settings())
+    assert ended.gradients == 0
+    assert "more than 1000 variables" in status
+
+
+def test_each_collection_has_its_table():
+    for name, collection in collections.COLLECTIONS.items():
+        runs = [record("A", method) for method in collection.methods]
+        versions = {"versions": {"jax": "1", "scipy": "2"}, "collection": name}
+        text = comparison.markdown(results(*runs) | versions)
+        assert collection.call in text
+        assert collection.title[1:] in text
+
+
+@pytest.mark.parametrize("method", sorted(set(methods.SCIPY) - {"tnc"}))
 def test_scipy_solves_a_quadratic(method):
     found = methods.run_one(bowl(), method, problems.Settings())
     assert found["solved"]

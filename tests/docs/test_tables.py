@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PAGES = ("benchmarks.md", "poster.md", "minibatch.md")
+PAGES = ("benchmarks.md", "poster.md", "minibatch.md", "small-data.md")
 CUTEST = "benchmarks/results/cutest.json"
 
 
@@ -14,7 +14,11 @@ def test_the_tables_of_the_pages_are_those_of_the_results(tmp_path):
     text = "".join(page.read_text(encoding="utf8") for page in pages)
     copy = tmp_path / "pages.md"
     copy.write_text(text, encoding="utf8")
-    for command in (["benchmarks", "table"], ["benchmarks.cutest", "table", CUTEST]):
+    for command in (
+        ["benchmarks", "table"],
+        ["benchmarks.cutest", "table", CUTEST],
+        ["benchmarks", "small-data"],
+    ):
         subprocess.run(
             [sys.executable, "-m", *command, "--readme", str(copy)],
             cwd=ROOT,
@@ -22,4 +26,4 @@ def test_the_tables_of_the_pages_are_those_of_the_results(tmp_path):
             stdout=subprocess.DEVNULL,
         )
     assert copy.read_text(encoding="utf8") == text
-    assert text.count("-table:begin -->\n| ") == 2  # the poster's has a sentence first
+    assert text.count("-table:begin -->\n| ") == 3  # the poster's has a sentence first

@@ -22,6 +22,7 @@ ORDER = (
     ("minibatch",),
     ("presets",),
     ("minimization", "parallel", "diagnostics", "flax", "switch"),
+    ("evidence",),
 )
 ROW = {name: row for row, names in enumerate(ORDER) for name in names}
 
