@@ -75,15 +75,15 @@ class WeightedJacobian(NamedTuple):
         q = jnp.concatenate([block.target.reshape(-1) for block in self.blocks])
         return reductions.gather(q, self.objective.axes)
 
-    def rows(self, chunk: int) -> PyTree:
-        """``A`` as a tree of rows, those of all devices."""
+    def rows(self, chunk: int) -> jax.Array:
+        """``A``, the rows of all devices, shape=(residuals, parameters)."""
 
         def compute(pullbacks):
             groups = [
                 jacobian_rows.all_rows(pullback, block.root, chunk)
                 for pullback, block in zip(pullbacks, self.blocks, strict=True)
             ]
-            return jax.tree.map(lambda *x: jnp.concatenate(x), *groups)
+            return jnp.concatenate(groups)
 
         return reductions.gather(self._in_mode(compute), self.objective.axes)
 
