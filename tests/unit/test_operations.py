@@ -40,7 +40,9 @@ def test_a_convolution():
 
     def convolve(x, k):
         axes = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=axes)
+        return jax.lax.conv_general_dilated(
+            x, k, (1, 1), "SAME", dimension_numbers=axes
+        )
 
     assert cost.operations(convolve, image, kernel) == 2 * (2 * 64 * 4) * (9 * 3)
 

@@ -11,6 +11,7 @@ The second is Woodbury's identity. ``r`` is the component of ``b`` outside the r
 of ``A``; zero for a squared loss.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from ncg_optax._utils import pytree
+from ncg_optax.solvers.residual_space import acceleration
 from ncg_optax.solvers.residual_space.jacobian_rows import ravel
 from ncg_optax.solvers.residual_space.symmetric_product import symmetric_product
 from ncg_optax.solvers.residual_space.weighted_jacobian import WeightedJacobian
@@ -39,6 +41,9 @@ class System(NamedTuple):
         ``y`` in this space.
       product: ``v -> A^T A v``.
       bend: ``v -> |A v|^2``.
+      target_of: ``w -> A^T w`` or ``w``, for ``w`` on this device, a list of
+        shape=(examples, width); the right-hand side in this space, shape=(m,).
+      lift: a solution in this space to a vector shaped like the parameters.
     """
 
     gram: jax.Array
@@ -46,6 +51,8 @@ class System(NamedTuple):
     to_direction: Callable[[jax.Array, jax.Array], PyTree]
     product: Callable[[PyTree], PyTree]
     bend: Callable[[PyTree], jax.Array]
+    target_of: Callable[[list[jax.Array]], jax.Array]
+    lift: Callable[[jax.Array], PyTree]
 
 
 def normal_equations(
@@ -107,6 +114,8 @@ def _in_residual_space(
         to_direction=to_direction,
         product=lambda v: unravel((a @ ravel(v)) @ a),
         bend=lambda v: jnp.sum(jnp.square(a @ ravel(v))),
+        target_of=functools.partial(acceleration.in_residual_space, jac),
+        lift=lambda y: unravel(y @ a),
     )
 
 
@@ -141,6 +150,8 @@ def _in_parameter_space(
         to_direction=lambda y, damping: unravel(y),
         product=lambda v: unravel(gram @ ravel(v)),
         bend=lambda v: jnp.vdot(ravel(v), gram @ ravel(v)),
+        target_of=lambda w: ravel(acceleration.in_parameter_space(jac, w)),
+        lift=unravel,
     )
 
 

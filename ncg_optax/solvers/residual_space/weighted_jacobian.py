@@ -54,6 +54,9 @@ class WeightedJacobian(NamedTuple):
       mode: which of these is used, int32, shape=().
       rest: the component of the gradient outside the row space of ``A``.
       products: cost of all rows, in curvature products, int32, shape=().
+      outputs_at: parameters to the outputs of each group on this device,
+        shape=(examples, width).
+      pull: ``J^T u`` on this device, a real vector, for ``u`` of these shapes.
     """
 
     objective: Objective
@@ -62,6 +65,8 @@ class WeightedJacobian(NamedTuple):
     mode: jax.Array
     rest: PyTree
     products: jax.Array
+    outputs_at: Callable[[PyTree], list[jax.Array]]
+    pull: Pull
 
     @property
     def residuals(self) -> int:
@@ -151,8 +156,11 @@ def weighted_jacobian(
     groups = group_outputs(outputs)
     blocks = [loss_blocks(objective, outputs, group) for group in groups]
 
+    def outputs_at(params):
+        there = model(params)
+        return [group.flatten(there) for group in groups]
+
     def pull(cotangents):
-        """``J^T u`` on this device, a real vector."""
         tree = pytree.zeros_like(outputs)
         for group, flat in zip(groups, cotangents, strict=True):
             tree = group.replace(tree, flat)
@@ -182,6 +190,8 @@ def weighted_jacobian(
         mode=mode,
         rest=_outside_row_space(objective, outputs, blocks, pull),
         products=jnp.asarray(products, jnp.int32),
+        outputs_at=outputs_at,
+        pull=pull,
     )
 
 
