@@ -44,10 +44,6 @@ def test_a_step_that_passes_is_taken_and_the_next_damping_is_smaller():
     assert search([0.6, 0.0]) == (0, True, pytest.approx(1 / DOWN))
 
 
-def test_a_step_that_just_passes_keeps_the_damping():
-    assert search([0.94, 0.0]) == (0, True, 1.0)
-
-
 def test_the_damping_rises_until_a_step_passes():
     assert search([0.97, 0.96, 0.5]) == (2, True, pytest.approx(UP**2.5))
 

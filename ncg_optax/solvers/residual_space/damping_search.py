@@ -12,9 +12,9 @@ from ncg_optax.losses.objective import Objective
 
 PyTree = Any
 
-# After a step whose ratio is above GOOD at the first trial the damping is divided by
-# DOWN; after a failed trial it is multiplied by UP, and more at each further one.
-GOOD, DOWN, UP = 0.25, 4.0, 4.0
+# After a step whose first trial passed the damping is divided by DOWN; after a failed
+# trial it is multiplied by UP, and more at each further one.
+DOWN, UP = 3.0, 4.0
 # So many failed trials, and a step that reduces the loss is taken.
 PATIENCE = 3
 
@@ -134,8 +134,7 @@ def find_step(
     trials, step = jax.lax.while_loop(
         keep_going, body, (jnp.zeros((), jnp.int32), nothing)
     )
-    promised = jnp.where(step.promised > 0, step.promised, jnp.inf)
-    easy = (trials == 1) & (actual(step) / promised > GOOD)
+    easy = (trials == 1) & passes(step)
     # If nothing helped, as in the rounding of the loss, the large dampings say nothing.
     following = jnp.where(
         step.loss < start + rounding,

@@ -100,9 +100,8 @@ class residual_space(DirectSolver):
     evaluations of the model and no further factorisation, allows much smaller dampings,
     and gains several digits of the loss on physics-informed networks.
 
-    The damping is found by trials. The first is that of the last step, or a quarter of
-    it if the reduction ratio there was above 1/4; usually it is the only one. A step is
-    taken if
+    The damping is found by trials. The first is that of the last step, or a third of it
+    if the first trial there was enough; usually it is the only one. A step is taken if
 
     .. math::
       f(\theta) - f(\theta + d + a) \ge
