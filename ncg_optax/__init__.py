@@ -37,7 +37,7 @@ from ncg_optax.preconditioners.jacobi import jacobi
 from ncg_optax.preconditioners.kronecker import kronecker
 from ncg_optax.preconditioners.nystrom import nystrom
 from ncg_optax.presets import hessian_free, newton_cg, stochastic_hessian_free
-from ncg_optax.scientific import scientific
+from ncg_optax.scientific_preset import scientific
 from ncg_optax.solvers.averaged_gradient import averaged_gradient
 from ncg_optax.solvers.cg import cg
 from ncg_optax.solvers.minres import minres

@@ -10,7 +10,7 @@ import ncg_optax as ncg
 # The second of two stages of one step is of exact steps, whatever the first one was.
 @pytest.mark.parametrize("mapping", ["shard_map checked", "shard_map unchecked"])
 def test_a_step_of_each_kind(mapping, monkeypatch):
-    monkeypatch.setattr("ncg_optax.scientific.STAGE", 0)
+    monkeypatch.setattr("ncg_optax.scientific_preset.STAGE", 0)
 
     def steps(axis_name):
         tx = ncg.scientific(axis_name=axis_name)

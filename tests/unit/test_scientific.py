@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,7 @@ from oracles import assert_trees_close, assert_trees_equal, make_step, train
 
 import ncg_optax as ncg
 from ncg_optax import Status
-from ncg_optax.scientific import CHEAP, EXACT, PATIENCE, _judged
+from ncg_optax.scientific_preset import CHEAP, EXACT, _judged
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -26,9 +28,7 @@ DATA = {"x": X, "y": Y}
 
 def info(loss, after, cost=1.0):
     """The measurements of a step."""
-    numbers = ncg.get_info(ncg.newton_cg().init(jnp.zeros(1)))
-    numbers = jax.tree.map(jnp.asarray, numbers)
-    return numbers._replace(
+    return ncg.get_info(ncg.newton_cg().init(jnp.zeros(1)))._replace(
         loss=jnp.array(loss),
         actual_reduction=jnp.array(loss - after),
         gradient_equivalents=jnp.array(cost),
@@ -38,22 +38,26 @@ def info(loss, after, cost=1.0):
 def walk(rates, stages, stage=1.0):
     """The kinds of steps if steps of kind k always multiply the loss by exp(-rate)."""
     state, kinds = ncg.scientific().init(PARAMS), []
+    judged = jax.jit(_judged, static_argnums=1)
     for _ in range(stages):
         kind = int(state.kind)
         kinds.append(kind)
         measured = info(1.0, float(np.exp(-rates[kind])))
-        state = _judged(state._replace(info=measured), stage)
+        state = judged(state._replace(info=measured), stage)
     return kinds, state
 
 
+def runs(kinds):
+    """The kinds that follow each other, each with its number of stages."""
+    return [(kind, len(list(group))) for kind, group in itertools.groupby(kinds)]
+
+
 def test_the_faster_kind_is_used_and_the_other_one_tried_more_and_more_rarely():
-    kinds, state = walk({CHEAP: 0.1, EXACT: 0.5}, 30)
-    tries = [k for k, kind in enumerate(kinds) if kind == CHEAP]
-    assert tries == [0, 1 + PATIENCE, 2 + 3 * PATIENCE]
-    assert state.patience == 4 * PATIENCE
-    kinds, _ = walk({CHEAP: 0.5, EXACT: 0.1}, 30)
-    tries = [k for k, kind in enumerate(kinds) if kind == EXACT]
-    assert tries == [1, 2 + 2 * PATIENCE, 3 + 6 * PATIENCE]
+    # After a change one step is not measured.
+    kinds, _ = walk({CHEAP: 0.1, EXACT: 0.5}, 36)
+    assert runs(kinds) == [(0, 1), (1, 5), (0, 2), (1, 9), (0, 2), (1, 17)]
+    kinds, _ = walk({CHEAP: 0.5, EXACT: 0.1}, 34)
+    assert runs(kinds) == [(0, 1), (1, 2), (0, 7), (1, 2), (0, 9), (1, 2), (0, 11)]
 
 
 def test_a_rate_that_falls_below_the_other_one_ends_the_kind():
@@ -107,8 +111,8 @@ def test_it_goes_over_to_exact_steps_and_the_loss_never_rises():
 
 
 def test_systems_that_are_too_large_get_the_steps_of_hessian_free(monkeypatch):
-    monkeypatch.setattr("ncg_optax.scientific.MAX_SIZE", 11)
-    monkeypatch.setattr("ncg_optax.scientific.STAGE", 0)
+    monkeypatch.setattr("ncg_optax.scientific_preset.MAX_SIZE", 11)
+    monkeypatch.setattr("ncg_optax.scientific_preset.STAGE", 0)
     expected, _ = train(ncg.hessian_free(seed=3), LOSS, PARAMS, 3, **DATA)
     found, state = train(ncg.scientific(seed=3), LOSS, PARAMS, 3, **DATA)
     assert state.kind == CHEAP and np.isnan(state.rates).all()

@@ -213,6 +213,20 @@ def _outside_row_space(
     return reductions.derivative_reducer(loss(outputs), axes)(local)
 
 
+def has_examples(objective: Objective, params: PyTree) -> bool:
+    """Whether all rows can be computed by passes through single examples.
+
+    The shapes say so. A model that mixes examples may have these shapes as well.
+    """
+    model, _ = objective.model_and_loss("residual_space")
+    groups = group_outputs(jax.eval_shape(model, params))
+    lengths = [group.examples for group in groups]
+    return all(
+        jacobian_rows.per_example_pullback(objective, params, group, lengths)
+        for group in groups
+    )
+
+
 def _possible_modes(
     objective: Objective, params: PyTree, groups: list[Group], jacobian: str
 ) -> dict[int, Mode]:

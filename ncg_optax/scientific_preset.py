@@ -13,6 +13,7 @@ from ncg_optax.losses.objective import Objective, as_objective
 from ncg_optax.presets import HESSIAN_FREE
 from ncg_optax.solvers.residual_space import cost
 from ncg_optax.solvers.residual_space.solver import residual_space
+from ncg_optax.solvers.residual_space.weighted_jacobian import has_examples
 from ncg_optax.step import mask as masks
 from ncg_optax.step.info import NewtonCGInfo, first_info
 from ncg_optax.step.state import ScaleByNewtonCGState
@@ -25,8 +26,12 @@ PyTree = Any
 MAX_SIZE, MAX_NUMBERS = 4096, 100_000_000
 # A stage of exact steps has about so many: their damping has to settle first.
 STAGE = 10
-# Stages of a kind before the other one is tried again; doubled after each lost trial.
-PATIENCE = 4
+# The work of the other kind that is not measured after a change, in stages.
+WARM_UP = 0.5
+# Stages of a kind before the other one is tried again, and how many more after a trial
+# of exact steps that was lost. (After one of cheap steps they are doubled: these are
+# seldom better again, but exact ones are better sooner or later.)
+PATIENCE, MORE = 4, 2
 
 CHEAP, EXACT = 0, 1
 
@@ -40,7 +45,8 @@ class ScientificState(NamedTuple):
       rates: of both kinds, the logarithm of the loss that a gradient's worth of work
         removed in the last stage, shape=(2,); NaN before the first one.
       progress: logarithm of the loss removed in this stage, shape=().
-      spent: work in this stage, in gradients, shape=().
+      spent: work in this stage, in gradients; negative during the warm-up after a
+        change, shape=().
       waited: stages since the other kind was tried, int32, shape=().
       patience: stages of a kind before the other one is tried again, int32, shape=().
       is_trial: whether this stage tries the other kind, bool, shape=().
@@ -93,11 +99,15 @@ def scientific(
     over a stage of as much work as ten exact steps. After the first stage of cheap
     steps there is one of exact steps. The kind with the larger rate continues. The
     other one is tried again after 4 stages, or as soon as the rate falls below its last
-    one. Each trial that is lost doubles these 4 stages, so that the share of lost
-    trials goes to zero.
+    one. The first half of a stage's work after a change is not measured. A trial of
+    exact steps that is lost makes these 4 stages 2 more, one of cheap steps doubles
+    them, so that the share of lost trials goes to zero.
 
     With more than 4096 residuals *and* parameters, or a Jacobian of more than 1e8
-    numbers, there are cheap steps only. The loss should be the same at every step, not
+    numbers, there are cheap steps only. Bind the data to the loss, or give it to
+    ``update``: with data in a closure an exact step costs a gradient for each residual,
+    and is tried late. Of a model that mixes examples (batch statistics) exact steps are
+    not exact, and cheap ones are made. The loss should be the same at every step, not
     negative, and near zero at its minimum: of other losses the logarithm says little.
 
     A step never increases the loss. The updates are zero if a step is rejected, and
@@ -149,13 +159,22 @@ def scientific(
     common = {"mask": mask, "axis_name": axis_name, "seed": seed}
     settings = {k: v for k, v in HESSIAN_FREE.items() if k != "learning_rate"}
     cheap = scale_by_newton_cg(**settings | common)
-    exact = scale_by_newton_cg(
-        curvature=gauss_newton(), damping=0.0, solver=residual_space(), **common
+    # One way to compute the rows is compiled, not both. Rows of single examples of a
+    # model that mixes them are wrong: the step is still a descent direction, as the
+    # gradient is right, but it makes little progress, and cheap steps are made.
+    by_example, by_batch = (
+        scale_by_newton_cg(
+            curvature=gauss_newton(),
+            damping=0.0,
+            solver=residual_space(jacobian=jacobian),
+            **common,
+        )
+        for jacobian in ("per_example", "whole_batch")
     )
     axes = reductions.as_axes(axis_name)
 
     def init(params):
-        first, other = cheap.init(params), exact.init(params)
+        first, other = cheap.init(params), by_example.init(params)
         dtype = first.info.loss.dtype
         return ScientificState(
             kind=jnp.asarray(CHEAP, jnp.int32),
@@ -187,21 +206,28 @@ def scientific(
             return steps, state._replace(info=own.info, **others)
 
         objective = as_objective(value_fn, extra, axes)
-        work = _exact_work(objective, params, masks.resolve(mask, params))
-        if work is None:
+        exact = _exact_steps(objective, params, masks.resolve(mask, params))
+        if exact is None:
             return run("cheap", cheap)
         steps, new = jax.lax.cond(
             state.kind == EXACT,
-            lambda: run("exact", exact),
+            lambda: run("exact", by_example if exact.by_example else by_batch),
             lambda: run("cheap", cheap),
         )
-        return steps, _judged(new, STAGE * work)
+        return steps, _judged(new, STAGE * exact.work)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _exact_work(objective: Objective, params: PyTree, trained: PyTree) -> float | None:
-    """The work of an exact step in gradients; None if there shall be none."""
+class _Exact(NamedTuple):
+    by_example: bool  # whether rows are passes through single examples
+    work: float  # of a step, in gradients
+
+
+def _exact_steps(
+    objective: Objective, params: PyTree, trained: PyTree
+) -> _Exact | None:
+    """How exact steps are made; None if there shall be none."""
     model, _ = objective.model_and_loss("scientific")
     outputs = jax.tree.leaves(jax.eval_shape(model, params))
     devices = reductions.size(objective.axes)
@@ -212,7 +238,10 @@ def _exact_work(objective: Objective, params: PyTree, trained: PyTree) -> float 
         return None
     sizes = residuals, parameters
     algebra = cost.matrix_operations(*sizes) + cost.factorisation_operations(*sizes)
-    return 4.0 + algebra / cost.gradient_operations(objective, params)
+    by_example = has_examples(objective, params)
+    passes = 4.0 if by_example else 4.0 + gauss_newton().cost * residuals
+    work = passes + algebra / cost.gradient_operations(objective, params)
+    return _Exact(by_example, work)
 
 
 def _judged(state: ScientificState, stage: float) -> ScientificState:
@@ -227,11 +256,17 @@ def _judged(state: ScientificState, stage: float) -> ScientificState:
     # Neither a rejected step nor a loss without a logarithm is progress.
     better = (info.actual_reduction > 0) & (after > 0)
     gain = jnp.log(jnp.where(better, info.loss, 1) / jnp.where(better, after, 1))
-    progress = state.progress + gain.astype(state.progress.dtype)
+    counts = state.spent >= 0  # else this is the warm-up
+    gain = jnp.where(counts, gain, 0).astype(state.progress.dtype)
+    progress = state.progress + gain
     spent = state.spent + info.gradient_equivalents.astype(state.spent.dtype)
+    # The step that ends the warm-up is not measured either.
+    spent = jnp.where(counts, spent, jnp.minimum(spent, 0))
 
-    rate, other = progress / spent, state.rates[1 - state.kind]
-    ends, behind = spent >= stage, jnp.logical_not(rate > other)  # or not known yet
+    ends = spent >= jnp.maximum(stage, jnp.finfo(spent.dtype).tiny)
+    rate = progress / jnp.where(ends, spent, 1)
+    other = state.rates[1 - state.kind]
+    behind = jnp.logical_not(rate > other)  # or not known yet
     waited = state.waited + 1
     lost = state.is_trial & behind
     tries = jnp.logical_not(state.is_trial) & (behind | (waited >= state.patience))
@@ -240,13 +275,15 @@ def _judged(state: ScientificState, stage: float) -> ScientificState:
         kind=jnp.where(changes, 1 - state.kind, state.kind),
         rates=state.rates.at[state.kind].set(rate),
         progress=jnp.zeros_like(progress),
-        spent=jnp.zeros_like(spent),
+        spent=jnp.where(changes, -WARM_UP * stage, 0).astype(spent.dtype),
         waited=jnp.where(changes, 0, waited),
-        patience=jnp.where(lost, _doubled(state.patience), state.patience),
+        patience=jnp.where(lost, _longer(state), state.patience),
         is_trial=tries,
     )
     return pytree.where(ends, new, state._replace(progress=progress, spent=spent))
 
 
-def _doubled(patience: jax.Array) -> jax.Array:
-    return jnp.minimum(2 * patience, 2**20)
+def _longer(state: ScientificState) -> jax.Array:
+    """The patience after a trial that is lost."""
+    doubled = jnp.minimum(2 * state.patience, 2**20)
+    return jnp.where(state.kind == EXACT, state.patience + MORE, doubled)
