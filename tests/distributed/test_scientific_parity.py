@@ -8,7 +8,10 @@ import ncg_optax as ncg
 
 
 # The second of two stages of one step is of exact steps, whatever the first one was.
-@pytest.mark.parametrize("mapping", ["shard_map checked", "shard_map unchecked"])
+@pytest.mark.parametrize(
+    "mapping",
+    ["shard_map checked", pytest.param("shard_map unchecked", marks=pytest.mark.slow)],
+)
 def test_a_step_of_each_kind(mapping, monkeypatch):
     monkeypatch.setattr("ncg_optax.scientific_preset.STAGE", 0)
 
