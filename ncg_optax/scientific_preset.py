@@ -28,9 +28,8 @@ MAX_SIZE, MAX_NUMBERS = 4096, 100_000_000
 STAGE = 10
 # The work of the other kind that is not measured after a change, in stages.
 WARM_UP = 0.5
-# Stages of a kind before the other one is tried again, and how many more after a trial
-# of exact steps that was lost. (After one of cheap steps they are doubled: these are
-# seldom better again, but exact ones are better sooner or later.)
+# Stages of cheap steps before exact ones are tried again, and how many more after each
+# trial that is lost.
 PATIENCE, MORE = 4, 2
 
 CHEAP, EXACT = 0, 1
@@ -48,7 +47,8 @@ class ScientificState(NamedTuple):
       spent: work in this stage, in gradients; negative during the warm-up after a
         change, shape=().
       waited: stages since the other kind was tried, int32, shape=().
-      patience: stages of a kind before the other one is tried again, int32, shape=().
+      patience: stages of cheap steps before exact ones are tried again, int32,
+        shape=().
       is_trial: whether this stage tries the other kind, bool, shape=().
       cheap: state of :func:`hessian_free`, without its measurements.
       exact: state of the exact steps, without their measurements.
@@ -97,11 +97,11 @@ def scientific(
                {\sum_k \text{gradient equivalents of step } k},
 
     over a stage of as much work as ten exact steps. After the first stage of cheap
-    steps there is one of exact steps. The kind with the larger rate continues. The
-    other one is tried again after 4 stages, or as soon as the rate falls below its last
-    one. The first half of a stage's work after a change is not measured. A trial of
-    exact steps that is lost makes these 4 stages 2 more, one of cheap steps doubles
-    them, so that the share of lost trials goes to zero.
+    steps there is one of exact steps. The kind with the larger rate continues. As soon
+    as its rate falls below the last one of the other kind, that is tried again; exact
+    steps also after 4 stages of cheap ones, and after 2 stages more each time that they
+    lose, so that the share of lost trials goes to zero. The first half of a stage's
+    work after a change is not measured.
 
     With more than 4096 residuals *and* parameters, or a Jacobian of more than 1e8
     numbers, there are cheap steps only. Bind the data to the loss, or give it to
@@ -269,7 +269,11 @@ def _judged(state: ScientificState, stage: float) -> ScientificState:
     behind = jnp.logical_not(rate > other)  # or not known yet
     waited = state.waited + 1
     lost = state.is_trial & behind
-    tries = jnp.logical_not(state.is_trial) & (behind | (waited >= state.patience))
+    is_exact = state.kind == EXACT
+    # Exact steps gain as the loss falls, and cheap ones lose: these are tried again
+    # only if exact ones are slower than they were.
+    due = jnp.logical_not(is_exact) & (waited >= state.patience)
+    tries = jnp.logical_not(state.is_trial) & (behind | due)
     changes = lost | tries
     new = state._replace(
         kind=jnp.where(changes, 1 - state.kind, state.kind),
@@ -277,13 +281,7 @@ def _judged(state: ScientificState, stage: float) -> ScientificState:
         progress=jnp.zeros_like(progress),
         spent=jnp.where(changes, -WARM_UP * stage, 0).astype(spent.dtype),
         waited=jnp.where(changes, 0, waited),
-        patience=jnp.where(lost, _longer(state), state.patience),
+        patience=state.patience + MORE * (lost & is_exact).astype(jnp.int32),
         is_trial=tries,
     )
     return pytree.where(ends, new, state._replace(progress=progress, spent=spent))
-
-
-def _longer(state: ScientificState) -> jax.Array:
-    """The patience after a trial that is lost."""
-    doubled = jnp.minimum(2 * state.patience, 2**20)
-    return jnp.where(state.kind == EXACT, state.patience + MORE, doubled)
