@@ -174,7 +174,8 @@ def scientific(
     axes = reductions.as_axes(axis_name)
 
     def init(params):
-        first, other = cheap.init(params), by_example.init(params)
+        first: Any = cheap.init(params)
+        other: Any = by_example.init(params)
         dtype = first.info.loss.dtype
         return ScientificState(
             kind=jnp.asarray(CHEAP, jnp.int32),

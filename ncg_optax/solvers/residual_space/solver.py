@@ -146,7 +146,8 @@ class residual_space(DirectSolver):
         optimizer's ``damping``, without acceleration.
       ratio: actual over predicted reduction that a step must reach, in [0, 1].
       acceleration: largest :math:`2 |a| / |d|`, at least 0; 0 for no acceleration.
-      momentum: :math:`\mu` in [0, 1). SPRING's is about 0.9, with fixed damping.
+      momentum: :math:`\mu` in [0, 1). SPRING's is about 0.9, with
+        fixed damping; together with the acceleration it did not help.
       jacobian: whether a row is a pass through its example, ``"per_example"``, or
         through the whole batch, ``"whole_batch"``. ``"auto"`` compares the two at the
         first step, which costs two gradients, and compiles both. Under `jax.vmap`
