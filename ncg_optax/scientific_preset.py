@@ -83,8 +83,8 @@ def scientific(
     r"""Full-batch least squares to many digits: cheap steps, then exact ones.
 
     For physics-informed networks, inverse problems and small regressions, best in
-    float64. Training starts with the steps of :func:`hessian_free`, which cost some
-    tens of gradients. It goes over to Gauss-Newton steps that are solved exactly and
+    float64. Training starts with the steps of :func:`hessian_free`, which cost 3 to
+    30 gradients. It goes over to Gauss-Newton steps that are solved exactly and
     accelerated (:func:`residual_space`) when these make more progress for their cost,
     and back if they do not. There is nothing to set, and the number of steps need not
     be known.
