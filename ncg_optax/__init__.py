@@ -1,8 +1,9 @@
 """Newton-CG (Hessian-free, truncated Newton) optimisation for JAX.
 
 A pure optax transformation: :func:`newton_cg` for deterministic problems,
-:func:`hessian_free` for networks, :func:`kronecker_adam` and
-:func:`stochastic_hessian_free` for mini-batches, :func:`minimize` for a whole solve.
+:func:`hessian_free` for networks, :func:`scientific` for physics-informed ones,
+:func:`kronecker_adam` and :func:`stochastic_hessian_free` for mini-batches,
+:func:`minimize` for a whole solve.
 
 The names here are the optimizers and the factories of their parts. What the parts are
 (:class:`ncg_optax.solvers.Solver`, say), their states and their results are in the
@@ -37,6 +38,7 @@ from ncg_optax.preconditioners.jacobi import jacobi
 from ncg_optax.preconditioners.kronecker import kronecker
 from ncg_optax.preconditioners.nystrom import nystrom
 from ncg_optax.presets import hessian_free, newton_cg, stochastic_hessian_free
+from ncg_optax.scientific_preset import scientific
 from ncg_optax.solvers.averaged_gradient import averaged_gradient
 from ncg_optax.solvers.cg import cg
 from ncg_optax.solvers.minres import minres
@@ -84,6 +86,7 @@ __all__ = [
     "safeguard",
     "sampling",
     "scale_by_newton_cg",
+    "scientific",
     "steihaug",
     "stochastic_hessian_free",
     "switch_after",

@@ -4,9 +4,6 @@ The vectors of the solvers are pytrees shaped like the parameters. No function h
 ravels or concatenates leaves or calls `jax.numpy.vdot`: these operations fail on
 explicitly sharded arrays. ``vdot`` also accumulates in the dtype of the leaves, and
 with bfloat16 leaves this makes CG less accurate by a factor of 50.
-
-A tree of rows is a matrix ``A`` with one column for each parameter. Its leaves have
-shape=(rows, *leaf.shape) and are real, dense and not sharded.
 """
 
 import functools
@@ -228,20 +225,3 @@ def from_real(tree: PyTree, like: PyTree) -> PyTree:
         return jax.lax.complex(x[..., 0], x[..., 1]) if jnp.iscomplexobj(y) else x
 
     return jax.tree.map(back, tree, like)
-
-
-def rows_times(rows: PyTree, v: PyTree) -> jax.Array:
-    """``A v`` for a tree of rows ``A``, shape=(rows,)."""
-    products = jax.tree.map(lambda a, x: jnp.tensordot(a, x, axes=x.ndim), rows, v)
-    return add_leaves(products)
-
-
-def combine_rows(y: jax.Array, rows: PyTree) -> PyTree:
-    """``A^T y`` for a tree of rows ``A``, a vector shaped like the parameters."""
-    return jax.tree.map(lambda a: jnp.tensordot(y, a, axes=1), rows)
-
-
-def gram(rows: PyTree) -> jax.Array:
-    """``A A^T`` for a tree of rows ``A``, shape=(rows, rows)."""
-    flat = [a.reshape(a.shape[0], -1) for a in jax.tree.leaves(rows)]
-    return add_leaves([a @ a.T for a in flat])

@@ -90,6 +90,8 @@ class SolverResult(NamedTuple):
       status: a :class:`Status` code, int32.
       damping: the lambda that the solver chose; None if it used the given one.
       evaluations: number of evaluations of the loss, int32.
+      gradients: cost of the linear algebra in gradients of the objective; 0 if it is
+        not counted.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -113,6 +115,7 @@ class SolverResult(NamedTuple):
     status: jax.Array
     damping: jax.Array | None = None
     evaluations: jax.Array | int = 0
+    gradients: jax.Array | float = 0.0
 
 
 @runtime_checkable

@@ -30,7 +30,8 @@ class NewtonCGInfo(NamedTuple):
       batch_evaluations: number of forward passes, in passes of the whole batch: the
         evaluations, and the linearisations on a share of the examples.
       gradient_equivalents: cost of the step in gradients, with its own gradient:
-        ``1 + batch_products * curvature.cost + batch_evaluations / 3``.
+        ``1 + batch_products * curvature.cost + batch_evaluations / 3``, and the dense
+        linear algebra of :func:`residual_space`.
       residual: ``|B d + lambda d + g| / |g|`` at the end of the linear solve.
       predicted_reduction: ``-(g.d + d.Bd / 2)``, with ``d`` the step that is taken.
       actual_reduction: ``loss - next_loss``; 0 for a rejected step.

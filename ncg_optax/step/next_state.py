@@ -131,7 +131,8 @@ def _cost(
         batch_evaluations=batch_evaluations,
         gradient_equivalents=1
         + batch_products * settings.curvature.cost
-        + batch_evaluations / 3,
+        + batch_evaluations / 3
+        + built.sample.share * real(result.gradients),
     )
 
 

@@ -23,7 +23,7 @@ def test_steps(mapping, loss, examples):
     def steps(loss, axis_name):
         tx = ncg.newton_cg(
             curvature=ncg.gauss_newton(),
-            solver=ncg.residual_space(ladder=3, momentum=0.3),
+            solver=ncg.residual_space(trials=3, momentum=0.3),
             axis_name=axis_name,
         )
         return lambda p, x, y: run_steps(tx, loss, p, x, y, axis_name, steps=3)

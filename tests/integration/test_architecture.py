@@ -21,7 +21,7 @@ ORDER = (
     ("step",),
     ("minibatch",),
     ("presets",),
-    ("minimization", "parallel", "diagnostics", "flax", "switch"),
+    ("minimization", "parallel", "diagnostics", "flax", "scientific_preset", "switch"),
     ("evidence",),
 )
 ROW = {name: row for row, names in enumerate(ORDER) for name in names}

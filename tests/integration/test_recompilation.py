@@ -25,6 +25,7 @@ OPTIMIZERS = {
     "momentum": ncg.newton_cg(solver=ncg.quadratic_momentum(ncg.cg(maxiter=2))),
     "quasi_newton": ncg.newton_cg(solver=ncg.quasi_newton(ncg.cg(maxiter=2))),
     "switch_after": ncg.switch_after(2, optax.adam(0.1), ncg.newton_cg()),
+    "scientific": ncg.scientific(),
     "schedules": ncg.newton_cg(
         optax.linear_schedule(1.0, 0.5, 3), damping=optax.linear_schedule(1.0, 0.1, 3)
     ),

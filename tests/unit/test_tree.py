@@ -176,18 +176,3 @@ def test_complex_leaves_as_real_ones_and_back():
     back = pytree.from_real(real, tree)
     for name in tree:
         np.testing.assert_array_equal(back[name], tree[name])
-
-
-def test_trees_of_rows_are_matrices():
-    rng = np.random.default_rng(0)
-    rows = {"w": rng.normal(size=(5, 2, 3)), "b": rng.normal(size=5)}
-    a = np.concatenate([rows["b"][:, None], rows["w"].reshape(5, 6)], axis=1)
-    v = {"w": rng.normal(size=(2, 3)), "b": rng.normal(size=())}
-    flat = np.concatenate([v["b"].reshape(1), v["w"].reshape(6)])
-    rows, v, y = *jax.tree.map(jnp.asarray, (rows, v)), jnp.arange(5.0)
-    close = {"rtol": 1e-5, "atol": 1e-5}
-    np.testing.assert_allclose(pytree.rows_times(rows, v), a @ flat, **close)
-    combined = pytree.combine_rows(y, rows)
-    found = np.concatenate([combined["b"].reshape(1), combined["w"].reshape(6)])
-    np.testing.assert_allclose(found, a.T @ y, **close)
-    np.testing.assert_allclose(pytree.gram(rows), a @ a.T, **close)

@@ -1,8 +1,7 @@
 """Rows of the Jacobian of a model's outputs.
 
 A row is computed by a backward pass of the cotangent of one example's outputs, either
-through the model on that example alone or through the model on the whole batch. See
-:mod:`ncg_optax._utils.pytree` for trees of rows.
+through the model on that example alone or through the model on the whole batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from ncg_optax._utils import pytree, reductions
 from ncg_optax.losses.objective import Objective
@@ -117,8 +117,8 @@ def real_row(cotangent: PyTree) -> PyTree:
     return pytree.as_real(jax.tree.map(wide, cotangent))
 
 
-def all_rows(pullback: RowPullback, cotangents: jax.Array, chunk: int) -> PyTree:
-    """All rows of a group, about ``chunk`` at a time.
+def all_rows(pullback: RowPullback, cotangents: jax.Array, chunk: int) -> jax.Array:
+    """All rows of a group as a matrix, computed about ``chunk`` at a time.
 
     Args:
       pullback: computes them.
@@ -126,13 +126,20 @@ def all_rows(pullback: RowPullback, cotangents: jax.Array, chunk: int) -> PyTree
       chunk: rows that are computed at once.
 
     Returns:
-      A tree of examples times k rows.
+      The rows, shape=(examples * k, parameters), in the widest dtype of the parameters.
     """
     size = max(1, chunk // cotangents.shape[1])
     pulled = jax.lax.map(
-        lambda one: pullback.pull(*one), (cotangents, pullback.items), batch_size=size
+        lambda one: jax.vmap(ravel)(pullback.pull(*one)),
+        (cotangents, pullback.items),
+        batch_size=size,
     )
-    return jax.tree.map(_merge, pulled)
+    return _merge(pulled)
+
+
+def ravel(tree: PyTree) -> jax.Array:
+    """The entries of a real vector side by side, shape=(parameters,)."""
+    return ravel_pytree(tree)[0]
 
 
 def _merge(x: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ The second is Woodbury's identity. ``r`` is the component of ``b`` outside the r
 of ``A``; zero for a squared loss.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from ncg_optax._utils import pytree
+from ncg_optax.solvers.residual_space import acceleration
+from ncg_optax.solvers.residual_space.jacobian_rows import ravel
+from ncg_optax.solvers.residual_space.symmetric_product import symmetric_product
 from ncg_optax.solvers.residual_space.weighted_jacobian import WeightedJacobian
 
 PyTree = Any
@@ -37,6 +41,9 @@ class System(NamedTuple):
         ``y`` in this space.
       product: ``v -> A^T A v``.
       bend: ``v -> |A v|^2``.
+      target_of: ``w -> A^T w`` or ``w``, for ``w`` on this device, a list of
+        shape=(examples, width); the right-hand side in this space, shape=(m,).
+      lift: a solution in this space to a vector shaped like the parameters.
     """
 
     gram: jax.Array
@@ -44,6 +51,8 @@ class System(NamedTuple):
     to_direction: Callable[[jax.Array, jax.Array], PyTree]
     product: Callable[[PyTree], PyTree]
     bend: Callable[[PyTree], jax.Array]
+    target_of: Callable[[list[jax.Array]], jax.Array]
+    lift: Callable[[jax.Array], PyTree]
 
 
 def normal_equations(
@@ -84,26 +93,29 @@ def normal_equations(
 def _in_residual_space(
     jac: WeightedJacobian, b: PyTree, previous: PyTree | None, chunk: int
 ) -> System:
+    unravel = ravel_pytree(b)[1]
     a = jac.rows(chunk)
     q = -jac.target
-    gram = pytree.gram(a)
+    gram = symmetric_product(a)
     noise = jnp.vdot(jnp.sqrt(jnp.diagonal(gram)), jnp.abs(q))
-    factor, rest = _split(b, pytree.combine_rows(q, a), jac.rest, noise)
+    factor, rest = _split(b, unravel(q @ a), jac.rest, noise)
     q = factor * q
     if previous is not None:
-        q = q - pytree.rows_times(a, previous)
-    a_rest = pytree.rows_times(a, rest)
+        q = q - a @ ravel(previous)
+    a_rest = a @ ravel(rest)
 
     def to_direction(y, damping):
-        d = pytree.add_scaled(pytree.combine_rows(y, a), _inverse(damping), rest)
+        d = pytree.add_scaled(unravel(y @ a), _inverse(damping), rest)
         return d if previous is None else pytree.add_scaled(d, 1.0, previous)
 
     return System(
         gram=gram,
         target=lambda damping: q - _inverse(damping) * a_rest,
         to_direction=to_direction,
-        product=lambda v: pytree.combine_rows(pytree.rows_times(a, v), a),
-        bend=lambda v: jnp.sum(jnp.square(pytree.rows_times(a, v))),
+        product=lambda v: unravel((a @ ravel(v)) @ a),
+        bend=lambda v: jnp.sum(jnp.square(a @ ravel(v))),
+        target_of=functools.partial(acceleration.in_residual_space, jac),
+        lift=lambda y: unravel(y @ a),
     )
 
 
@@ -113,14 +125,15 @@ def _in_parameter_space(
     vector, unravel = ravel_pytree(b)
     size, dtype = vector.size, vector.dtype
 
-    def ravel(tree):
-        return ravel_pytree(tree)[0]
-
     def fold(carry, rows, targets):
         gram, inside, noise = carry
         a, q = jax.vmap(ravel)(rows).astype(dtype), targets.astype(dtype)
         lengths = jnp.linalg.norm(a, axis=1)
-        return gram + a.T @ a, inside - a.T @ q, noise + lengths @ jnp.abs(q)
+        return (
+            gram + symmetric_product(a.T),
+            inside - a.T @ q,
+            noise + lengths @ jnp.abs(q),
+        )
 
     carry = tuple(jnp.zeros(shape, dtype) for shape in ((size, size), size, ()))
     gram, inside, noise = jac.fold_rows(fold, carry, chunk)
@@ -137,6 +150,8 @@ def _in_parameter_space(
         to_direction=lambda y, damping: unravel(y),
         product=lambda v: unravel(gram @ ravel(v)),
         bend=lambda v: jnp.vdot(ravel(v), gram @ ravel(v)),
+        target_of=lambda w: ravel(acceleration.in_parameter_space(jac, w)),
+        lift=unravel,
     )
 
 

@@ -54,6 +54,9 @@ class WeightedJacobian(NamedTuple):
       mode: which of these is used, int32, shape=().
       rest: the component of the gradient outside the row space of ``A``.
       products: cost of all rows, in curvature products, int32, shape=().
+      outputs_at: parameters to the outputs of each group on this device,
+        shape=(examples, width).
+      pull: ``J^T u`` on this device, a real vector, for ``u`` of these shapes.
     """
 
     objective: Objective
@@ -62,6 +65,8 @@ class WeightedJacobian(NamedTuple):
     mode: jax.Array
     rest: PyTree
     products: jax.Array
+    outputs_at: Callable[[PyTree], list[jax.Array]]
+    pull: Pull
 
     @property
     def residuals(self) -> int:
@@ -75,15 +80,15 @@ class WeightedJacobian(NamedTuple):
         q = jnp.concatenate([block.target.reshape(-1) for block in self.blocks])
         return reductions.gather(q, self.objective.axes)
 
-    def rows(self, chunk: int) -> PyTree:
-        """``A`` as a tree of rows, those of all devices."""
+    def rows(self, chunk: int) -> jax.Array:
+        """``A``, the rows of all devices, shape=(residuals, parameters)."""
 
         def compute(pullbacks):
             groups = [
                 jacobian_rows.all_rows(pullback, block.root, chunk)
                 for pullback, block in zip(pullbacks, self.blocks, strict=True)
             ]
-            return jax.tree.map(lambda *x: jnp.concatenate(x), *groups)
+            return jnp.concatenate(groups)
 
         return reductions.gather(self._in_mode(compute), self.objective.axes)
 
@@ -151,8 +156,11 @@ def weighted_jacobian(
     groups = group_outputs(outputs)
     blocks = [loss_blocks(objective, outputs, group) for group in groups]
 
+    def outputs_at(params):
+        there = model(params)
+        return [group.flatten(there) for group in groups]
+
     def pull(cotangents):
-        """``J^T u`` on this device, a real vector."""
         tree = pytree.zeros_like(outputs)
         for group, flat in zip(groups, cotangents, strict=True):
             tree = group.replace(tree, flat)
@@ -182,6 +190,8 @@ def weighted_jacobian(
         mode=mode,
         rest=_outside_row_space(objective, outputs, blocks, pull),
         products=jnp.asarray(products, jnp.int32),
+        outputs_at=outputs_at,
+        pull=pull,
     )
 
 
@@ -201,6 +211,20 @@ def _outside_row_space(
         return local
     _, loss = objective.model_and_loss("residual_space")
     return reductions.derivative_reducer(loss(outputs), axes)(local)
+
+
+def has_examples(objective: Objective, params: PyTree) -> bool:
+    """Whether all rows can be computed by passes through single examples.
+
+    The shapes say so. A model that mixes examples may have these shapes as well.
+    """
+    model, _ = objective.model_and_loss("residual_space")
+    groups = group_outputs(jax.eval_shape(model, params))
+    lengths = [group.examples for group in groups]
+    return all(
+        jacobian_rows.per_example_pullback(objective, params, group, lengths)
+        for group in groups
+    )
 
 
 def _possible_modes(

@@ -1,0 +1,1 @@
+"""Physics-informed networks: equations, points, reference solutions, networks."""
