@@ -410,7 +410,6 @@ class TestTryStep:
         ("changes", "status"),
         [
             ({"usable": False}, Status.REJECTED_NON_FINITE),
-            ({"slope": 0.0}, Status.ZERO_GRADIENT),
             ({"fell_back": True}, Status.STEEPEST_DESCENT),
         ],
     )
@@ -419,6 +418,13 @@ class TestTryStep:
         direction = stages.direction()
         changes = {k: jnp.asarray(v) for k, v in changes.items()}
         assert stages.trial(direction._replace(**changes)).status == status
+
+    def test_a_zero_gradient_has_its_own_status(self):
+        stages = Stages()
+        stages.grads = jax.tree.map(jnp.zeros_like, stages.grads)
+        trial = stages.trial(stages.direction())
+        assert trial.status == Status.ZERO_GRADIENT
+        assert stages.direction().slope == 0
 
     def test_without_a_line_search_the_loss_is_not_evaluated(self):
         stages = Stages(linesearch=None)
