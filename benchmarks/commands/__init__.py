@@ -5,6 +5,8 @@ import typer
 from benchmarks.commands import measure, results
 from benchmarks.commands.options import Commands
 from benchmarks.commands.run import run
+from benchmarks.commands.train import train
+from benchmarks.commands.zoo import zoo
 
 app = typer.Typer(
     cls=Commands,
@@ -19,6 +21,8 @@ app = typer.Typer(
 app.command("list")(results.list_)
 for command in (
     run,
+    train,
+    zoo,
     results.plot,
     results.table,
     results.poster,
