@@ -9,6 +9,7 @@ import os
 import pathlib
 import select
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -142,7 +143,7 @@ class Browser:
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)  # with its children
             self._process.wait(10)
         os.close(self._to)
         os.close(self._from)
@@ -150,9 +151,10 @@ class Browser:
 
     def open(self, url):
         """Visits an address, and waits until its document is there."""
+        self.run("window.isOld = true")
         found = self.tell("Page.navigate", url=url)
         assert "errorText" not in found, found["errorText"]
-        self.until("document.readyState !== 'loading' && location.href !== ''")
+        self.until("!window.isOld && document.readyState !== 'loading'")
 
     def run(self, expression):
         """The value of an expression, or what its promise resolves to."""
@@ -170,12 +172,21 @@ class Browser:
     def until(self, expression, seconds=30):
         """The first value of an expression that counts as true."""
         end = time.monotonic() + seconds
-        while not (found := self.run(expression)):
+        while not (found := self._value(expression)):
             if time.monotonic() > end:
                 shown = self.run("document.body.innerText")
                 raise AssertionError(f"never true: {expression}. The page: {shown}")
             time.sleep(0.05)
         return found
+
+    def _value(self, expression):
+        """The value of an expression, nothing while one page takes another's place."""
+        try:
+            return self.run(expression)
+        except RuntimeError as error:
+            if "context" not in str(error) and "navigated" not in str(error):
+                raise
+            return None
 
     def text(self, name):
         """What an element shows, by its id."""
@@ -187,9 +198,11 @@ class Browser:
 
     def choose(self, selector, path):
         """Chooses a file, in an element for that."""
-        root = self.tell("DOM.getDocument")["root"]["nodeId"]
-        node = self.tell("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
-        self.tell("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+        element = f"document.querySelector({json.dumps(selector)})"
+        found = self.tell("Runtime.evaluate", expression=element)["result"]
+        self.tell(
+            "DOM.setFileInputFiles", objectId=found["objectId"], files=[str(path)]
+        )
 
     def draw(self, selector, points):
         """Draws a line with the mouse; points are shares of width and height."""

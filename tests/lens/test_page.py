@@ -167,7 +167,7 @@ def test_a_seven_is_drawn_with_the_pointer_and_with_keys(
     first = "document.querySelector('#digit-classes li .name')?.textContent"
     shared.draw(
         "#board", [(0.3, 0.25), (0.5, 0.25), (0.7, 0.25), (0.58, 0.5), (0.45, 0.8)]
-    )  # noqa: E501
+    )
     assert shared.until(first) == "7"
     shared.click("#clear")
     assert not shared.run(first)
@@ -176,7 +176,7 @@ def test_a_seven_is_drawn_with_the_pointer_and_with_keys(
     shared.run("document.getElementById('board').focus()")
     shared.press(*5 * ["ArrowLeft"], " ", *corner, *corner[:3], *down, " ")
     assert shared.until(first) == "7"
-    assert "Most probable digit: 7" in shared.text("status")  # noqa: E501
+    assert "Most probable digit: 7" in shared.text("status")
     keep(shared, "digit.png", tmp_path)
 
 
@@ -190,7 +190,7 @@ def test_a_camera_is_read_frame_by_frame(site, served, fresh, tmp_path):
     side = 480
     large = Image.fromarray(network.held.images[row]).resize(
         (side, side), Image.Resampling.BILINEAR
-    )  # noqa: E501
+    )
     frame = Image.new("RGB", (640, side), (90, 90, 90))
     frame.paste(large, (80, 0))
     film = io.BytesIO()
@@ -212,7 +212,7 @@ def test_a_camera_is_read_frame_by_frame(site, served, fresh, tmp_path):
     assert "frames a second" in shown
     keep(browser, "camera.png", tmp_path)
     browser.click("#camera")
-    assert browser.run("document.getElementById('video').srcObject.active") is False  # noqa: E501
+    assert browser.run("document.getElementById('video').srcObject.active") is False
     assert problems(browser) == ""
 
 
@@ -255,7 +255,7 @@ def test_what_a_browser_lacks_is_one_sentence(site, served, fresh, tmp_path):
     assert "no WebAssembly" in problems(browser)
     browser.choose("#file", image)
     browser.until("document.getElementById('hint').hidden")  # it is shown all the same
-    assert "No network can be run" in browser.text("status")  # noqa: E501
+    assert "No network can be run" in browser.text("status")
 
 
 def test_a_damaged_network_is_not_used(site, fresh, tmp_path):
@@ -294,7 +294,7 @@ def test_the_page_fits(device, site, served, fresh, tmp_path):
     browser.draw("#board", [(0.3, 0.25), (0.7, 0.25), (0.45, 0.8)])
     browser.until("document.querySelectorAll('#digit-classes li').length === 5")
     wide = (
-        "document.documentElement.scrollWidth <= document.documentElement.clientWidth"  # noqa: E501
+        "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
     )
     assert browser.run(wide)
     keep(browser, f"{device}.png", tmp_path)
