@@ -25,14 +25,20 @@ def test_page_and_worker_want_the_version_that_is_copied():
 def test_the_worker_keeps_all_files_of_the_page():
     kept = re.search(r"const PAGE = \[(.*?)\]", source("sw.js"), re.DOTALL)[1]
     linked = re.findall(r'(?:src|href)="([\w.]+)"', source("index.html"))
-    imported = re.findall(r'from "\./([\w.]+)"', source("lens.js"))
-    assert len(linked) == 2 and len(imported) == 2
+    scripts = {path.name for path in LENS.glob("*.js")} - {"sw.js"}
+    imported = {
+        name
+        for script in scripts
+        for name in re.findall(r'from "\./([\w.]+)"', source(script))
+    }
+    assert linked == ["style.css", "lens.js"] and imported | {"lens.js"} == scripts
     for name in [*linked, *imported, *build.FILES]:
         assert f'{name}"' in kept or f"{name}`" in kept, name
 
 
 def test_every_element_that_the_script_wants_is_on_the_page():
-    wanted = set(re.findall(r'find\("([\w-]+)"\)', source("lens.js")))
+    scripts = "".join(source(name) for name in ("lens.js", "board.js", "page.js"))
+    wanted = set(re.findall(r'find\("([\w-]+)"\)', scripts))
     there = set(re.findall(r'id="([\w-]+)"', source("index.html")))
     assert len(wanted) > 15 and wanted <= there
 

@@ -26,7 +26,7 @@ from docs.examples.lens import build, export  # noqa: E402
 
 LENS = pathlib.Path(__file__).parents[2] / "docs" / "examples" / "lens"
 ZOO = pathlib.Path(os.environ.get("NCG_OPTAX_ZOO", LENS.parents[2] / "zoo"))
-PAGE = ("index.html", "style.css", "lens.js", "networks.js", "pixels.js", "sw.js")
+PAGE = ("index.html", "style.css", *(path.name for path in LENS.glob("*.js")))
 LIMIT = 16e6  # bytes of the page and one network
 FIRST = "document.querySelector('#classes li .name')?.textContent"
 READY = "performance.getEntriesByName('ready photographs').length"

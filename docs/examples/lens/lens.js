@@ -1,79 +1,15 @@
 // The page: camera, files, drawing, and what the networks see in them.
 
+import { connectBoard } from "./board.js";
 import { Problem, classify, describe, load, start } from "./networks.js";
+import { attempt, complain, element, find, percent, say, show, stopwatch } from "./page.js";
 import { colours, digit, square } from "./pixels.js";
 
-const find = (id) => document.getElementById(id);
-const BEST = 5;
 const ANNOUNCE = 2000; // milliseconds between two announcements of what a camera sees
 
 const networks = {}; // by name, those that can be run
 let head = null; // the optimizer that is chosen
 let pixels = null; // of the latest picture: { bytes, side }
-
-// Messages
-
-function say(text) {
-  if (find("status").textContent !== text) find("status").textContent = text;
-}
-
-function complain(text) {
-  const shown = [...find("problems").children].some((line) => line.textContent === text);
-  if (shown) return;
-  const line = document.createElement("p");
-  line.className = "problem";
-  line.textContent = text;
-  find("problems").append(line);
-}
-
-// What happens in `work` may fail: the page says so and goes on.
-async function attempt(work, otherwise) {
-  try {
-    return await work();
-  } catch (error) {
-    if (!(error instanceof Problem)) console.error(error);
-    complain(error instanceof Problem ? error.message : otherwise);
-    return null;
-  }
-}
-
-// Results
-
-function element(name, className, text = "") {
-  const made = document.createElement(name);
-  made.className = className;
-  made.textContent = text;
-  return made;
-}
-
-function percent(share, digits = 0) {
-  return `${(100 * share).toFixed(digits)} %`;
-}
-
-function show(list, classes) {
-  const lines = classes.slice(0, BEST).map(({ name, share }) => {
-    const line = document.createElement("li");
-    const bar = element("div", "bar");
-    const length = element("span", "");
-    bar.setAttribute("aria-hidden", "true");
-    length.style.width = `${100 * share}%`;
-    bar.append(length);
-    line.append(element("span", "name", name), bar, element("span", "share", percent(share)));
-    return line;
-  });
-  list.replaceChildren(...lines);
-}
-
-// The median of the latest times, which one slow frame does not move.
-function stopwatch() {
-  const times = [];
-  return (milliseconds) => {
-    times.push(milliseconds);
-    if (times.length > 15) times.shift();
-    const middle = [...times].sort((a, b) => a - b)[times.length >> 1];
-    return `${middle.toFixed(1)} ms a frame`;
-  };
-}
 
 // Pictures
 
@@ -254,74 +190,9 @@ async function read() {
   say(`Most probable digit: ${classes[0].name}, ${percent(classes[0].share)}.`);
 }
 
-function connectBoard() {
-  const board = find("board");
-  const context = board.getContext("2d");
-  const pen = { x: 140, y: 60, down: false };
-
-  function clear() {
-    context.fillStyle = "#000";
-    context.fillRect(0, 0, board.width, board.height);
-    find("digit-classes").replaceChildren();
-    find("digit-time").textContent = "No digit yet.";
-  }
-
-  function line(x, y) {
-    context.strokeStyle = "#fff";
-    context.lineWidth = 22;
-    context.lineCap = context.lineJoin = "round";
-    context.beginPath();
-    context.moveTo(pen.x, pen.y);
-    context.lineTo(x, y);
-    context.stroke();
-    [pen.x, pen.y] = [x, y];
-  }
-
-  const finish = () => attempt(read, "The digit cannot be classified.");
-
-  function place(event) {
-    const box = board.getBoundingClientRect();
-    const scale = board.width / box.width;
-    return [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
-  }
-
-  let drawing = false;
-  board.addEventListener("pointerdown", (event) => {
-    board.setPointerCapture(event.pointerId);
-    drawing = true;
-    [pen.x, pen.y] = place(event);
-    line(pen.x, pen.y);
-  });
-  board.addEventListener("pointermove", (event) => {
-    if (drawing) line(...place(event));
-  });
-  for (const end of ["pointerup", "pointercancel"]) {
-    board.addEventListener(end, () => {
-      if (drawing) finish();
-      drawing = false;
-    });
-  }
-
-  const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-  board.addEventListener("keydown", (event) => {
-    const move = moves[event.key];
-    if (!move && event.key !== " " && event.key !== "Escape") return;
-    event.preventDefault();
-    if (event.key === "Escape") clear();
-    else if (event.key === " ") {
-      pen.down = !pen.down;
-      say(pen.down ? "The pen is down." : "The pen is up.");
-      if (pen.down) line(pen.x, pen.y);
-      else finish();
-    } else {
-      const x = Math.min(Math.max(pen.x + 10 * move[0], 15), board.width - 15);
-      const y = Math.min(Math.max(pen.y + 10 * move[1], 15), board.height - 15);
-      if (pen.down) line(x, y);
-      else [pen.x, pen.y] = [x, y];
-    }
-  });
-  find("clear").addEventListener("click", clear);
-  clear();
+function cleared() {
+  find("digit-classes").replaceChildren();
+  find("digit-time").textContent = "No digit yet.";
 }
 
 // Networks
@@ -364,7 +235,7 @@ function tabulate(network) {
 
 async function main() {
   connectPictures();
-  connectBoard();
+  connectBoard(() => attempt(read, "The digit cannot be classified."), cleared);
   const described = (await attempt(describe, "The networks cannot be described.")) ?? [];
   for (const network of described) {
     tabulate(network);
