@@ -5,7 +5,12 @@ import typer
 from benchmarks.commands import measure, results
 from benchmarks.commands.options import Commands
 from benchmarks.commands.run import run
+<<<<<<< HEAD
 from benchmarks.commands.small_data import small_data
+=======
+from benchmarks.commands.train import train
+from benchmarks.commands.zoo import zoo
+>>>>>>> phone
 
 app = typer.Typer(
     cls=Commands,
@@ -20,6 +25,8 @@ app = typer.Typer(
 app.command("list")(results.list_)
 for command in (
     run,
+    train,
+    zoo,
     results.plot,
     results.table,
     results.poster,

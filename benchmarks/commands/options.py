@@ -109,7 +109,7 @@ def positive(budget: float | None) -> float | None:
     return budget
 
 
-def check_output(folder: pathlib.Path) -> None:
+def check_output(folder: pathlib.Path, option: str = "--output") -> None:
     """Finds out before hours of work whether results can be written into a folder.
 
     Raises:
@@ -117,13 +117,13 @@ def check_output(folder: pathlib.Path) -> None:
     """
     parent = next(filter(os.path.exists, (folder, *folder.absolute().parents)))
     if not parent.is_dir():
-        raise UsageError(f"--output {folder}: {parent} is a file, not a folder.")
+        raise UsageError(f"{option} {folder}: {parent} is a file, not a folder.")
     try:
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
         reason = error.strerror
-        raise UsageError(f"--output {folder}: cannot be written: {reason}.") from error
+        raise UsageError(f"{option} {folder}: cannot be written: {reason}.") from error
 
 
 def progress_bar(console: Console) -> progress.Progress:
