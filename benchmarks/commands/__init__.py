@@ -5,12 +5,9 @@ import typer
 from benchmarks.commands import measure, results
 from benchmarks.commands.options import Commands
 from benchmarks.commands.run import run
-<<<<<<< HEAD
 from benchmarks.commands.small_data import small_data
-=======
 from benchmarks.commands.train import train
 from benchmarks.commands.zoo import zoo
->>>>>>> phone
 
 app = typer.Typer(
     cls=Commands,
