@@ -38,12 +38,12 @@ def _losses(record: Record) -> tuple[float, float]:
 
 
 def grouped(records: Sequence[Record]) -> dict[str, dict[str, Record]]:
-    """The records of each scenario that has been run with ours, by optimizer."""
+    """The records of each scenario with ours and a rival's, by optimizer."""
     found: dict[str, dict[str, Record]] = {}
     for record in records:
         if record["optimizer"] == OURS or record["optimizer"] in RIVALS:
             found.setdefault(record["scenario"], {})[record["optimizer"]] = record
-    return {name: group for name, group in found.items() if OURS in group}
+    return {name: g for name, g in found.items() if OURS in g and len(g) > 1}
 
 
 def wins(
