@@ -46,6 +46,10 @@ def zoo(
     missing = [e for e in ENTRIES if (e.scenario, e.optimizer) not in found]
     if missing:
         console.print(f"Not in {directory} yet, and what makes them:", markup=False)
-    where = "" if directory == pathlib.Path("zoo") else f" --checkpoint {shlex.quote(str(directory))}"
+    where = (
+        ""
+        if directory == pathlib.Path("zoo")
+        else f" --checkpoint {shlex.quote(str(directory))}"
+    )
     for entry in missing:
         typer.echo(f"  python -m benchmarks train {entry.arguments}{where}")
