@@ -132,11 +132,11 @@ const camera = {
   },
 
   stop() {
+    if (this.running) draw(squareOf(find("video"))); // it is black when the camera is off
     this.stream?.getTracks().forEach((track) => track.stop());
     this.stream = null;
     if (!this.running) return;
     this.running = false;
-    draw(squareOf(find("video")));
     this.shown();
   },
 
@@ -264,14 +264,19 @@ function tabulate(network) {
   }
 }
 
-async function main() {
-  connectPictures();
-  connectBoard(() => attempt(read, "The digit cannot be classified."), cleared);
-  const described = (await attempt(describe, "The networks cannot be described.", true)) ?? [];
+async function listed() {
+  const described = await describe();
   for (const network of described) {
     tabulate(network);
     if (network.name === "photographs") choose(network);
   }
+  return described;
+}
+
+async function main() {
+  connectPictures();
+  connectBoard(() => attempt(read, "The digit cannot be classified."), cleared);
+  const described = (await attempt(listed, "The file models/models.json is damaged.", true)) ?? [];
   const runs = await attempt(() => start().then(() => true), "The networks cannot be started.", true);
   if (runs) {
     for (const network of described) {
@@ -310,4 +315,4 @@ async function keepForLater(useful) {
   }
 }
 
-attempt(main, "The page cannot be started: models/models.json is damaged.", true);
+main();
