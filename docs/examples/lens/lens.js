@@ -91,6 +91,7 @@ const camera = {
   async start() {
     if (this.starting) return; // the user is asked for permission
     this.starting = true;
+    opened = null; // a picture that is still being read comes too late
     forget();
     try {
       this.stream = await this.ask();
@@ -132,7 +133,7 @@ const camera = {
   },
 
   stop() {
-    if (this.running) draw(squareOf(find("video"))); // it is black when the camera is off
+    if (this.running) draw(frameOf(find("video"))); // it is black when the camera is off
     this.stream?.getTracks().forEach((track) => track.stop());
     this.stream = null;
     if (!this.running) return;
@@ -167,7 +168,7 @@ const camera = {
   },
 };
 
-function squareOf(video) {
+function frameOf(video) {
   const canvas = document.createElement("canvas");
   canvas.width = video.videoWidth;
   canvas.height = video.videoHeight;
