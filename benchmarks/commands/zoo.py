@@ -1,6 +1,7 @@
 """The command that lists trained networks."""
 
 import pathlib
+import shlex
 from typing import Annotated
 
 import typer
@@ -23,6 +24,8 @@ def zoo(
 
     Weights are not part of the repository: the commands make them.
     """
+    if directory.is_file():
+        raise options.UsageError(f"{directory} is a file, not a folder.")
     console = tables.console()
     found = {}
     with options.explained(ValueError):
@@ -43,6 +46,10 @@ def zoo(
     missing = [e for e in ENTRIES if (e.scenario, e.optimizer) not in found]
     if missing:
         console.print(f"Not in {directory} yet, and what makes them:", markup=False)
-    where = "" if directory == pathlib.Path("zoo") else f" --checkpoint {directory}"
+    where = (
+        ""
+        if directory == pathlib.Path("zoo")
+        else f" --checkpoint {shlex.quote(str(directory))}"
+    )
     for entry in missing:
         typer.echo(f"  python -m benchmarks train {entry.arguments}{where}")

@@ -1,6 +1,7 @@
 """Checkpoints with a card: trained, listed, read again, and refused if damaged."""
 
 import json
+import shlex
 import sys
 
 import jax
@@ -101,6 +102,12 @@ def test_what_cannot_be_trained_is_one_line(results, tmp_path):
     assert "did you mean 'adam'?" in refused([*train, "adma"])
     (tmp_path / "zoo").write_text("")
     assert "--checkpoint" in refused([*train, "lbfgs"])
+    assert "is a file, not a folder" in refused(["zoo", tmp_path / "zoo"])
+
+
+def test_the_commands_of_the_list_can_be_pasted(results, tmp_path):
+    lines = invoke("zoo", tmp_path / "my zoo").splitlines()[1:]
+    assert all(shlex.split(line)[-1] == str(tmp_path / "my zoo") for line in lines)
 
 
 def save(folder, params):

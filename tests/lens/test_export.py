@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import sys
 from hashlib import sha256
 
 import numpy as np
@@ -111,6 +112,16 @@ def test_a_logit_may_not_be_off_by_more_than_the_tolerance(photographs, tmp_path
 def test_a_zoo_without_checkpoints_is_one_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint of mnist_cnn"):
         export.checkpoints(tmp_path, "mnist_cnn")
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path, monkeypatch):
+    for arguments, said in (
+        ([str(tmp_path)], "no checkpoint of mobilenet_last_layer"),
+        (["--output", __file__], "is a file, not a folder"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["export", *arguments])
+        with pytest.raises(SystemExit, match=said):
+            export.main()
 
 
 @pytest.mark.slow

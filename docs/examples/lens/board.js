@@ -10,7 +10,17 @@ export function connectBoard(finish, cleared) {
   const context = board.getContext("2d");
   const pen = { x: 140, y: 60, down: false };
 
+  // The pen of the keyboard, which one would not see otherwise.
+  function point() {
+    const mark = find("pen");
+    mark.classList.toggle("down", pen.down);
+    mark.style.left = `${(100 * pen.x) / board.width}%`;
+    mark.style.top = `${(100 * pen.y) / board.height}%`;
+  }
+
   function clear() {
+    pen.down = false;
+    point();
     context.fillStyle = "#000";
     context.fillRect(0, 0, board.width, board.height);
     cleared();
@@ -35,17 +45,19 @@ export function connectBoard(finish, cleared) {
 
   let drawing = false;
   board.addEventListener("pointerdown", (event) => {
+    if (event.button || !event.isPrimary) return; // another button, a second finger
     board.setPointerCapture(event.pointerId);
     drawing = true;
     [pen.x, pen.y] = place(event);
     line(pen.x, pen.y);
   });
   board.addEventListener("pointermove", (event) => {
-    if (drawing) line(...place(event));
+    if (drawing && event.isPrimary) line(...place(event));
   });
   for (const end of ["pointerup", "pointercancel"]) {
-    board.addEventListener(end, () => {
-      if (drawing) finish();
+    board.addEventListener(end, (event) => {
+      if (!drawing || !event.isPrimary) return;
+      finish();
       drawing = false;
     });
   }
@@ -53,9 +65,11 @@ export function connectBoard(finish, cleared) {
   board.addEventListener("keydown", (event) => {
     const move = moves[event.key];
     if (!move && event.key !== " " && event.key !== "Escape") return;
+    if (event.altKey || event.ctrlKey || event.metaKey) return; // the browser's own
     event.preventDefault();
     if (event.key === "Escape") clear();
     else if (event.key === " ") {
+      if (event.repeat) return;
       pen.down = !pen.down;
       say(pen.down ? "The pen is down." : "The pen is up.");
       if (pen.down) line(pen.x, pen.y);
@@ -66,6 +80,7 @@ export function connectBoard(finish, cleared) {
       if (pen.down) line(x, y);
       else [pen.x, pen.y] = [x, y];
     }
+    point();
   });
   find("clear").addEventListener("click", clear);
   clear();

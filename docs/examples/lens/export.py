@@ -21,6 +21,7 @@ import onnx
 import onnxruntime
 
 from benchmarks import datasets, zoo
+from benchmarks.commands import options
 from benchmarks.reports import records
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.scenarios._mobilenet import from_torch
@@ -250,10 +251,21 @@ def export(networks: list[Network], folder: pathlib.Path) -> dict[str, Any]:
 def main() -> None:
     """Exports a zoo and prints how every file compares with JAX."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("zoo", nargs="?", type=pathlib.Path, default="zoo")
-    parser.add_argument("--output", type=pathlib.Path, default=FOLDER)
+    parser.add_argument(
+        "zoo", nargs="?", type=pathlib.Path, default="zoo",
+        help="where `benchmarks train` wrote (default: zoo)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=FOLDER, metavar="DIR",
+        help="where the files go (default: models, beside the page)",
+    )  # fmt: skip
     arguments = parser.parse_args()
-    made = export([photographs(arguments.zoo), digits(arguments.zoo)], arguments.output)
+    directory = arguments.zoo
+    try:
+        options.check_output(arguments.output)
+        made = export([photographs(directory), digits(directory)], arguments.output)
+    except (options.UsageError, ParityError, *options.UNAVAILABLE) as error:
+        raise SystemExit(f"Error: {error}") from None
     for network in made["networks"]:
         for weights, file in network["files"].items():
             for name, said in file["heads"].items():

@@ -2,7 +2,7 @@
 
 import { connectBoard } from "./board.js";
 import { Problem, classify, describe, load, start } from "./networks.js";
-import { attempt, complain, element, find, percent, say, show, stopwatch } from "./page.js";
+import { attempt, complain, element, find, forget, percent, say, show, stopwatch } from "./page.js";
 import { colours, digit, square } from "./pixels.js";
 
 const ANNOUNCE = 2000; // milliseconds between two announcements of what a camera sees
@@ -10,6 +10,7 @@ const ANNOUNCE = 2000; // milliseconds between two announcements of what a camer
 const networks = {}; // by name, those that can be run
 let head = null; // the optimizer that is chosen
 let pixels = null; // of the latest picture: { bytes, side }
+let opened = null; // the file that was chosen last
 
 // Pictures
 
@@ -26,7 +27,7 @@ async function look(source) {
   if (!network || !pixels) return;
   const classes = await classify(network, head, pixels.bytes, pixels.side);
   const time = pictureTime(performance.now() - began);
-  performance.mark("answer");
+  if (!announced.at) performance.mark("answer"); // the first one
   show(find("classes"), classes);
   const frames = camera.running ? `, ${camera.frames()} frames a second` : "";
   find("time").textContent = `${time}${frames}`;
@@ -43,6 +44,8 @@ function announce({ name, share }) {
 
 async function open(file) {
   camera.stop();
+  forget();
+  opened = file;
   let image = null;
   try {
     image = await createImageBitmap(file);
@@ -50,8 +53,12 @@ async function open(file) {
     complain(`${file.name || "This"} is not a picture that this browser can read.`);
     return;
   }
-  draw(image);
-  await attempt(() => look(image), "The picture cannot be classified.");
+  // A large picture may be ready after a small one that was chosen later.
+  if (opened === file) {
+    draw(image);
+    await attempt(() => look(image), "The picture cannot be classified.");
+  }
+  image.close();
 }
 
 function draw(image) {
@@ -59,8 +66,10 @@ function draw(image) {
   const side = Math.min(image.width, image.height);
   const [left, top] = [(image.width - side) / 2, (image.height - side) / 2];
   const context = canvas.getContext("2d");
-  context.clearRect(0, 0, canvas.width, canvas.height);
+  context.fillStyle = "#fff"; // behind what is transparent, as in `square`
+  context.fillRect(0, 0, canvas.width, canvas.height);
   context.drawImage(image, left, top, side, side, 0, 0, canvas.width, canvas.height);
+  canvas.setAttribute("aria-label", "A picture");
   find("hint").hidden = true;
 }
 
@@ -68,6 +77,7 @@ function draw(image) {
 
 const camera = {
   running: false,
+  starting: false,
   facing: "environment",
   stream: null,
   times: [],
@@ -79,12 +89,39 @@ const camera = {
   },
 
   async start() {
+    if (this.starting) return; // the user is asked for permission
+    this.starting = true;
+    opened = null; // a picture that is still being read comes too late
+    forget();
+    try {
+      this.stream = await this.ask();
+      const [track] = this.stream.getVideoTracks();
+      track.addEventListener("ended", () => {
+        this.stop();
+        complain("The camera was switched off or removed.");
+      });
+      const video = find("video");
+      video.srcObject = this.stream;
+      await video.play();
+      this.running = true;
+      this.times = [];
+      this.shown();
+      this.next();
+    } catch (error) {
+      this.stop();
+      throw error;
+    } finally {
+      this.starting = false;
+    }
+  },
+
+  async ask() {
     if (!navigator.mediaDevices?.getUserMedia) {
       throw new Problem("This browser gives pages no camera here (it does with HTTPS): choose a picture instead.");
     }
     const wanted = { facingMode: this.facing, width: { ideal: 640 }, height: { ideal: 480 } };
     try {
-      this.stream = await navigator.mediaDevices.getUserMedia({ video: wanted, audio: false });
+      return await navigator.mediaDevices.getUserMedia({ video: wanted, audio: false });
     } catch (error) {
       const refused = error.name === "NotAllowedError";
       throw new Problem(
@@ -93,21 +130,14 @@ const camera = {
           : "There is no camera that can be used: choose a picture instead.",
       );
     }
-    const video = find("video");
-    video.srcObject = this.stream;
-    await video.play();
-    this.running = true;
-    this.times = [];
-    this.shown();
-    this.next();
   },
 
   stop() {
+    if (this.running) draw(frameOf(find("video"))); // it is black when the camera is off
     this.stream?.getTracks().forEach((track) => track.stop());
     this.stream = null;
     if (!this.running) return;
     this.running = false;
-    draw(squareOf(find("video")));
     this.shown();
   },
 
@@ -116,18 +146,20 @@ const camera = {
     find("picture").hidden = this.running;
     find("turn").hidden = !this.running;
     find("hint").hidden = true;
-    find("camera").setAttribute("aria-pressed", String(this.running));
+    find("camera").classList.toggle("on", this.running);
     find("camera").textContent = this.running ? "Stop the camera" : "Start the camera";
   },
 
   // One frame after the other, never two at a time.
   next() {
     const video = find("video");
+    const { stream } = this;
     const frame = async () => {
-      if (!this.running) return;
+      if (this.stream !== stream) return;
       this.times.push(performance.now());
       if (this.times.length > 20) this.times.shift();
       const done = await attempt(() => look(video).then(() => true), "A frame cannot be classified.");
+      if (this.stream !== stream) return;
       if (done) this.next();
       else this.stop();
     };
@@ -136,7 +168,7 @@ const camera = {
   },
 };
 
-function squareOf(video) {
+function frameOf(video) {
   const canvas = document.createElement("canvas");
   canvas.width = video.videoWidth;
   canvas.height = video.videoHeight;
@@ -153,25 +185,25 @@ function connectPictures() {
   };
   input.addEventListener("change", chosen);
   chosen(); // before this script was there
-  drop.addEventListener("dragover", (event) => {
+  // Anywhere: beside the frame, a browser would show the picture in place of the page.
+  document.addEventListener("dragover", (event) => {
     event.preventDefault();
     drop.classList.add("over");
   });
-  drop.addEventListener("dragleave", () => drop.classList.remove("over"));
-  drop.addEventListener("drop", (event) => {
+  document.addEventListener("dragleave", () => drop.classList.remove("over"));
+  document.addEventListener("drop", (event) => {
     event.preventDefault();
     drop.classList.remove("over");
     const [file] = event.dataTransfer.files;
     if (file) open(file);
   });
-  find("camera").addEventListener("click", () => {
-    if (camera.running) camera.stop();
-    else attempt(() => camera.start(), "The camera cannot be started.");
-  });
-  find("turn").addEventListener("click", () => {
+  const start = () => attempt(() => camera.start(), "The camera cannot be started.");
+  find("camera").addEventListener("click", () => (camera.running ? camera.stop() : start()));
+  find("turn").addEventListener("click", async () => {
     camera.facing = camera.facing === "user" ? "environment" : "user";
     camera.stop();
-    attempt(() => camera.start(), "The camera cannot be started.");
+    await start();
+    find(camera.running ? "turn" : "camera").focus(); // the button was hidden for a moment
   });
 }
 
@@ -233,18 +265,24 @@ function tabulate(network) {
   }
 }
 
-async function main() {
-  connectPictures();
-  connectBoard(() => attempt(read, "The digit cannot be classified."), cleared);
-  const described = (await attempt(describe, "The networks cannot be described.")) ?? [];
+async function listed() {
+  const described = await describe();
   for (const network of described) {
     tabulate(network);
     if (network.name === "photographs") choose(network);
   }
-  const runs = await attempt(() => start().then(() => true), "The networks cannot be started.");
+  return described;
+}
+
+async function main() {
+  connectPictures();
+  connectBoard(() => attempt(read, "The digit cannot be classified."), cleared);
+  const described = (await attempt(listed, "The file models/models.json is damaged.", true)) ?? [];
+  const runs = await attempt(() => start().then(() => true), "The networks cannot be started.", true);
   if (runs) {
     for (const network of described) {
-      const found = await attempt(() => load(network), `The network for ${network.name} cannot be loaded.`);
+      const failed = `The network for ${network.name} cannot be loaded.`;
+      const found = await attempt(() => load(network), failed, true);
       if (!found) continue;
       networks[network.name] = found;
       // The first run of a network prepares it: better now than with the first picture.
@@ -252,6 +290,7 @@ async function main() {
       await attempt(
         () => classify(found, found.heads[0].name, blank, network.side),
         `The network for ${network.name} cannot be run.`,
+        true,
       );
       performance.mark(`ready ${network.name}`);
       // What was shown while it loaded.

@@ -27,7 +27,8 @@ export async function start() {
 export async function describe() {
   try {
     const answer = await fetch(`${MODELS}models.json`);
-    if (answer.ok) return (await answer.json()).networks;
+    const { networks } = answer.ok ? await answer.json() : {};
+    if (networks?.length) return networks;
   } catch {
     // The sentence below says it.
   }

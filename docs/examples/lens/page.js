@@ -12,22 +12,27 @@ export function say(text) {
   if (find("status").textContent !== text) find("status").textContent = text;
 }
 
-export function complain(text) {
+// A problem that does not last is shown until the user does the next thing.
+export function complain(text, lasting = false) {
   const shown = [...find("problems").children].some((line) => line.textContent === text);
   if (shown) return;
   const line = document.createElement("p");
-  line.className = "problem";
+  line.className = lasting ? "problem lasting" : "problem";
   line.textContent = text;
   find("problems").append(line);
 }
 
+export function forget() {
+  for (const line of find("problems").querySelectorAll(":not(.lasting)")) line.remove();
+}
+
 // What happens in `work` may fail: the page says so and goes on.
-export async function attempt(work, otherwise) {
+export async function attempt(work, otherwise, lasting = false) {
   try {
     return await work();
   } catch (error) {
     if (!(error instanceof Problem)) console.error(error);
-    complain(error instanceof Problem ? error.message : otherwise);
+    complain(error instanceof Problem ? error.message : otherwise, lasting);
     return null;
   }
 }

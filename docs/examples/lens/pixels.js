@@ -26,7 +26,11 @@ export function square(source, side) {
     if (size <= side) next = size;
     const [smaller, onto] = sheet(next, next);
     if (canvas) onto.drawImage(canvas, 0, 0, from, from, 0, 0, next, next);
-    else onto.drawImage(source, left, top, from, from, 0, 0, next, next);
+    else {
+      onto.fillStyle = "#fff"; // behind what is transparent
+      onto.fillRect(0, 0, next, next);
+      onto.drawImage(source, left, top, from, from, 0, 0, next, next);
+    }
     [canvas, context, size] = [smaller, onto, next];
   } while (size > side);
   return context.getImageData(0, 0, size, size);

@@ -1,7 +1,7 @@
 // Keeps page and networks, so that the page works without a network after one visit.
 
-const CACHE = "ncg-lens-1";
 const RUNTIME = "vendor/onnxruntime-web-1.22.0/";
+const CACHE = `ncg-lens-1 ${RUNTIME}`; // another version of the runtime takes its place
 const PAGE = [
   "./",
   "index.html",
@@ -17,6 +17,8 @@ const PAGE = [
   "models/models.json",
 ];
 
+const SCOPE = self.registration.scope;
+
 self.addEventListener("install", (event) => event.waitUntil(fill().then(() => self.skipWaiting())));
 
 self.addEventListener("activate", (event) =>
@@ -30,19 +32,24 @@ self.addEventListener("activate", (event) =>
 );
 
 self.addEventListener("fetch", (event) => {
-  const url = new URL(event.request.url);
-  if (event.request.method !== "GET" || url.origin !== self.location.origin) return;
+  // Only what belongs to the page: on a developer's machine another one may have its place.
+  const [address] = event.request.url.split(/[?#]/);
+  const path = address.startsWith(SCOPE) ? address.slice(SCOPE.length) || "./" : null;
   // These have a version or a checksum in their address: they never change.
-  const fixed = url.pathname.includes(RUNTIME) || url.pathname.endsWith(".onnx");
+  const fixed = /^models\/.*\.onnx$/.test(path) || path?.startsWith(RUNTIME);
+  if (event.request.method !== "GET" || !(fixed || PAGE.includes(path))) return;
   event.respondWith(fixed ? cacheFirst(event.request) : networkFirst(event.request));
 });
 
 async function fill() {
   const cache = await caches.open(CACHE);
-  await cache.addAll(PAGE);
+  await cache.addAll(PAGE.map((name) => new Request(name, { cache: "no-cache" })));
   const { networks } = await (await cache.match("models/models.json")).json();
   const files = networks.map((network) => network.files[network.served]);
-  await cache.addAll(files.map((file) => `models/${file.file}?${file.sha256}`));
+  for (const { file, sha256 } of files) {
+    const answer = await fetch(`models/${file}?${sha256}`);
+    if (answer.ok) await cache.put(answer.url, answer); // the page does without one that is missing
+  }
 }
 
 async function cacheFirst(request) {
@@ -55,7 +62,8 @@ async function cacheFirst(request) {
 async function networkFirst(request) {
   const cache = await caches.open(CACHE);
   try {
-    return await keep(cache, request, await fetch(request));
+    // "no-cache": the server is asked whether the copy of the browser is still the newest.
+    return await keep(cache, request, await fetch(request, { cache: "no-cache" }));
   } catch (error) {
     const kept = await cache.match(request, { ignoreSearch: true });
     if (kept) return kept;
@@ -65,11 +73,12 @@ async function networkFirst(request) {
 
 async function keep(cache, request, answer) {
   if (!answer.ok) return answer;
-  const path = new URL(request.url).pathname;
-  for (const other of await cache.keys()) {
-    // The same file with another checksum.
-    if (new URL(other.url).pathname === path) await cache.delete(other);
+  try {
+    // The same file with another checksum goes.
+    await cache.delete(request, { ignoreSearch: true });
+    await cache.put(request, answer.clone());
+  } catch (error) {
+    console.warn("Not kept, perhaps for lack of space:", error.message);
   }
-  await cache.put(request, answer.clone());
   return answer;
 }
