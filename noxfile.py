@@ -14,6 +14,11 @@ import nox
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "types"]
 
+# What the test with the oldest versions runs: presets and parts, a few minutes.
+OLDEST = [
+    f"tests/unit/test_{name}.py"
+    for name in ("presets", "transform", "minimize", "kronecker", "kronecker_adam")
+]
 README = pathlib.Path(__file__).with_name("README.md")
 PROGRAM = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
@@ -55,6 +60,36 @@ def slow(session):
     options = ("-m", "slow", "-n", "auto", "--dist", "loadfile")
     as_for_users = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     run(session, "pytest", *options, *session.posargs, env=as_for_users)
+
+
+@nox.session(venv_backend="venv")
+def oldest(session):
+    """Runs some tests with the oldest JAX and optax that pyproject.toml allows."""
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    versions = [name.replace(">=", "==") for name in project["dependencies"]]
+    needed = ("flax", "hypothesis", "orbax-checkpoint", "pytest>=8")
+    session.install(".", *versions, *needed)
+    session.run("python", "-m", "pytest", *(session.posargs or OLDEST))
+
+
+@nox.session
+def coverage(session):
+    """Measures which branches of the package the tests take; needs 30 minutes."""
+    folders = [f"tests/{name}" for name in ("unit", "contract", "integration")]
+    run(session, "coverage", "run", "-m", "pytest", *(session.posargs or folders))
+    run(session, "coverage", "report")
+
+
+@nox.session
+def mutants(session):
+    """Changes a module in places, and lists the changes that no test notices."""
+    session.run(sys.executable, "tests/mutants.py", *session.posargs)
+
+
+@nox.session
+def audit(session):
+    """Compares the versions that are installed with known vulnerabilities."""
+    run(session, "pip_audit", "--skip-editable", *session.posargs)
 
 
 @nox.session
