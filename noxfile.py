@@ -14,6 +14,7 @@ import nox
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "types"]
 
+PARALLEL = ("-n", "auto", "--dist", "loadfile")
 # What the test with the oldest versions runs: presets and parts, a few minutes.
 OLDEST = [
     f"tests/unit/test_{name}.py"
@@ -51,15 +52,15 @@ def types(session):
 @nox.session
 def tests(session):
     """Runs the tests on all cores, without the slow ones."""
-    run(session, "pytest", "-n", "auto", "--dist", "loadfile", *session.posargs)
+    run(session, "pytest", *PARALLEL, *session.posargs)
 
 
 @nox.session
 def slow(session):
     """Runs the slow tests only, compiled with all optimisations, as for users."""
-    options = ("-m", "slow", "-n", "auto", "--dist", "loadfile")
     as_for_users = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
-    run(session, "pytest", *options, *session.posargs, env=as_for_users)
+    command = ("pytest", "-m", "slow", *PARALLEL)
+    run(session, *command, *session.posargs, env=as_for_users)
 
 
 @nox.session(venv_backend="venv")
@@ -67,16 +68,20 @@ def oldest(session):
     """Runs some tests with the oldest JAX and optax that pyproject.toml allows."""
     project = nox.project.load_toml("pyproject.toml")["project"]
     versions = [name.replace(">=", "==") for name in project["dependencies"]]
-    needed = ("flax", "hypothesis", "orbax-checkpoint", "pytest>=8")
+    needed = ("flax", "hypothesis", "orbax-checkpoint", "pytest>=8", "pytest-xdist")
     session.install(".", *versions, *needed)
-    session.run("python", "-m", "pytest", *(session.posargs or OLDEST))
+    command = ("python", "-m", "pytest", *PARALLEL)
+    session.run(*command, *(session.posargs or OLDEST))
 
 
 @nox.session
 def coverage(session):
-    """Measures which branches of the package the tests take; needs 30 minutes."""
-    folders = [f"tests/{name}" for name in ("unit", "contract", "integration")]
-    run(session, "coverage", "run", "-m", "pytest", *(session.posargs or folders))
+    """Measures which branches of the package the tests take; in half an hour."""
+    names = ("unit", "contract", "integration", "distributed")
+    folders = [f"tests/{name}" for name in names]
+    command = ("coverage", "run", "-m", "pytest", *PARALLEL)
+    run(session, *command, *(session.posargs or folders))
+    run(session, "coverage", "combine")
     run(session, "coverage", "report")
 
 
