@@ -244,7 +244,7 @@ def main() -> int:
                     return 2
                 limits[mutant.module] = 60 + 4 * (time.monotonic() - start)
             outcome, what = bench.of_mutant(mutant, files, limits[mutant.module])
-            if outcome == "passed" and reason_why_equal(mutant, table["equal"]):
+            if outcome == "passed" and reason_why_equal(mutant, table.get("equal", [])):
                 outcome = "equal"
             counts[outcome] += 1
             place = f"{mutant.module}:{mutant.line} ({mutant.function})"
