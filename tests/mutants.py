@@ -186,10 +186,13 @@ class Bench:
         arguments = (self.folder, files, self.log)
         process = self.processes.Process(target=run_tests, args=arguments)
         process.start()
-        process.join(limit)
-        if process.is_alive():
+        try:
+            process.join(limit)
+        finally:
+            late = process.is_alive()
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)  # and what the tests started
+        if late:
             process.join()
             return "timeout", ""
         if process.exitcode == 0:
@@ -218,9 +221,8 @@ def reason_why_equal(mutant: Mutant, known: list[dict]) -> str | None:
     return None
 
 
-def main() -> int:
-    """Tests a sample of the mutants of some modules; 1 if an unknown one survives."""
-    table = tomllib.loads(TABLE.read_text())
+def arguments(table: dict) -> tuple[list[str], int, int]:
+    """Modules, number and seed of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("modules", nargs="*", help="default: all of the table")
     parser.add_argument("--number", type=int, default=30, help="of mutants, in all")
@@ -229,34 +231,53 @@ def main() -> int:
     modules = given.modules or list(table["tests"])
     if unknown := [name for name in modules if name not in table["tests"]]:
         parser.error(f"tests/mutants.toml names no tests for {', '.join(unknown)}.")
-    every = [m for name in modules for m in mutants(name, (ROOT / name).read_text())]
-    count = min(given.number, len(every))
-    chosen = random.Random(given.seed).sample(range(len(every)), count)
-    print(f"{count} of {len(every)} mutants of {len(modules)} modules", flush=True)
-    counts, limits = dict.fromkeys(("failed", "timeout", "passed", "equal"), 0), {}
+    return modules, given.number, given.seed
+
+
+def outcomes(sample: list[Mutant], table: dict) -> Iterator[tuple[Mutant, str, str]]:
+    """Each mutant with its outcome, ``equal`` if it is known to compute the same."""
+    limits: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(os.path.realpath(folder))
-        for mutant in (every[i] for i in sorted(chosen)):
+        for mutant in sample:
             files = table["tests"][mutant.module]
             if mutant.module not in limits:
                 start = time.monotonic()
-                if (found := bench.outcome(files))[0] != "passed":
-                    print(f"{mutant.module}: its tests fail without a change: {found}")
-                    return 2
+                outcome, what = bench.outcome(files)
+                if outcome != "passed":
+                    sys.exit(
+                        f"{mutant.module}: its tests fail without a change: {what}"
+                    )
                 limits[mutant.module] = 60 + 4 * (time.monotonic() - start)
             outcome, what = bench.of_mutant(mutant, files, limits[mutant.module])
-            if outcome == "passed" and reason_why_equal(mutant, table.get("equal", [])):
+            if outcome == "passed" and reason_why_equal(mutant, table["equal"]):
                 outcome = "equal"
+            yield mutant, outcome, what
+
+
+def main() -> int:
+    """Tests a sample of the mutants of some modules; 1 if an unknown one survives."""
+    table = tomllib.loads(TABLE.read_text())
+    modules, number, seed = arguments(table)
+    every = [m for name in modules for m in mutants(name, (ROOT / name).read_text())]
+    number = min(number, len(every))
+    chosen = sorted(random.Random(seed).sample(range(len(every)), number))
+    print(f"{number} of {len(every)} mutants of {len(modules)} modules", flush=True)
+    counts = dict.fromkeys(("failed", "timeout", "passed", "equal"), 0)
+    try:
+        for mutant, outcome, what in outcomes([every[i] for i in chosen], table):
             counts[outcome] += 1
             place = f"{mutant.module}:{mutant.line} ({mutant.function})"
             mark = "SURVIVED" if outcome == "passed" else outcome
             print(f"{mark:8} {place}: {mutant.change}  {what}", flush=True)
-    killed, equal = counts["failed"] + counts["timeout"], counts["equal"]
-    print(
-        f"{killed} of {count} killed ({counts['timeout']} by the time limit), "
-        f"{counts['passed']} survived, {equal} known to compute the same: "
-        f"{killed / max(1, count - equal):.0%} of those that do not."
-    )
+    finally:  # also of a part
+        killed = counts["failed"] + counts["timeout"]
+        differ = killed + counts["passed"]
+        print(
+            f"{killed} of {differ} killed ({counts['timeout']} by the time limit), "
+            f"{killed / max(1, differ):.0%}; {counts['equal']} more are known to "
+            "compute the same."
+        )
     return int(counts["passed"] > 0)
 
 
@@ -265,4 +286,5 @@ if __name__ == "__main__":
     import conftest  # noqa: F401  what JAX reads in the environment, before its import
 
     os.environ["PYTHONWARNINGS"] = "ignore::RuntimeWarning"  # of forks, by JAX
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     sys.exit(main())
