@@ -76,6 +76,7 @@ class Mutant(NamedTuple):
     module: str
     function: str  # that holds the change; class and function joined by a dot
     line: int
+    on: str  # the text of that line
     before: str
     after: str
     source: str  # of the whole module, changed
@@ -98,7 +99,9 @@ def mutants(module: str, source: str) -> list[Mutant]:
         after = ast.unparse(ast.fix_missing_locations(other))
         changed = raw[:start] + f"({after})".encode() + raw[end:]
         before = ast.unparse(node)
-        return Mutant(module, function, node.lineno, before, after, changed.decode())
+        on = lines[node.lineno - 1].decode().strip()
+        text = changed.decode()
+        return Mutant(module, function, node.lineno, on, before, after, text)
 
     return [made(*place) for place in _places(ast.parse(source), ())]
 
@@ -212,13 +215,10 @@ class Bench:
             path.write_text(original)
 
 
-def reason_why_equal(mutant: Mutant, known: list[dict]) -> str | None:
-    """Why a mutant computes the same, if the table says so."""
-    for entry in known:
-        same = entry["module"] == mutant.module and entry["in"] == mutant.function
-        if same and entry["change"] == mutant.change:
-            return entry["reason"]
-    return None
+def is_known_to_be_equal(mutant: Mutant, known: list[dict]) -> bool:
+    """Whether the table says that a mutant computes the same."""
+    found = {"module": mutant.module, "on": mutant.on, "change": mutant.change}
+    return any(found.items() <= entry.items() for entry in known)
 
 
 def arguments(table: dict) -> tuple[list[str], int, int]:
@@ -250,7 +250,7 @@ def outcomes(sample: list[Mutant], table: dict) -> Iterator[tuple[Mutant, str, s
                     )
                 limits[mutant.module] = 60 + 4 * (time.monotonic() - start)
             outcome, what = bench.of_mutant(mutant, files, limits[mutant.module])
-            if outcome == "passed" and reason_why_equal(mutant, table["equal"]):
+            if outcome == "passed" and is_known_to_be_equal(mutant, table["equal"]):
                 outcome = "equal"
             yield mutant, outcome, what
 

@@ -52,10 +52,10 @@ def test_mutants_differ_and_can_be_compiled(program, module):
 def test_the_table_is_up_to_date(program):
     for files in TABLE["tests"].values():
         assert [name for name in files if not (ROOT / name).exists()] == []
-    known = [(x["module"], x["in"], x["change"]) for x in TABLE["equal"]]
+    known = [(x["module"], x["on"], x["change"]) for x in TABLE["equal"]]
     assert len(set(known)) == len(known)
     found = {
-        (mutant.module, mutant.function, mutant.change)
+        (mutant.module, mutant.on, mutant.change)
         for module in TABLE["tests"]
         for mutant in program.mutants(module, (ROOT / module).read_text())
     }
