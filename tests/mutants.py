@@ -114,6 +114,8 @@ def _places(
         inside = (*inside, node.name)
     elif isinstance(node, (ast.Raise, ast.JoinedStr)):
         return  # the words of an error
+    elif isinstance(node, ast.keyword) and node.arg == "strict":
+        return  # of zip: a check of the lengths
     if inside and isinstance(node, ast.expr):
         for other in _others(node):
             yield ".".join(inside), node, other
