@@ -7,9 +7,10 @@ import pathlib
 import pytest
 
 # Nine tenths of the time of a test is XLA's. Without LLVM's optimisations, and with the
-# older of the two code generators that this version has for CPUs, it takes a quarter;
-# results differ by rounding. A version without such a flag would end the process.
-if importlib.metadata.version("jaxlib").startswith("0.10."):
+# older of the two code generators that these versions have for CPUs, it takes a
+# quarter; results differ by rounding. A version without such a flag would end the
+# process.
+if importlib.metadata.version("jaxlib").startswith(("0.8.", "0.9.", "0.10.")):
     FLAGS = (
         "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     )

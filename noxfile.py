@@ -14,6 +14,9 @@ import nox
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "types"]
 
+PARALLEL = ("-n", "auto", "--dist", "loadfile")
+# What the test with the oldest versions runs: presets and parts, a few minutes.
+OLDEST = ["tests/unit/test_presets.py", "tests/unit/test_transform.py"]
 README = pathlib.Path(__file__).with_name("README.md")
 PROGRAM = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
@@ -46,15 +49,49 @@ def types(session):
 @nox.session
 def tests(session):
     """Runs the tests on all cores, without the slow ones."""
-    run(session, "pytest", "-n", "auto", "--dist", "loadfile", *session.posargs)
+    run(session, "pytest", *PARALLEL, *session.posargs)
 
 
 @nox.session
 def slow(session):
     """Runs the slow tests only, compiled with all optimisations, as for users."""
-    options = ("-m", "slow", "-n", "auto", "--dist", "loadfile")
     as_for_users = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
-    run(session, "pytest", *options, *session.posargs, env=as_for_users)
+    command = ("pytest", "-m", "slow", *PARALLEL)
+    run(session, *command, *session.posargs, env=as_for_users)
+
+
+@nox.session(venv_backend="venv")
+def oldest(session):
+    """Runs some tests with the oldest JAX and optax that pyproject.toml allows."""
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    versions = [name.replace(">=", "==") for name in project["dependencies"]]
+    needed = ("flax", "hypothesis", "orbax-checkpoint", "pytest>=8", "pytest-xdist")
+    session.install(".", *versions, *needed)
+    command = ("python", "-m", "pytest", *PARALLEL)
+    session.run(*command, *(session.posargs or OLDEST))
+
+
+@nox.session
+def coverage(session):
+    """Measures which branches of the package the tests take; in half an hour."""
+    names = ("unit", "contract", "integration", "distributed")
+    folders = [f"tests/{name}" for name in names]
+    command = ("coverage", "run", "-m", "pytest", *PARALLEL)
+    run(session, *command, *(session.posargs or folders))
+    run(session, "coverage", "combine")
+    run(session, "coverage", "report")
+
+
+@nox.session
+def mutants(session):
+    """Changes a module in places, and lists the changes that no test notices."""
+    session.run(sys.executable, "tests/mutants.py", *session.posargs)
+
+
+@nox.session
+def audit(session):
+    """Compares the versions that are installed with known vulnerabilities."""
+    run(session, "pip_audit", "--skip-editable", *session.posargs)
 
 
 @nox.session

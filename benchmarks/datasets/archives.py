@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 VARIABLE = "NCG_OPTAX_DATA"
 CACHE = pathlib.Path("~/.cache/ncg_optax")
+LIMIT = 2**30  # bytes of an archive, and of what is read of one
 
 
 class Archive(NamedTuple):
@@ -61,7 +62,14 @@ def find(archive: Archive) -> pathlib.Path:
 
 
 def members(archive: Archive, pattern: str) -> dict[str, bytes]:
-    """The files of an archive (tar, Debian package, wheel) whose names match."""
+    """The files of an archive (tar, Debian package, wheel) whose names match.
+
+    Nothing is written: a name is no more than the key of its content. Links and devices
+    are left out.
+
+    Raises:
+        ValueError: if the files of the archive have more than ``LIMIT`` bytes.
+    """
     content = find(archive).read_bytes()
     kind = _zip if archive.name.endswith(".whl") else _tar
     if archive.name.endswith(".deb"):
@@ -74,7 +82,10 @@ def read(archive: Archive, pattern: str) -> dict[str, bytes]:
     found = {}
     for path, data in members(archive, pattern).items():
         name = path.rpartition("/")[2]
-        data = gzip.decompress(data) if name.endswith(".gz") else data
+        if name.endswith(".gz"):
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+                data = file.read(LIMIT + 1)
+            _require_small(len(data), path)
         found[name.removesuffix(".gz")] = data
     return found
 
@@ -92,17 +103,26 @@ def _places(pattern: str) -> list[pathlib.Path]:
 
 
 def _tar(file: io.BytesIO, pattern: str) -> Iterator[tuple[str, bytes]]:
+    unpacked = 0
     with tarfile.open(fileobj=file) as tar:
         for member in tar:
+            unpacked += member.size
+            _require_small(unpacked, member.name)
             if member.isfile() and re.search(pattern, member.name):
                 yield member.name, tar.extractfile(member).read()
 
 
 def _zip(file: io.BytesIO, pattern: str) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(file) as archive:
+        _require_small(sum(info.file_size for info in archive.infolist()), "its files")
         for name in archive.namelist():
             if re.search(pattern, name):
                 yield name, archive.read(name)
+
+
+def _require_small(size: int, what: str) -> None:
+    if size > LIMIT:
+        raise ValueError(f"this archive is not read: {what} exceeds {LIMIT:,} bytes.")
 
 
 def _ar_member(raw: bytes, prefix: str) -> bytes:
@@ -128,7 +148,7 @@ def keep(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> pathlib.Pa
 def _download(archive: Archive, cache: pathlib.Path) -> pathlib.Path:
     try:
         with urllib.request.urlopen(archive.url, timeout=60) as response:
-            content = response.read()
+            content = response.read(LIMIT + 1)
     except OSError as error:
         raise FileNotFoundError(
             f"{archive.name} is neither in ${VARIABLE} nor in {CACHE}, and downloading "

@@ -1,11 +1,9 @@
 """Weights of a network that was trained on ImageNet, read without torch."""
 
-import collections
 import io
-import pickle
-import re
-from collections.abc import Callable
-from typing import BinaryIO, NamedTuple
+import math
+import pickletools
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -41,22 +39,26 @@ def mobilenet_v2_weights() -> dict[str, np.ndarray]:
 def torch_arrays(file: BinaryIO) -> dict[str, np.ndarray]:
     """Reads the tensors of a file of torch, in its format before version 1.6.
 
-    Such a file is a row of pickles and then the numbers. Nothing but names of number
-    types and of tensors is unpickled, so that no code in the file can run.
+    Such a file is a row of pickles and then the numbers. The pickles are not run but
+    read: by a few of their instructions, and with no names but those of number types
+    and of tensors, so that no code in the file can run.
 
     Raises:
-        ValueError: if the file has another format, or a tensor leaves its numbers.
-        pickle.UnpicklingError: if it holds anything but tensors.
+        ValueError: if the file has another format, holds anything but tensors, or a
+            tensor leaves its numbers.
     """
     types: dict[str, np.dtype] = {}
     if file.read(2) == b"PK":
         raise ValueError("this is a zip archive, the format of torch 1.6 and later.")
     file.seek(0)
-    magic, _, _, tensors, keys = (_Unpickler(file, types).load() for _ in range(5))
-    if magic != MAGIC:
-        raise ValueError("this is not a file of torch.")
-    storages = {key: _storage(file, types[key]) for key in keys}
-    return {name: _array(tensor, storages) for name, tensor in tensors.items()}
+    try:
+        magic, _, _, tensors, keys = (_read(file, types) for _ in range(5))
+        if magic != MAGIC:
+            raise ValueError("this is not a file of torch.")
+        storages = {key: _storage(file, types[key]) for key in keys}
+        return {name: _array(tensor, storages) for name, tensor in tensors.items()}
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"this file of torch is damaged ({error!r}).") from error
 
 
 class _Tensor(NamedTuple):
@@ -68,26 +70,77 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: BinaryIO, types: dict[str, np.dtype]):
-        super().__init__(file)
-        self.types = types
+# What names in a file stand for, as `module name`; the functions make plain tuples.
+KNOWN: dict[str, Any] = {
+    "collections OrderedDict": dict,
+    "torch._utils _rebuild_tensor": lambda *parts: _Tensor(*parts[:4]),
+    "torch._utils _rebuild_tensor_v2": lambda *parts: _Tensor(*parts[:4]),
+    "torch._utils _rebuild_parameter": lambda tensor, *_: tensor,
+    **{f"torch {name}": np.dtype(kind) for name, kind in STORAGES.items()},
+}
+LITERALS = {"BININT", "BININT1", "BININT2", "BINUNICODE", "INT", "LONG1", "UNICODE"}
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
+FIXED = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}
 
-    def find_class(self, module: str, name: str) -> Callable | np.dtype:
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if module == "torch" and name in STORAGES:
-            return np.dtype(STORAGES[name])
-        if module == "torch._utils" and re.fullmatch(r"_rebuild_tensor(_v2)?", name):
-            return lambda *parts: _Tensor(*parts[:4])
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda tensor, *_: tensor
-        raise pickle.UnpicklingError(f"{module}.{name} is no tensor.")
 
-    def persistent_load(self, reference: tuple) -> str:
-        _, dtype, key, *_ = reference
-        self.types[key] = dtype
-        return key
+def _read(file: BinaryIO, types: dict[str, np.dtype]) -> Any:
+    """The object of one pickle, and into ``types`` those of the storages it names."""
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+    for opcode, value, _ in pickletools.genops(file):
+        match opcode.name:
+            case "PROTO":
+                pass
+            case "MARK":
+                marks.append(len(stack))
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append(CONSTANTS[opcode.name])
+            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
+                stack.append(EMPTY[opcode.name]())
+            case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(_top(stack, marks, opcode.name)))
+            case "APPEND" | "APPENDS":
+                items = _top(stack, marks, opcode.name)
+                stack[-1].extend(items)
+            case "SETITEM" | "SETITEMS":
+                items = _top(stack, marks, opcode.name)
+                stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            case "BINPUT" | "LONG_BINPUT" | "PUT":
+                memo[value] = stack[-1]
+            case "BINGET" | "LONG_BINGET" | "GET":
+                stack.append(memo[value])
+            case "GLOBAL":
+                if value not in KNOWN:
+                    raise ValueError(f"{value.replace(' ', '.')} is no tensor.")
+                stack.append(KNOWN[value])
+            case "REDUCE":
+                arguments = stack.pop()
+                stack.append(stack.pop()(*arguments))
+            case "BUILD":  # attributes of a dictionary, such as versions of layers
+                stack.pop()
+            case "BINPERSID":
+                _, dtype, key, *_ = stack.pop()
+                types[key] = dtype
+                stack.append(key)
+            case "STOP":
+                return stack.pop()
+            case name if name in LITERALS:
+                stack.append(value)
+            case _:
+                raise ValueError(f"the instruction {opcode.name} makes no tensor.")
+    return None
+
+
+def _top(stack: list[Any], marks: list[int], opcode: str) -> list[Any]:
+    """Takes what an instruction needs: a fixed number, or all that follow a mark."""
+    first = len(stack) - FIXED[opcode] if opcode in FIXED else marks.pop()
+    if first < 0:
+        raise LookupError(f"{opcode} has too little")
+    items = stack[first:]
+    del stack[first:]
+    return items
 
 
 def _storage(file: BinaryIO, dtype: np.dtype) -> np.ndarray:
@@ -97,6 +150,8 @@ def _storage(file: BinaryIO, dtype: np.dtype) -> np.ndarray:
 
 def _array(tensor: _Tensor, storages: dict[str, np.ndarray]) -> np.ndarray:
     numbers = storages[tensor.storage]
+    if math.prod(tensor.shape) > len(numbers):
+        raise ValueError(f"a tensor reaches outside its {len(numbers)} numbers.")
     places = np.full(tensor.shape, tensor.offset)
     for axis, (side, stride) in enumerate(
         zip(tensor.shape, tensor.strides, strict=True)

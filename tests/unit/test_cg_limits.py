@@ -45,3 +45,16 @@ def test_progress_is_looked_at_after_more_than_ten_iterations(progress_tol):
     )
     assert result.status == Status.PROGRESS_STALLED
     assert result.iterations == 11
+
+
+def test_without_a_product_a_preconditioned_step_is_that_of_the_damping_alone():
+    result = ncg.solvers.conjugate_gradient(
+        lambda v: jnp.nan * v,
+        jnp.ones(1, jnp.float32),
+        damping=4.0,
+        maxiter=3,
+        tolerance=0.0,
+        precondition=lambda r: 0.4 * r,
+    )
+    assert result.status == Status.SOLVER_NON_FINITE
+    np.testing.assert_allclose(result.solution, [0.25], rtol=1e-6)
