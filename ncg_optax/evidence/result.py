@@ -35,7 +35,7 @@ class BayesianFit:
       log_evidence: natural logarithm of the probability (density) of the targets,
         given the model, by Laplace's approximation, shape=(). Larger is better; minus
         infinity if the loss or its Jacobian was not finite at the start.
-      iterations: steps done, int32, shape=().
+      iterations: number of steps to the last point that was examined, int32, shape=().
       status: a :class:`Status` code, int32, shape=(); :func:`explain` it.
       converged: whether the evidence rose no further, bool, shape=().
       posterior: the matrices that :meth:`predict` needs.
