@@ -202,8 +202,11 @@ def scientific(
         def run(name, tx):
             own = getattr(state, name)._replace(info=state.info)
             steps, own = tx.update(updates, own, params, value_fn=value_fn, **extra)
-            steps = pytree.cast_like(pytree.negative(steps), updates)
             others = {name: own._replace(info=())}
+            # The zeros of frozen leaves may be of a dtype without negative numbers.
+            steps = jax.tree.map(
+                lambda x: -x if jnp.issubdtype(x.dtype, jnp.inexact) else x, steps
+            )
             return steps, state._replace(info=own.info, **others)
 
         objective = as_objective(value_fn, extra, axes)

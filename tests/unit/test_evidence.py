@@ -160,6 +160,15 @@ def test_more_evidence_with_vmap_and_jit_is_the_same():
     np.testing.assert_allclose(mapped.log_evidence[1], single.log_evidence, rtol=1e-8)
 
 
+def test_predictions_for_no_example_and_without_an_axis_of_examples():
+    x, y = line_data()
+    fit = ncg.bayesian_fit(linear, jnp.ones(5), y, maxiter=0, x=x)
+    outputs, std = fit.predict(x=x[:0])
+    assert outputs.shape == std.shape == (0,)
+    with pytest.raises(ValueError, match="a batch of one"):
+        fit.predict(x=x[0])
+
+
 @pytest.mark.parametrize(
     ("error", "message", "change"),
     [

@@ -3,6 +3,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from oracles import assert_trees_close, assert_trees_equal, make_step, train
 
@@ -125,6 +126,24 @@ def test_a_mask():
     params, _ = train(tx, LOSS, PARAMS, 12, **DATA)
     assert_trees_equal(params["v"], PARAMS["v"])
     assert LOSS(params, **DATA) < LOSS(PARAMS, **DATA)
+
+
+def test_frozen_leaves_that_have_no_gradient():
+    params = PARAMS | {"k": jnp.arange(3), "on": jnp.ones(2, bool)}
+    mask = dict.fromkeys(PARAMS, True) | {"k": False, "on": False}
+    tx = ncg.scientific(mask=mask)
+    state = tx.init(params)
+    grads = jax.grad(lambda p: LOSS(p, **DATA), allow_int=True)(params)
+
+    def step(params, state):
+        updates, state = tx.update(grads, state, params, value_fn=LOSS, **DATA)
+        return optax.apply_updates(params, updates), state
+
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (params, state))
+    found = jax.tree.map(
+        lambda x: (x.shape, x.dtype), jax.eval_shape(step, params, state)
+    )
+    assert found == shapes
 
 
 def test_what_it_refuses():
