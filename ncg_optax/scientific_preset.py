@@ -42,7 +42,7 @@ class ScientificState(NamedTuple):
       kind: which steps are made: 0 those of :func:`hessian_free`, 1 exact ones; int32,
         shape=().
       rates: of both kinds, the logarithm of the loss that a gradient's worth of work
-        removed in the last stage, shape=(2,); NaN before the first one.
+        removed in the last stage, shape=(2,); infinite before the first one.
       progress: logarithm of the loss removed in this stage, shape=().
       spent: work in this stage, in gradients; negative during the warm-up after a
         change, shape=().
@@ -179,7 +179,7 @@ def scientific(
         dtype = first.info.loss.dtype
         return ScientificState(
             kind=jnp.asarray(CHEAP, jnp.int32),
-            rates=jnp.full(2, jnp.nan, dtype),
+            rates=jnp.full(2, jnp.inf, dtype),
             progress=jnp.zeros((), dtype),
             spent=jnp.zeros((), dtype),
             waited=jnp.zeros((), jnp.int32),
@@ -202,8 +202,11 @@ def scientific(
         def run(name, tx):
             own = getattr(state, name)._replace(info=state.info)
             steps, own = tx.update(updates, own, params, value_fn=value_fn, **extra)
-            steps = pytree.cast_like(pytree.negative(steps), updates)
             others = {name: own._replace(info=())}
+            # The zeros of frozen leaves may be of a dtype without negative numbers.
+            steps = jax.tree.map(
+                lambda x: -x if jnp.issubdtype(x.dtype, jnp.inexact) else x, steps
+            )
             return steps, state._replace(info=own.info, **others)
 
         objective = as_objective(value_fn, extra, axes)

@@ -12,7 +12,7 @@ from ncg_optax._utils import names, pytree, validate
 from ncg_optax._utils.compile_log import LoggedJit
 from ncg_optax._utils.status import Status
 from ncg_optax.evidence import loop as loops
-from ncg_optax.evidence.likelihoods import LIKELIHOODS, check_targets
+from ncg_optax.evidence.likelihoods import LIKELIHOODS, check_targets, check_values
 from ncg_optax.evidence.result import BayesianFit
 from ncg_optax.losses.arguments import select_arguments, unused_names
 from ncg_optax.minimization.arguments import (
@@ -89,9 +89,9 @@ def bayesian_fit(
 
     Raises:
       TypeError: if ``model_fn`` does not take or lacks an argument, or does not return
-        a real array, or if the parameters are not real.
-      ValueError: if a setting is out of range, if the shape of ``y`` does not fit, or
-        if there are more than 10,000 residuals and parameters.
+        a real array, or if the parameters or ``y`` are not real.
+      ValueError: if a setting is out of range, if the shape or the values of ``y`` do
+        not fit, or if there are more than 10,000 residuals and parameters.
 
     References:
       MacKay, Bayesian interpolation and A practical Bayesian framework for
@@ -129,8 +129,11 @@ def bayesian_fit(
     validate.trainable_tree("params", params)
     if any(jnp.iscomplexobj(x) for x in jax.tree.leaves(params)):
         raise TypeError("bayesian_fit: params must be real, got complex ones.")
+    if y is None:
+        raise TypeError("bayesian_fit: y must be an array, got None.")
     validate.numeric_tree("y", y)
     y = jnp.asarray(y)
+    check_values(likelihood, y)
     arrays, constants = without_constants(data)
     settings = _Settings(model_fn, likelihood, constants)
     estimate = _program(settings)(params, y, arrays, maxiter)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 
 class Likelihood(NamedTuple):
@@ -42,12 +43,40 @@ LIKELIHOODS = {
 }
 
 
+def check_values(name: str, y: jax.Array) -> None:
+    """Raises unless the targets can be those of the likelihood.
+
+    The values of targets that are traced are not known.
+
+    Raises:
+      TypeError: if the targets are complex, or class labels are not integers.
+      ValueError: if there are none, or if one is not the label of a class.
+    """
+    if jnp.iscomplexobj(y):
+        raise TypeError(f"bayesian_fit: y must be real, got dtype {y.dtype}.")
+    if not y.size:
+        raise ValueError(f"bayesian_fit: y has no examples, its shape is {y.shape}.")
+    if name == "categorical" and not jnp.issubdtype(y.dtype, jnp.integer):
+        raise TypeError(
+            "bayesian_fit: with likelihood='categorical' y must hold the numbers "
+            f"of the classes, integers; got dtype {y.dtype}."
+        )
+    if name == "normal" or isinstance(y, Tracer):
+        return
+    # NaN passes: the fit ends with the status DIVERGED.
+    if jnp.any(y < 0) or (name == "bernoulli" and jnp.any(y > 1)):
+        expected = "between 0 and 1" if name == "bernoulli" else "the classes 0, 1, ..."
+        raise ValueError(
+            f"bayesian_fit: with likelihood={name!r} y must be {expected}, got values "
+            f"from {jnp.min(y)} to {jnp.max(y)}."
+        )
+
+
 def check_targets(name: str, outputs: jax.ShapeDtypeStruct, y: jax.Array) -> None:
     """Raises unless targets and outputs fit the likelihood.
 
     Raises:
-      TypeError: if the outputs are not one real array, or class labels are not
-        integers.
+      TypeError: if the outputs are not one real array.
       ValueError: if the shapes do not fit.
     """
     if not hasattr(outputs, "shape") or not jnp.issubdtype(outputs.dtype, jnp.floating):
@@ -58,12 +87,13 @@ def check_targets(name: str, outputs: jax.ShapeDtypeStruct, y: jax.Array) -> Non
     expected = outputs.shape
     if name == "categorical":
         expected = expected[:-1]
-        if not jnp.issubdtype(y.dtype, jnp.integer):
-            raise TypeError(
-                "bayesian_fit: with likelihood='categorical' y must hold the numbers "
-                f"of the classes, integers; got dtype {y.dtype}."
-            )
-    if y.shape != expected or not y.ndim:
+    if not expected:
+        logits = " and the logits along the last" if name == "categorical" else ""
+        raise ValueError(
+            "bayesian_fit: model_fn must return the outputs with the examples along "
+            f"the first axis{logits}, got the shape {outputs.shape}."
+        )
+    if y.shape != expected:
         raise ValueError(
             f"bayesian_fit: with likelihood={name!r} and outputs of shape "
             f"{outputs.shape} y must have the shape {expected}, got {y.shape}."

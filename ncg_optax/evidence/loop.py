@@ -107,7 +107,8 @@ class Loop(NamedTuple):
       best: what had the largest evidence.
       shift: the damping of the next step, in units of the prior's precision.
       idle: number of steps since the evidence has risen.
-      k: number of steps.
+      k: number of steps from the start to ``theta``; at the end, to the last point
+        whose evidence is known.
       mode: how rows of the Jacobian are computed.
       status: a :class:`Status`.
     """
@@ -210,6 +211,12 @@ def _iterate(problem: Problem, loop: Loop) -> Loop:
     best = pytree.where(better, present, loop.best)
     idle = jnp.where(risen, 0, loop.idle + 1).astype(jnp.int32)
     theta, shift = _step(problem, loop, point)
+    status = first_match(
+        (~finite, Status.DIVERGED),
+        (idle >= PATIENCE, Status.CONVERGED_EVIDENCE),
+        (loop.k >= problem.maxiter, Status.MAX_STEPS),
+        otherwise=Status.RUNNING,
+    )
     return Loop(
         theta=theta,
         precisions=_updated(problem, loop, point, theta),
@@ -217,14 +224,9 @@ def _iterate(problem: Problem, loop: Loop) -> Loop:
         best=best,
         shift=shift,
         idle=idle,
-        k=loop.k + 1,
+        k=loop.k + (status == Status.RUNNING).astype(jnp.int32),
         mode=point.jacobian.mode,
-        status=first_match(
-            (~finite, Status.DIVERGED),
-            (idle >= PATIENCE, Status.CONVERGED_EVIDENCE),
-            (loop.k >= problem.maxiter, Status.MAX_STEPS),
-            otherwise=Status.RUNNING,
-        ),
+        status=status,
     )
 
 

@@ -35,7 +35,7 @@ class BayesianFit:
       log_evidence: natural logarithm of the probability (density) of the targets,
         given the model, by Laplace's approximation, shape=(). Larger is better; minus
         infinity if the loss or its Jacobian was not finite at the start.
-      iterations: steps done, int32, shape=().
+      iterations: number of steps to the last point that was examined, int32, shape=().
       status: a :class:`Status` code, int32, shape=(); :func:`explain` it.
       converged: whether the evidence rose no further, bool, shape=().
       posterior: the matrices that :meth:`predict` needs.
@@ -91,6 +91,10 @@ class BayesianFit:
 
         Returns:
           ``(outputs, std)``, arrays of the same shape.
+
+        Raises:
+          TypeError: if the model lacks an argument.
+          ValueError: if the outputs have no axis of examples.
         """
         with jax.default_matmul_precision("highest"):
             return self._predict(select_arguments("predict", self.model_fn, data))
@@ -101,6 +105,14 @@ class BayesianFit:
         def model(theta, **data):
             return self.model_fn(unravel(theta), **data)
 
+        outputs = model(theta, **data)
+        if not outputs.shape:
+            raise ValueError(
+                "predict: the outputs must have the examples along the first axis, got "
+                "the shape (); of a single example pass a batch of one."
+            )
+        if not outputs.size:
+            return outputs, outputs
         loss = CompositeLoss(model, lambda outputs: jnp.sum(jnp.square(outputs)) / 2)
         jacobian = weighted_jacobian(
             as_objective(loss, data), theta, self.mode, "auto", CHUNK
@@ -111,7 +123,6 @@ class BayesianFit:
         eye = jnp.eye(block.root.shape[-1], dtype=block.root.dtype)
         unit = block._replace(root=jnp.broadcast_to(eye, block.root.shape))
         rows = jacobian._replace(blocks=[unit]).rows(CHUNK)
-        outputs = model(theta, **data)
         variance = self.posterior.variances(rows.astype(theta.dtype) * self.scale)
         variance = variance.reshape(outputs.shape)
         if LIKELIHOODS[self.likelihood].has_noise:

@@ -126,8 +126,8 @@ def select_arguments(
         hint = (
             f" {', '.join(reserved)}: reserved by optax, rename the parameter."
             if reserved
-            else " Pass them to update by name, or close over them: "
-            "value_fn=lambda params: loss(params, batch)."
+            else " Pass them by name, or close over them: "
+            "lambda params: loss(params, batch)."
         )
         raise TypeError(
             f"{role} needs the argument(s) {', '.join(missing)}, which were not given; "

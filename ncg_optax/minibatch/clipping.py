@@ -35,6 +35,8 @@ def clipped(
     bound = LIMIT * level
     is_outlier = (steps > 0) & (level > 0) & (norm > bound)
     ratio = jnp.where(is_outlier, bound / jnp.where(norm > 0, norm, 1), 1)
+    # The difference to the norm of an outlier would lose all digits.
+    level = jnp.where(steps > 0, level, 0)
     weight = jnp.maximum(1 - DECAY, 1 / (steps + 1))
     return jnp.square(ratio), level + weight * (ratio * norm - level)
 

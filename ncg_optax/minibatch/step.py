@@ -97,10 +97,15 @@ def _begun(
 ) -> KroneckerAdamState:
     """The state, without what earlier gradients left in it if this is the first step.
 
-    Moments, usual norm and average give earlier numbers no weight at step 0.
+    The average gives earlier parameters no weight at step 0. The moments give earlier
+    gradients none, but the difference to an outlier would lose all digits.
     """
     refreshes = jnp.where(is_first, 0, state.bases.refreshes)
-    state = state._replace(bases=state.bases._replace(refreshes=refreshes))
+    zeros = pytree.zeros_like(state.moments)
+    state = state._replace(
+        bases=state.bases._replace(refreshes=refreshes),
+        moments=pytree.where(is_first, zeros, state.moments),
+    )
     distance = state.distance
     if not distance:
         return state

@@ -146,9 +146,9 @@ def test_maxiter():
     x, y = line_data()
     none = ncg.bayesian_fit(linear, jnp.ones(5), y, maxiter=0, x=x)
     assert jnp.all(none.params == 1) and none.status == ncg.Status.MAX_STEPS
-    assert jnp.isfinite(none.log_evidence)
+    assert jnp.isfinite(none.log_evidence) and none.iterations == 0
     few = ncg.bayesian_fit(linear, jnp.ones(5), y, maxiter=2, x=x)
-    assert few.log_evidence > none.log_evidence
+    assert few.log_evidence > none.log_evidence and few.iterations == 2
 
 
 def test_more_evidence_with_vmap_and_jit_is_the_same():
@@ -158,6 +158,15 @@ def test_more_evidence_with_vmap_and_jit_is_the_same():
     single = ncg.bayesian_fit(linear, starts[1], y, x=x)
     np.testing.assert_allclose(mapped.params[1], single.params, rtol=1e-8)
     np.testing.assert_allclose(mapped.log_evidence[1], single.log_evidence, rtol=1e-8)
+
+
+def test_predictions_for_no_example_and_without_an_axis_of_examples():
+    x, y = line_data()
+    fit = ncg.bayesian_fit(linear, jnp.ones(5), y, maxiter=0, x=x)
+    outputs, std = fit.predict(x=x[:0])
+    assert outputs.shape == std.shape == (0,)
+    with pytest.raises(ValueError, match="a batch of one"):
+        fit.predict(x=x[0])
 
 
 @pytest.mark.parametrize(
@@ -170,6 +179,16 @@ def test_more_evidence_with_vmap_and_jit_is_the_same():
         (TypeError, "must be real", {"params": jnp.ones(5, complex)}),
         (ValueError, "maxiter", {"maxiter": -1}),
         (TypeError, "model_fn", {"model_fn": 3}),
+        (TypeError, "y must be an array", {"y": None}),
+        (TypeError, "y must be real", {"y": jnp.ones(40, complex)}),
+        (ValueError, "y has no examples", {"y": jnp.ones(0), "x": jnp.ones((0, 5))}),
+        (ValueError, "0 and 1", {"y": -jnp.ones(40), "likelihood": "bernoulli"}),
+        (
+            ValueError,
+            "classes 0, 1",
+            {"y": jnp.arange(40) - 1, "likelihood": "categorical"},
+        ),
+        (ValueError, r"got the shape \(\)", {"model_fn": lambda w, x: jnp.sum(x @ w)}),
         (TypeError, "one array", {"model_fn": lambda w, x: {"z": x @ w}}),
     ],
 )

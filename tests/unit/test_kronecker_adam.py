@@ -297,6 +297,23 @@ def test_a_first_batch_that_is_an_outlier_costs_at_most_ten_steps(rate):
     assert not np.any(info.status[:50] == ncg.Status.CLIPPED_GRADIENT)
 
 
+def test_nothing_of_a_first_outlier_is_left_in_the_moments():
+    tx, params = ncg.kronecker_adam(0.01), {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    usual = jax.tree.map(
+        lambda x: jnp.cos(jnp.arange(x.size) + 1.0).reshape(x.shape), params
+    )
+    huge = jax.tree.map(lambda x: 1e10 * x, usual)
+    step, state = jax.jit(tx.update), tx.init(params)
+    plain = step(usual, state, params)[1]
+    after = step(usual, step(huge, state, params)[1], params)[1]
+    # The eigenbases may differ, but not these sums.
+    for x, y in zip(
+        *map(jax.tree.leaves, (after.moments.square, plain.moments.square)), strict=True
+    ):
+        np.testing.assert_allclose(jnp.sum(x), jnp.sum(y), rtol=1e-4)
+    np.testing.assert_allclose(after.usual_norm, plain.usual_norm, rtol=1e-6)
+
+
 @pytest.mark.parametrize("where", ["gradient", "loss"])
 def test_a_batch_that_is_not_finite_changes_nothing(where):
     tx = ncg.kronecker_adam()

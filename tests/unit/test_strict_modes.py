@@ -65,6 +65,7 @@ OPTIMIZERS = {
     "kronecker_adam": ncg.kronecker_adam(),
     "kronecker_adam with curvature": ncg.kronecker_adam(0.1, curvature=GAUSS_NEWTON),
     "mask": ncg.newton_cg(solver=FEW, mask={"w": True, "b": False}),
+    "scientific": ncg.scientific(),
     "switch_after": ncg.switch_after(1, optax.sgd(0.1), ncg.newton_cg(solver=FEW)),
 }
 
@@ -115,6 +116,15 @@ def test_every_part_runs(mode, name):
     params = two_steps(OPTIMIZERS[name])
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
     assert LOSS(params, x=X, y=Y) < LOSS(start(), x=X, y=Y)
+
+
+def test_bayesian_fit_runs(mode):
+    if mode == "jax_disable_jit":
+        pytest.skip("The loop of a fit would take minutes.")
+    fit = ncg.bayesian_fit(LOSS.model_fn, start(), Y, maxiter=3, x=X)
+    outputs, std = fit.predict(x=X)
+    assert np.isfinite(fit.log_evidence) and np.isfinite(std).all()
+    assert outputs.shape == std.shape == Y.shape
 
 
 def test_minimize_runs(mode):
