@@ -14,6 +14,7 @@ from ncg_optax.step.direction import Direction
 from ncg_optax.step.info import Cost, NewtonCGInfo
 from ncg_optax.step.model import StepModel
 from ncg_optax.step.point import Point
+from ncg_optax.step.repair import repaired
 from ncg_optax.step.settings import Settings
 from ncg_optax.step.state import ScaleByNewtonCGState, require_same_structure
 from ncg_optax.step.trial import Trial
@@ -52,40 +53,21 @@ def next_state(
     damping = pytree.where(stays, damping, new_state.damping)
     new_state = new_state._replace(damping=damping)
     known = jnp.isfinite(built.loss) & point.has_finite_gradient
-    # An infinite factor gives M r = 0.
     no_direction = failed | (direction.result.model_decrease == 0)
-    which = jnp.where(known, jnp.where(no_direction, 1, 0), 2)
-    parts = {"solver": settings.solver, "preconditioner": settings.preconditioner}
-
-    # A switch compiles to copies, and `where` to an operation for each array.
-    def kept(name):
-        pair = getattr(new_state, name), getattr(state, name)
-        return jax.lax.switch(
-            which,
-            [
-                lambda new, _: new,
-                lambda new, _: _repaired(parts.get(name), point, new),
-                lambda _, old: old,
-            ],
-            *pair,
-        )
-
-    changed = {"count": new_state.count, "info": new_state.info}
-    others = [name for name in new_state._fields if name not in changed]
-    return ScaleByNewtonCGState(**{name: kept(name) for name in others}, **changed)
-
-
-def _repaired(part: Any, point: Point, state: PyTree) -> PyTree:
-    """The state of a solver or a preconditioner, or a first one if it is not finite.
-
-    A run stores finite numbers only, but a damaged checkpoint or memory may not. Then
-    each later solve would fail.
-    """
-    reals = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    if part is None or not reals:
-        return state
-    first = pytree.cast_like(part.init(point.params), state)
-    return pytree.where(pytree.all_finite(reals), state, first)
+    solver = jax.lax.cond(
+        no_direction,
+        lambda own: repaired(settings.solver, point.params, own),
+        lambda own: own,
+        new_state.solver,
+    )
+    new_state = new_state._replace(solver=solver)
+    # A cond compiles to copies, and `where` to an operation for each array.
+    kept = (
+        jax.lax.cond(known, lambda new, _: new, lambda _, old: old, *pair)
+        for pair in zip(new_state, state, strict=True)
+    )
+    kept = ScaleByNewtonCGState(*kept)
+    return kept._replace(count=new_state.count, info=new_state.info)
 
 
 def scaled_updates(

@@ -29,6 +29,7 @@ from ncg_optax.step.direction import find_direction
 from ncg_optax.step.model import build_model
 from ncg_optax.step.next_state import next_state, scaled_updates
 from ncg_optax.step.point import read_point
+from ncg_optax.step.repair import repaired_preconditioner
 from ncg_optax.step.settings import complete
 from ncg_optax.step.state import first_state, require_own
 from ncg_optax.step.trial import try_step
@@ -105,6 +106,7 @@ def scale_by_newton_cg(
     ):
         point = read_point(settings, updates, params, value_fn, extra)
         require_own(state, settings, point.params)
+        state = repaired_preconditioner(settings, point.params, state)
         built = build_model(settings, point, state, curvature_batch)
         direction = find_direction(settings, point, built, state)
         trial = try_step(settings, point, built, direction)

@@ -312,6 +312,12 @@ def truth(case, params, data):
 # What has to hold after a step.
 
 
+def near_overflow(params):
+    """Whether a step along a flat direction may overflow a float16 leaf."""
+    narrow = [x for x in jax.tree.leaves(params) if x.dtype == jnp.float16]
+    return any(np.abs(wide(x)).max() > np.finfo(np.float16).max / 16 for x in narrow)
+
+
 def check_step(case, before, after, updates, grads, old, info, data):
     step_status = Status(int(info.status))
     moved = np.any(wide(after) != wide(before))
@@ -320,7 +326,7 @@ def check_step(case, before, after, updates, grads, old, info, data):
         assert np.isfinite(wide(tree)).all(), step_status
     if not known_gradient:
         assert step_status == Status.REJECTED_NON_FINITE
-    else:
+    elif not near_overflow(before):
         assert step_status not in NON_FINITE
     assert (step_status not in REJECTED) == moved, step_status
     if not moved:
