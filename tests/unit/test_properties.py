@@ -315,7 +315,7 @@ def truth(case, params, data):
 def near_overflow(params):
     """Whether a step along a flat direction may overflow a float16 leaf."""
     narrow = [x for x in jax.tree.leaves(params) if x.dtype == jnp.float16]
-    return any(np.abs(wide(x)).max() > np.finfo(np.float16).max / 16 for x in narrow)
+    return any(np.abs(wide(x)).max() > np.finfo(np.float16).max / 64 for x in narrow)
 
 
 def check_step(case, before, after, updates, grads, old, info, data):
