@@ -40,7 +40,8 @@ def repaired_preconditioner(
     failed = (
         (info.solver_status == Status.SOLVER_NON_FINITE)
         | (info.solver_status == Status.INDEFINITE_PRECONDITIONER)
-        | (info.predicted_reduction == 0)  # an infinite factor gives M r = 0
+        # An infinite factor gives M r = 0, and so d = 0.
+        | ((state.count > 0) & (info.predicted_reduction == 0) & (info.residual >= 1))
     )
     own = jax.lax.cond(
         failed,
