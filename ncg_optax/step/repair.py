@@ -23,6 +23,11 @@ def repaired(part: Any, params: PyTree, state: PyTree) -> PyTree:
     if part is None or not reals:
         return state
     first = pytree.cast_like(part.init(params), state)
+    # With explicitly sharded arrays a first state may have other shardings.
+    if [jax.typeof(x).sharding for x in jax.tree.leaves(first)] != [
+        jax.typeof(x).sharding for x in jax.tree.leaves(state)
+    ]:
+        return state
     return pytree.where(pytree.all_finite(reals), state, first)
 
 
