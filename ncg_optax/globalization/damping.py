@@ -153,8 +153,9 @@ class levenberg_marquardt(Damping):
         fresh = state.unit == 0
         unit = compute_if(fresh, lambda: self.calibration * measure(), state.unit)
         unit = jnp.where(jnp.isfinite(unit), unit, 0)
-        # A damaged state may have NaN, which no factor changes.
-        known = jnp.isfinite(state.damping) & jnp.logical_not(fresh)
+        # A damaged state may have NaN, which no factor changes, or a number that this
+        # rule cannot have reached.
+        known = (state.damping <= state.unit * self.maximum) & jnp.logical_not(fresh)
         damping = jnp.where(known, state.damping, unit)
         state = LevenbergMarquardtState(damping, unit)
         return damping, state, fresh.astype(jnp.int32)

@@ -11,7 +11,7 @@ from ncg_optax.solvers.residual_space.damping_search import Step
 DOWN, UP = damping_search.DOWN, damping_search.UP
 
 
-def search(losses, promised=0.5, ratio=0.1, tries=10, hopeful=True):
+def search(losses, promised=0.5, ratio=0.1, tries=10, hopeful=True, large=np.inf):
     """The result where trial k has loss ``losses[k]``; the loss at the start is 1.
 
     The first damping is 1 and a trial is known by its damping.
@@ -32,7 +32,13 @@ def search(losses, promised=0.5, ratio=0.1, tries=10, hopeful=True):
 
     found = jax.jit(
         lambda: damping_search.find_step(
-            attempt, jnp.array(1.0), jnp.array(1.0), ratio, tries, jnp.array(hopeful)
+            attempt,
+            jnp.array(1.0),
+            jnp.array(1.0),
+            ratio,
+            tries,
+            jnp.array(hopeful),
+            jnp.array(large),
         )
     )()
     np.testing.assert_allclose(found.step.damping, factors[found.step.direction])
@@ -61,6 +67,12 @@ def test_what_is_not_finite_is_not_taken(bad):
 def test_the_number_of_trials_is_bounded():
     assert search([2.0] * 8, tries=4) == (3, False, UP**2)
     assert search([2.0] * 8, tries=1)[:2] == (0, False)
+
+
+@pytest.mark.parametrize("large, following", [(np.inf, UP**2), (2.0, 2.0), (0.5, 1.0)])
+def test_losses_that_are_not_finite_do_not_raise_a_large_damping(large, following):
+    assert search([np.inf] * 8, tries=4, large=large)[2] == following
+    assert search([2.0] * 8, tries=4, large=large)[2] == UP**2
 
 
 def test_one_trial_if_more_cannot_help():

@@ -114,8 +114,7 @@ MORE_CASES = {
     "warm start": Case(ncg.newton_cg(solver=ncg.cg(8, warm_start=0.9)), 15),
     "minres": Case(ncg.newton_cg(solver=ncg.minres())),
     "residual_space": Case(
-        ncg.newton_cg(solver=ncg.residual_space(momentum=0.5), **GAUSS_NEWTON),
-        has_radius=True,  # its damping, which good steps divide by 3
+        ncg.newton_cg(solver=ncg.residual_space(momentum=0.5), **GAUSS_NEWTON)
     ),
     "momentum": Case(
         ncg.newton_cg(

@@ -92,6 +92,7 @@ def find_step(
     ratio: float,
     tries: int,
     hopeful: jax.Array,
+    large: jax.Array,
 ) -> Found:
     """The step of the first damping whose reduction ratio is at least ``ratio``.
 
@@ -105,6 +106,8 @@ def find_step(
       ratio: actual over predicted reduction that a step must reach.
       tries: largest number of trials, at least 1.
       hopeful: whether a larger damping may help at all, bool, shape=().
+      large: above this damping the next step does not begin because of losses that are
+        not finite, shape=(); NaN for none.
     """
     rounding = rounding_level(start)
 
@@ -136,10 +139,13 @@ def find_step(
     )
     easy = (trials == 1) & passes(step)
     # If nothing helped, as in the rounding of the loss, the large dampings say nothing.
+    higher = jnp.minimum(step.damping, UP**2 * damping)
+    # The trials of one step reach ten orders further.
+    bounded = jnp.minimum(higher, jnp.fmax(damping, large))
     following = jnp.where(
         step.loss < start + rounding,
         jnp.where(easy, step.damping / DOWN, step.damping),
-        jnp.minimum(step.damping, UP**2 * damping),
+        jnp.where(jnp.isfinite(step.loss), higher, bounded),
     )
     return Found(
         step=step,

@@ -278,6 +278,7 @@ class residual_space(DirectSolver):
                 self.ratio,
                 self.trials,
                 _is_finite(system, first),
+                large=jnp.trace(system.gram),
             )
             evaluations = 1 + trials * (4 if self.acceleration else 1)
 
