@@ -193,11 +193,7 @@ def scientific(
     def update(updates, state, params=None, *, value_fn=None, **extra):
         if params is None:
             raise ValueError("scientific needs params: update(grads, state, params).")
-        if not isinstance(state, ScientificState):
-            raise TypeError(
-                "scientific: state must be the ScientificState that init or the last "
-                f"update returned, got {validate.type_name(state)}."
-            )
+        validate.state("scientific", state, ScientificState)
 
         def run(name, tx):
             own = getattr(state, name)._replace(info=state.info)

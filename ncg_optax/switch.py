@@ -91,11 +91,7 @@ def switch_after(
     def update(updates, state, params=None, **extra):
         if params is None:
             raise ValueError("switch_after needs params: update(grads, state, params).")
-        if not isinstance(state, SwitchAfterState):
-            raise TypeError(
-                "switch_after: state must be the SwitchAfterState that init or the "
-                f"last update returned, got {validate.type_name(state)}."
-            )
+        validate.state("switch_after", state, SwitchAfterState)
 
         def run_first():
             new_updates, new_state = first.update(updates, state.first, params, **extra)

@@ -29,6 +29,15 @@ Stored = Annotated[
 ]
 
 
+def budget(default: str) -> Any:
+    """The option ``--budget``; ``default`` says which budget there is without it."""
+    return typer.Option(
+        metavar="UNITS",
+        help="Full-batch gradients that a run may spend.",
+        show_default=default,
+    )
+
+
 class UsageError(Exception):
     """What the user has to change, in one sentence."""
 

@@ -38,14 +38,7 @@ def run(
             show_default="the scenario's own",
         ),
     ] = None,
-    budget: Annotated[
-        float | None,
-        typer.Option(
-            metavar="UNITS",
-            help="Full-batch gradients a run may spend.",
-            show_default="the scenario's own",
-        ),
-    ] = None,
+    budget: Annotated[float | None, options.budget("the scenario's own")] = None,
     output: options.Output = pathlib.Path("results"),
     quick: Annotated[
         bool,

@@ -27,14 +27,7 @@ def train(
         ),
     ] = pathlib.Path("zoo"),
     seed: Annotated[int, typer.Option(min=0, help="Of the initial parameters.")] = 0,
-    budget: Annotated[
-        float | None,
-        typer.Option(
-            metavar="UNITS",
-            help="Full-batch gradients to spend.",
-            show_default="that of the stored result",
-        ),
-    ] = None,
+    budget: Annotated[float | None, options.budget("that of the stored result")] = None,
 ) -> None:
     """Train once, and save a checkpoint with a card.
 

@@ -333,3 +333,16 @@ def same_structure(name: str, tree: Any, other_name: str, other: Any) -> None:
                 f"{name}{path} has shape {shape}, but the leaf of {other_name} has "
                 f"shape {expected}."
             )
+
+
+def state(optimizer: str, x: Any, expected: type, hint: str = "") -> None:
+    """Checks that ``x`` is a state of ``optimizer``.
+
+    Raises:
+      TypeError: if it is not of the type ``expected``.
+    """
+    if not isinstance(x, expected):
+        raise TypeError(
+            f"{optimizer}: state must be the {expected.__name__} that init or the last "
+            f"update returned, got {type_name(x)}{hint}."
+        )

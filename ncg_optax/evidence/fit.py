@@ -17,7 +17,7 @@ from ncg_optax.evidence.result import BayesianFit
 from ncg_optax.losses.arguments import select_arguments, unused_names
 from ncg_optax.minimization.arguments import (
     Constants,
-    holds_tracers,
+    from_cache,
     with_constants,
     without_constants,
 )
@@ -136,7 +136,8 @@ def bayesian_fit(
     check_values(likelihood, y)
     arrays, constants = without_constants(data)
     settings = _Settings(model_fn, likelihood, constants)
-    estimate = _program(settings)(params, y, arrays, maxiter)
+    program = from_cache(_program, settings, model_fn)
+    estimate = program(params, y, arrays, maxiter)
     return BayesianFit(*estimate, model_fn=model_fn, likelihood=likelihood)
 
 
@@ -148,26 +149,16 @@ class _Settings(NamedTuple):
     constants: Constants
 
 
-def _program(settings: _Settings) -> Callable[..., Any]:
-    """The compiled fit, from a cache if the settings can be its key."""
-    if holds_tracers(settings.model_fn):
-        return _new_program(settings)
-    try:
-        return _cached_program(settings)
-    except TypeError:  # something is not hashable
-        return _new_program(settings)
+@functools.lru_cache(maxsize=32)
+def _program(settings: _Settings) -> LoggedJit:
+    """The compiled fit."""
 
-
-def _new_program(settings: _Settings) -> Callable[..., Any]:
     def fit(params, y, arrays, maxiter):
         with jax.default_matmul_precision("highest"):
             data = with_constants(arrays, settings.constants)
             return _fit(settings, params, y, data, maxiter)
 
     return LoggedJit("bayesian_fit", fit)
-
-
-_cached_program = functools.lru_cache(maxsize=32)(_new_program)
 
 
 def _fit(settings: _Settings, params: PyTree, y: jax.Array, data: Any, maxiter: Any):

@@ -92,11 +92,7 @@ def require_own(state: Any, expected: KroneckerAdamState) -> None:
       TypeError: if ``state`` is that of another optimizer.
       ValueError: if it was made with other settings or for other parameters.
     """
-    if not isinstance(state, KroneckerAdamState):
-        raise TypeError(
-            "kronecker_adam: state must be the KroneckerAdamState that init or the "
-            f"last update returned, got {validate.type_name(state)}."
-        )
+    validate.state("kronecker_adam", state, KroneckerAdamState)
     for name in KroneckerAdamState._fields:
         shapes = [
             {

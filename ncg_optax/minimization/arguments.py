@@ -90,7 +90,23 @@ def with_constants(arrays: list[Any], constants: Constants) -> dict[str, Any]:
     return jax.tree.unflatten(constants.treedef, leaves)
 
 
-def holds_tracers(value_fn: Callable[..., Any]) -> bool:
+def from_cache(cached: Any, settings: NamedTuple, function: Callable[..., Any]) -> Any:
+    """``cached(settings)``, made anew if the settings cannot be the key of a cache.
+
+    Args:
+      cached: a function with `functools.lru_cache`.
+      settings: its argument.
+      function: that one of the settings which may close over tracers.
+    """
+    if _holds_tracers(function):
+        return cached.__wrapped__(settings)
+    try:
+        return cached(settings)
+    except TypeError:  # something is not hashable
+        return cached.__wrapped__(settings)
+
+
+def _holds_tracers(value_fn: Callable[..., Any]) -> bool:
     """Whether the loss closes over values of a function that is being traced."""
     cells = [
         cell.cell_contents

@@ -17,7 +17,7 @@ from ncg_optax.losses.objective import as_objective
 from ncg_optax.minimization import loop as loops
 from ncg_optax.minimization.arguments import (
     Constants,
-    holds_tracers,
+    from_cache,
     require_known_names,
     with_constants,
     without_constants,
@@ -166,7 +166,8 @@ def minimize(
         "optimizer", optimizer, optax.GradientTransformation, "newton_cg()"
     )
     arrays, constants = without_constants(data)
-    programs = _programs(_Settings(value_fn, optimizer, check_curvature, constants))
+    settings = _Settings(value_fn, optimizer, check_curvature, constants)
+    programs = from_cache(_programs, settings, value_fn)
     arguments = (params, limits, box, arrays)
     if callback is None and max_seconds is None and not progress:
         return programs.solve(*arguments)
@@ -212,17 +213,8 @@ class _Programs(NamedTuple):
     advance: Callable[..., Any]  # some updates
 
 
+@functools.lru_cache(maxsize=CACHED_PROGRAMS)
 def _programs(settings: _Settings) -> _Programs:
-    """The programs, from a cache if the settings can be its key."""
-    if holds_tracers(settings.value_fn):
-        return _new_programs(settings)
-    try:
-        return _cached_programs(settings)
-    except TypeError:  # something is not hashable
-        return _new_programs(settings)
-
-
-def _new_programs(settings: _Settings) -> _Programs:
     def whole(arrays):
         return with_constants(arrays, settings.constants)
 
@@ -259,6 +251,3 @@ def _new_programs(settings: _Settings) -> _Programs:
     return _Programs(
         logged(differentiable(solve, objective_of)), logged(start), logged(advance)
     )
-
-
-_cached_programs = functools.lru_cache(maxsize=CACHED_PROGRAMS)(_new_programs)

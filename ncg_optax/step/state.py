@@ -85,18 +85,14 @@ def require_own(state: Any, settings: Settings, trained: PyTree) -> None:
       TypeError: if ``state`` is that of another optimizer.
       ValueError: if ``state`` was made with other settings or for other parameters.
     """
-    if not isinstance(state, ScaleByNewtonCGState):
-        hint = ""
-        if isinstance(state, tuple) and any(
-            isinstance(part, ScaleByNewtonCGState) for part in state
-        ):
-            hint = " (this is the state of a chain: scale_by_newton_cg is one part)"
-        elif isinstance(state, dict):
-            hint = " (was it restored from a checkpoint without a target?)"
-        raise TypeError(
-            "newton_cg: state must be the ScaleByNewtonCGState that init or the last "
-            f"update returned, got {validate.type_name(state)}{hint}."
-        )
+    hint = ""
+    if isinstance(state, dict):
+        hint = " (was it restored from a checkpoint without a target?)"
+    elif isinstance(state, tuple) and any(
+        isinstance(part, ScaleByNewtonCGState) for part in state
+    ):
+        hint = " (this is the state of a chain: scale_by_newton_cg is one part)"
+    validate.state("newton_cg", state, ScaleByNewtonCGState, hint)
     expected = jax.eval_shape(functools.partial(_first, settings), trained)
     for name in ScaleByNewtonCGState._fields:
         ours, given = getattr(expected, name), getattr(state, name)

@@ -74,6 +74,16 @@ def served(site):
     server.stop()
 
 
+@pytest.fixture
+def changed(site, tmp_path):
+    """A server of a copy of the site, which the test may change, and the folder."""
+    folder = tmp_path / "site"
+    shutil.copytree(site[0], folder)
+    server = browsers.Server(folder)
+    yield server, folder
+    server.stop()
+
+
 @pytest.fixture(scope="module")
 def shared():
     """A browser for tests that leave nothing behind."""
@@ -274,34 +284,28 @@ def test_pictures_of_any_shape(served, shared, tmp_path):
         assert problems(shared) == "", size
 
 
-def test_a_new_version_is_seen_and_a_missing_network_is_no_obstacle(
-    site, fresh, tmp_path
-):
-    folder = tmp_path / "site"
-    shutil.copytree(site[0], folder)
+def test_a_new_version_is_seen_and_a_missing_network_is_no_obstacle(changed, fresh):
+    server, folder = changed
     (folder / "models" / f"photographs-{export.SERVED}.onnx").unlink()
     (folder / "other.html").write_text("another page of the server")
-    server = browsers.Server(folder)
-    try:
-        browser = fresh()
-        browser.open(server.url)
-        browser.until("performance.getEntriesByName('stored').length")
-        assert "photographs cannot be loaded" in problems(browser)
-        page = folder / "index.html"
-        page.write_text(page.read_text().replace("<h1>Lens</h1>", "<h1>Later</h1>"))
-        browser.open(server.url)
-        assert browser.run("document.querySelector('h1').innerText") == "Later"
-        browser.until("performance.getEntriesByName('ready digits').length")
-        browser.run("fetch('other.html').then((answer) => answer.text())")
-        kept = browser.run(
-            """caches.keys().then(([name]) => caches.open(name))
-            .then((cache) => cache.keys())
-            .then((all) => all.map((request) => request.url))"""
-        )
-        assert any("digits" in url for url in kept)
-        assert not any("other" in url or "photographs" in url for url in kept)
-    finally:
-        server.stop()
+    browser = fresh()
+    browser.open(server.url)
+    browser.until("performance.getEntriesByName('stored').length")
+    assert "photographs cannot be loaded" in problems(browser)
+    page = folder / "index.html"
+    page.write_text(page.read_text().replace("<h1>Lens</h1>", "<h1>Later</h1>"))
+    browser.open(server.url)
+    assert browser.run("document.querySelector('h1').innerText") == "Later"
+    browser.until("performance.getEntriesByName('ready digits').length")
+    browser.run("fetch('other.html').then((answer) => answer.text())")
+    kept = browser.run(
+        """caches.keys().then(([name]) => caches.open(name))
+        .then((cache) => cache.keys())
+        .then((all) => all.map((request) => request.url))"""
+    )
+    assert any("digits" in url for url in kept)
+    assert not any("other" in url or "photographs" in url for url in kept)
+    server.stop()
     browser.open("about:blank")
     browser.open(server.url)
     browser.until("performance.getEntriesByName('ready digits').length")
@@ -350,28 +354,23 @@ def test_what_a_browser_lacks_is_one_sentence(site, served, fresh, tmp_path):
     assert "No network can be run" in browser.text("status")
 
 
-def test_a_damaged_network_is_not_used(site, fresh, tmp_path):
-    folder = tmp_path / "site"
-    shutil.copytree(site[0], folder)
+def test_a_damaged_network_is_not_used(site, changed, fresh):
+    server, folder = changed
     damaged = folder / "models" / f"photographs-{export.SERVED}.onnx"
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
-    server = browsers.Server(folder)
-    try:
-        browser = fresh()
-        browser.open(server.url)
-        browser.until("performance.getEntriesByName('ready digits').length")
-        assert "photographs is damaged" in problems(browser)
-        browser.draw("#board", [(0.5, 0.2), (0.5, 0.5), (0.5, 0.8)])
-        browser.until("document.querySelectorAll('#digit-classes li').length === 5")
-        # Repaired, it is used at the next visit: the damaged one was not kept.
-        browser.until("performance.getEntriesByName('stored').length")
-        shutil.copy(site[0] / "models" / damaged.name, damaged)
-        browser.open(server.url)
-        browser.until(READY)
-    finally:
-        server.stop()
+    browser = fresh()
+    browser.open(server.url)
+    browser.until("performance.getEntriesByName('ready digits').length")
+    assert "photographs is damaged" in problems(browser)
+    browser.draw("#board", [(0.5, 0.2), (0.5, 0.5), (0.5, 0.8)])
+    browser.until("document.querySelectorAll('#digit-classes li').length === 5")
+    # Repaired, it is used at the next visit: the damaged one was not kept.
+    browser.until("performance.getEntriesByName('stored').length")
+    shutil.copy(site[0] / "models" / damaged.name, damaged)
+    browser.open(server.url)
+    browser.until(READY)
 
 
 @pytest.mark.parametrize("device", ["desktop", "phone"])

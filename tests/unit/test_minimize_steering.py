@@ -11,7 +11,7 @@ from oracles import rosenbrock
 
 import ncg_optax as ncg
 from ncg_optax import Status
-from ncg_optax.minimization.minimize import _cached_programs
+from ncg_optax.minimization.minimize import _programs
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -244,9 +244,9 @@ def test_a_function_of_traced_values_is_not_kept():
     def nearest(t):
         return ncg.minimize(lambda w: (w - t) ** 2, np.zeros(()))[0]
 
-    _cached_programs.cache_clear()
+    _programs.cache_clear()
     np.testing.assert_allclose(jax.jit(nearest)(3.0), 3.0, atol=1e-6)
-    assert _cached_programs.cache_info().currsize == 0
+    assert _programs.cache_info().currsize == 0
     np.testing.assert_allclose(
         jax.vmap(nearest)(np.array([1.0, 2.0])), [1, 2], atol=1e-6
     )
