@@ -24,8 +24,9 @@ from benchmarks.scenarios import SCENARIOS
 MAIN_MARKS = tables.BEGIN, tables.END
 POSTER_MARKS = poster_tables.BEGIN, poster_tables.END
 MINIBATCH_MARKS = minibatch.BEGIN, minibatch.END
-# Within a directory of results: those for the poster's table, and for the other one.
-POSTER, MINIBATCH = "poster", "minibatch"
+# Within a directory of results: those for the poster's table, and for the other one,
+# tuned by the training loss and by a validation loss.
+POSTER, MINIBATCH, VALIDATION = "poster", "minibatch", "minibatch_validation"
 
 
 def list_() -> None:
@@ -79,16 +80,18 @@ def table(
 ) -> None:
     """Build Markdown tables from stored results: final losses, poster, mini-batches.
 
-    The last two are built from DIRECTORY/poster and DIRECTORY/minibatch, if these are
-    there.
+    The last two are built from DIRECTORY/poster, DIRECTORY/minibatch and
+    DIRECTORY/minibatch_validation, if these are there.
     """
     with options.explained(ValueError):
         stored = records.load_all(directory)
         lines = rows.lines(records.load_all(directory / POSTER))
         has_poster = any(line.cells for line in lines)
-        small = records.load_all(directory / MINIBATCH)
-        has_small = bool(minibatch.grouped(small))
-        if not (stored or has_poster or has_small):
+        small = minibatch.grouped(
+            records.load_all(directory / MINIBATCH),
+            records.load_all(directory / VALIDATION),
+        )
+        if not (stored or has_poster or small):
             raise UsageError(f"no results in {directory}: `run` something first.")
         made = {}
         if stored:
@@ -96,7 +99,7 @@ def table(
         if has_poster:
             measured = poster_scaling.stored(directory)
             made[POSTER_MARKS] = poster_tables.markdown(lines, measured)
-        if has_small:
+        if small:
             made[MINIBATCH_MARKS] = minibatch.markdown(small)
         # A file may have the marks of one table only. Without any it is an error.
         content = "" if readme is None else readme.read_text("utf8")

@@ -59,7 +59,7 @@ def run(
         TuneOn,
         typer.Option(
             help="Which loss the tuning goes by. `validation` sets a tenth of the "
-            "training examples aside for it."
+            "training examples aside, whose lowest loss in a run counts."
         ),
     ] = TuneOn.TRAINING,
     fresh: Annotated[

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.peers import Competitor, Problem, Setting
 from benchmarks.training.resume import Checkpoint, Journal
-from benchmarks.training.run import Compiled, compile_method, finite, train
+from benchmarks.training.run import POINTS, Compiled, compile_method, finite, train
 
 MIDDLE = 3  # learning rates that a bracket begins with
 EXTENSIONS = 8  # half decades a row may grow by on each side
@@ -31,7 +31,8 @@ class Trial(NamedTuple):
 
     setting: Setting  # what was tried
     loss: float  # the final training loss, infinite after a divergence
-    # the loss of the examples that were set aside, ``None`` if none were
+    # the loss of the examples that were set aside, where they stop the run (each half
+    # of them is scored where the other is best); ``None`` if none were set aside
     validation_loss: float | None = None
 
     @property
@@ -110,8 +111,9 @@ def tune(
     Every row of the grid (a batch size and a schedule) grows by half decades until its
     best learning rate lies inside, so that no winner sits at an edge; but the row of a
     coarse grid does not grow. With ``validate`` a tenth of the training examples is set
-    aside and decides; the budget buys as many passes through the others. ``progress``
-    gets the numbers of cells done and known, ``row_done`` the best cell of every row.
+    aside, and their lowest loss decides; the budget buys as many passes through the
+    others. ``progress`` gets the numbers of cells done and known, ``row_done`` the best
+    cell of every row.
     """
     trials: list[Trial] = []
     exponents = first_rates(competitor, grid)
@@ -162,8 +164,12 @@ def _trainer(
 
         def losses(checkpoint: Checkpoint) -> tuple[float, float | None]:
             rate = setting.learning_rate
-            run = train(compiled(), problem, 0, rate, points=8, checkpoint=checkpoint)
-            return run.loss, finite(run.held_out_loss) if validate else None
+            points = POINTS if validate else 8
+            run = train(
+                compiled(), problem, 0, rate, points=points, checkpoint=checkpoint
+            )
+            stopped = run.validated.loss if run.validated else run.held_out_loss
+            return run.loss, finite(stopped) if validate else None
 
         return Trial(setting, *journal.once(str(setting), losses))
 

@@ -29,7 +29,7 @@ FIRST = {name: (0.5, 0.6) for name in minibatch.FIRST_ORDER}
 
 
 def wins(records, rivals=minibatch.FIRST_ORDER, which=0):
-    return minibatch.wins(minibatch.grouped(records), list(rivals), which)
+    return minibatch.wins(minibatch.grouped(records, records), list(rivals), which)
 
 
 def test_wins_are_against_the_best_rival():
@@ -50,11 +50,24 @@ def test_a_problem_without_one_of_the_rivals_is_not_compared():
     assert wins(group(0.4, 0.7, few)) == (0, 0)
     both = group(0.4, 0.7, few) + group(0.4, 0.7, FIRST, "boston")
     assert wins(both) == (1, 1)
-    assert minibatch.grouped([record("adam_minibatch", 0.1, 0.1)]) == {}
+    alone = [record("adam_minibatch", 0.1, 0.1)]
+    assert minibatch.grouped(alone, alone) == {}
+
+
+def test_the_held_out_losses_are_those_of_the_tuning_by_validation():
+    by_training = group(0.4, 0.7, FIRST)
+    by_validation = group(9.0, 0.1, {"adam_minibatch": (0.8, 0.65)})
+    found = minibatch.grouped(by_training, by_validation)["life"]
+    assert {name: pair.losses for name, pair in found.items()} == {
+        "kronecker_adam": (0.4, 0.7),  # not tuned
+        "adam_minibatch": (0.5, 0.65),
+    }
+    assert minibatch.wins({"life": found}, ["adam_minibatch"], 1) == (0, 1)
 
 
 def test_the_table_has_the_lowest_losses_in_bold():
-    text = minibatch.markdown(group(0.4, 0.7, FIRST))
+    records = group(0.4, 0.7, FIRST)
+    text = minibatch.markdown(minibatch.grouped(records, records))
     row = next(line for line in text.splitlines() if line.startswith("| `life`"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[0] == "`life`<br>5 gradients, 3 seeds"
