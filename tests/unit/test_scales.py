@@ -221,6 +221,16 @@ def test_the_unit_does_not_change_in_a_usual_run():
         assert units == {1.0}
 
 
+def test_a_measured_unit_counts_if_it_is_far_from_one():
+    damping = ncg.levenberg_marquardt()
+    state = damping.init(jnp.float32)
+    units = [
+        float(model_unit(damping, state._replace(unit=jnp.float32(2.0**k)), None))
+        for k in (-21, -20, 0, 20, 21)
+    ]
+    assert units == [2.0**-21, 1, 1, 1, 2.0**21]
+
+
 def test_a_first_damping_far_below_the_curvature_is_taken_as_it_is():
     f = lambda w: jnp.sum((w - 3.0) ** 2)  # noqa: E731
     w = jnp.zeros(2, jnp.float32)
