@@ -552,6 +552,7 @@ def test_curvature_products_need_the_loss():
         ({"curvature": ncg.cg()}, TypeError, "curvature must be a Curvature"),
         ({"bases": 256}, TypeError, "bases must be an eigenbases, made by minib"),
         ({"seed": 1.5}, TypeError, "seed must be an integer"),
+        ({"seed": -(2**31) - 1}, ValueError, "seed must be an integer of at least"),
         ({"axis_name": 3}, TypeError, "axis_name must be the name"),
     ],
 )

@@ -633,6 +633,10 @@ def test_what_it_cannot_solve():
         solve(closure, params, {}, **fast)
     with pytest.raises(ValueError, match="7 x 7 numbers"):
         solve(SQUARES, params, data, max_size=6)
+    large = ncg.CompositeLoss(lambda w: w, lambda z: jnp.sum(z**2))
+    w = jax.ShapeDtypeStruct((10_001,), float)
+    with pytest.raises(ValueError, match="10001 x 10001 numbers, 0.7 GB"):
+        jax.eval_shape(lambda w: solve(large, w, {}, jacobian="whole_batch"), w)
     tx = newton(solver=ncg.residual_space(), curvature=ncg.hessian())
     with pytest.raises(TypeError, match="CompositeLoss"):
         train(tx, lambda p: jnp.sum(p["b"] ** 2), params, 1)
