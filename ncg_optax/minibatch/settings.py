@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import optax
 
 from ncg_optax._utils import reductions, validate
@@ -35,8 +34,6 @@ def complete(
     if learning_rate is not None and not callable(learning_rate):
         name = "kronecker_adam: learning_rate"
         validate.number(name, learning_rate, low=0.0, high_open=True)
-        if isinstance(learning_rate, np.generic):
-            learning_rate = float(learning_rate)
     if curvature is not None:
         made_by = "gauss_newton(), or None"
         validate.component("curvature", curvature, Curvature, made_by)

@@ -150,4 +150,4 @@ def _learning_rate(settings: Settings, distance: Any, steps: jax.Array) -> jax.A
         return found_rate(distance, steps)
     if callable(rate):
         return jnp.asarray(rate(steps))
-    return rate * jnp.minimum((steps + 1) / WARM_UP, 1)
+    return jnp.float32(rate) * jnp.minimum((steps + 1) / WARM_UP, 1)

@@ -471,6 +471,8 @@ def test_the_forcing_sequence_is_that_of_eisenstat_and_walker(make):
     np.testing.assert_allclose(tolerances, expected, rtol=1e-12)
     for (result, _), norm, eta in zip(history, norms, expected, strict=True):
         assert result.residual <= eta * norm
+    ((_, state),) = solver_run(make(), 1.0)
+    assert float(state.forcing.tolerance) == 0.1
 
 
 def test_a_gradient_that_overflowed_does_not_tighten_the_next_solve():

@@ -12,6 +12,7 @@ N = 12
 FULL = symmetric(np.logspace(0, -6, N))
 SINGULAR = symmetric(np.concatenate([np.ones(N // 2), np.zeros(N // 2)]))
 INDEFINITE = symmetric(np.concatenate([np.ones(N - 1), [-1e-3]]))  # as by rounding
+ZERO = np.zeros((N, N))
 C = vector(N)
 
 
@@ -26,7 +27,7 @@ def test_by_factorisation(damping):
     np.testing.assert_allclose(shifted(FULL, damping, C), expected, rtol=1e-8)
 
 
-@pytest.mark.parametrize("gram", [SINGULAR, INDEFINITE])
+@pytest.mark.parametrize("gram", [SINGULAR, INDEFINITE, ZERO])
 def test_the_solution_of_least_norm_if_the_factorisation_fails(gram):
     y = shifted(gram, 0.0, C)
     values, vectors = np.linalg.eigh(gram)

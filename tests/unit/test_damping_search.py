@@ -80,7 +80,8 @@ def test_one_trial_if_more_cannot_help():
 
 
 def test_the_rounding_of_the_loss():
-    assert search([1.0 + 5e-7, 0.5], promised=1e-9)[:2] == (0, True)
+    expected = 0, True, pytest.approx(1 / DOWN)
+    assert search([1.0 + 5e-7, 0.5], promised=1e-9) == expected
 
 
 def test_a_predicted_increase_does_not_pass():

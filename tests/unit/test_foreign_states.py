@@ -67,6 +67,16 @@ def test_a_message_names_few_leaves():
     with pytest.raises(ValueError) as error:
         update(ncg.scale_by_newton_cg(solver=ncg.quasi_newton()), OWN)
     assert str(error.value).count("()") + str(error.value).count(",)") < 12
+    assert ", .pairs.changes (5, 3), .... Was" in str(error.value)  # the fourth leaf
+
+
+def test_no_two_leaves_share_their_memory():
+    # A jitted step that donates the state could not donate it twice.
+    solver, preconditioner = ncg.cg(warm_start=0.5), ncg.kronecker()
+    tx = ncg.newton_cg(solver=solver, preconditioner=preconditioner)
+    leaves = jax.tree.leaves(tx.init({"a": W, "b": W}))
+    addresses = {x.unsafe_buffer_pointer() for x in leaves}
+    assert len(addresses) == len(leaves)
 
 
 def test_switch_after():

@@ -867,18 +867,25 @@ def test_products_are_counted_when_spent(share, counted):
         assert (int(products), len(calls)) == (expected, total)
 
 
-def test_at_least_one_product():
-    preconditioner = ncg.kronecker(first_probes=1, probes=1, fraction=0.01)
-    assert preconditioner.fraction == 0.01
-    like = jnp.zeros(1)
+@pytest.mark.parametrize(
+    ("settings", "share", "counted"),
+    [
+        ({"first_probes": 1, "probes": 1, "fraction": 0.01}, 1.0, (1, 1)),
+        ({}, 1 / 8, (64, 2)),
+    ],
+)
+def test_at_least_one_product_and_by_default_two(settings, share, counted):
+    preconditioner = ncg.kronecker(**settings)
+    assert preconditioner.fraction == settings.get("fraction", share)
+    like, product = jnp.zeros(1), SampledProduct(lambda v: v, share)
     start = preconditioner.init(like)
     products = jax.jit(
         lambda state: preconditioner.update(
-            state, lambda v: v, like, 0.0, jax.random.key(0), 0
+            state, product, like, 0.0, jax.random.key(0), 0
         )[1]
     )
-    assert products(start) == 1
-    assert products(start._replace(steps=jnp.int32(1))) == 1
+    assert products(start) == counted[0]
+    assert products(start._replace(steps=jnp.int32(1))) == counted[1]
 
 
 def autoencoder(inputs=8, width=6, examples=100):

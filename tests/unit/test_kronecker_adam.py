@@ -348,6 +348,18 @@ def test_zero_gradients_have_their_own_status():
     assert ncg.get_info(state).status == ncg.Status.ZERO_GRADIENT
 
 
+@pytest.mark.parametrize(
+    ("level", "norm", "steps", "expected"),
+    [
+        (0.01, 0.5, 20, (0.06**2, 0.012)),
+        (0.0, 2.0, 3, (1.0, 0.5)),  # after gradients of zero
+    ],
+)
+def test_the_factor_and_the_usual_norm(level, norm, steps, expected):
+    found = clipped(*map(jnp.asarray, (level, norm, steps)))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_a_lasting_rise_of_the_norm_is_followed():
     level = jnp.array(1.0)
     for steps in range(1, 60):
@@ -552,6 +564,7 @@ def test_curvature_products_need_the_loss():
         ({"curvature": ncg.cg()}, TypeError, "curvature must be a Curvature"),
         ({"bases": 256}, TypeError, "bases must be an eigenbases, made by minib"),
         ({"seed": 1.5}, TypeError, "seed must be an integer"),
+        ({"seed": -(2**31) - 1}, ValueError, "seed must be an integer of at least"),
         ({"axis_name": 3}, TypeError, "axis_name must be the name"),
     ],
 )

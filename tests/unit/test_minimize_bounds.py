@@ -13,6 +13,7 @@ from oracles import rosenbrock, symmetric, vector
 import ncg_optax as ncg
 from ncg_optax import Status
 from ncg_optax.minimization.box import as_box
+from ncg_optax.minimization.projected_newton import projected_newton
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -229,6 +230,15 @@ def test_the_projection_and_the_first_bound():
     np.testing.assert_allclose(end, [0.5, -0.5, 0.0, 1.5])
     inside = box.first_bound(start, jnp.array([0.1, 0.0, 0.0, 3.0]))
     np.testing.assert_allclose(inside, [0.1, 0.0, 0.0, 3.0])
+
+
+def test_products_are_counted():
+    w = jnp.array([0.5])
+    loss = lambda w: jnp.sum((w - 3) ** 2)  # noqa: E731
+    tx, g = projected_newton(as_box((0.0, 1.0), w)), jax.grad(loss)(w)
+    updates, state = tx.update(g, tx.init(w), w, value=loss(w), value_fn=loss, grad=g)
+    np.testing.assert_array_equal(updates, 0.5)
+    assert state.info.products == 2  # of the solve, and of the step to the bound
 
 
 def test_a_gradient_that_is_small_beside_the_parameters_is_seen():

@@ -11,7 +11,7 @@ from oracles import flat, make_step, solve_model, tiny_net, train
 import ncg_optax as ncg
 from ncg_optax import Status
 from ncg_optax.losses.objective import as_objective
-from ncg_optax.solvers.residual_space import cost
+from ncg_optax.solvers.residual_space import cost, normal_equations
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -38,6 +38,10 @@ def squares(outputs, y):
     return jnp.mean((outputs - y) ** 2)
 
 
+def scaled(outputs, y, scale):
+    return scale * squares(outputs, y)
+
+
 def softmax(outputs, y):
     labels = jnp.argmax(y, axis=1)
     return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
@@ -53,6 +57,7 @@ def weighted(outputs, y):
 
 
 SQUARES = ncg.CompositeLoss(model, squares)
+SCALED = ncg.CompositeLoss(model, scaled)
 SOFTMAX = ncg.CompositeLoss(model, softmax)
 HUBER = ncg.CompositeLoss(model, huber)
 WEIGHTED = ncg.CompositeLoss(model, weighted)
@@ -139,12 +144,13 @@ def test_the_step_is_that_of_the_dense_system(problem):
 
 
 @pytest.mark.parametrize("examples", [7, 40])
-def test_the_jacobian_mode_is_determined_once(examples):
-    params, data = network(), batch(examples)
+@pytest.mark.parametrize("scale", [1.0, 1e-12])
+def test_the_jacobian_mode_is_determined_once(examples, scale):
+    params, data = network(), {**batch(examples), "scale": scale}
     state = cached().init(params)
     for products in (3, 1):
-        result, state = solve(SQUARES, params, data, state=state)
-        assert_solves(result, *system(SQUARES, params, **data), 0.1)
+        result, state = solve(SCALED, params, data, 0.1 * scale, state=state)
+        assert_solves(result, *system(SCALED, params, **data), 0.1 * scale)
         assert (int(state.jacobian_mode), int(result.products)) == (1, products)
 
 
@@ -194,6 +200,15 @@ def test_a_confident_mistake(gap, examples):
         result, _ = solve(loss, params, data, damping, rhs=short, **fast)
         d = np.linalg.solve(b + 1e-2 * np.eye(len(b)), clip * rhs)
         assert np.linalg.norm(flat(result.solution) - d) < 1e-4 * np.linalg.norm(d)
+
+
+@pytest.mark.parametrize("noise, kept", [(0.0, 0.1), (1e4, 0.0)])
+def test_a_difference_within_the_rounding_of_the_rows_is_dropped(noise, kept):
+    own = jnp.array([1.0, 0.0], jnp.float32)
+    b, zero = own.at[1].set(0.1), jnp.zeros_like(own)
+    factor, rest = normal_equations._split(b, own, zero, noise)
+    np.testing.assert_allclose(factor, 1.0)
+    np.testing.assert_allclose(rest, [0.0, kept], rtol=1e-6)
 
 
 # Below what rounding resolves the result depends on how XLA rounds: the slow tests are
@@ -448,11 +463,8 @@ def newton(**settings):
 
 
 def test_training_ends_at_a_perfect_fit_and_does_not_know_the_scale():
-    def scaled(outputs, y, scale):
-        return scale * squares(outputs, y)
-
-    tx, loss = newton(solver=cached(**fast)), ncg.CompositeLoss(model, scaled)
-    step, infos, after = make_step(tx, loss), [], []
+    tx = newton(solver=cached(**fast))
+    step, infos, after = make_step(tx, SCALED), [], []
     for scale, steps in ((1.0, 25), (1e-8, 2)):
         params, data = network(), {**batch(4), "scale": scale}
         state = tx.init(params)
@@ -462,7 +474,7 @@ def test_training_ends_at_a_perfect_fit_and_does_not_know_the_scale():
                 after.append(flat(params))
                 infos.append(ncg.get_info(state))
         if scale == 1:
-            assert loss(params, **data) < 1e-20
+            assert SCALED(params, **data) < 1e-20
     assert infos[0].evaluations >= 6  # at the start, four a trial, the line search's
     assert infos[0].products == 1
     np.testing.assert_allclose(*after, rtol=1e-6)
@@ -633,6 +645,10 @@ def test_what_it_cannot_solve():
         solve(closure, params, {}, **fast)
     with pytest.raises(ValueError, match="7 x 7 numbers"):
         solve(SQUARES, params, data, max_size=6)
+    large = ncg.CompositeLoss(lambda w: w, lambda z: jnp.sum(z**2))
+    w = jax.ShapeDtypeStruct((10_001,), float)
+    with pytest.raises(ValueError, match="10001 x 10001 numbers, 0.7 GB"):
+        jax.eval_shape(lambda w: solve(large, w, {}, jacobian="whole_batch"), w)
     tx = newton(solver=ncg.residual_space(), curvature=ncg.hessian())
     with pytest.raises(TypeError, match="CompositeLoss"):
         train(tx, lambda p: jnp.sum(p["b"] ** 2), params, 1)

@@ -12,6 +12,7 @@ import ncg_optax as ncg
 from ncg_optax import Status
 from ncg_optax._utils import pytree
 from ncg_optax.globalization.damping import as_damping
+from ncg_optax.step import model as step_model
 from ncg_optax.step.unit import model_unit
 
 X = jax.random.normal(jax.random.key(0), (64, 5))
@@ -219,6 +220,23 @@ def test_the_unit_does_not_change_in_a_usual_run():
                 for size in sizes
             }
         assert units == {1.0}
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_curvature_along_a_gradient_whose_square_is_out_of_range(size):
+    gradient = jnp.float32(size) * jnp.array([3.0, 4.0], jnp.float32)
+    found = step_model._curvature_scale(lambda v: 2 * v, gradient)
+    np.testing.assert_allclose(found, 2.0, rtol=1e-6)
+
+
+def test_a_measured_unit_counts_if_it_is_far_from_one():
+    damping = ncg.levenberg_marquardt()
+    state = damping.init(jnp.float32)
+    units = [
+        float(model_unit(damping, state._replace(unit=jnp.float32(2.0**k)), None))
+        for k in (-21, -20, 0, 20, 21)
+    ]
+    assert units == [2.0**-21, 1, 1, 1, 2.0**21]
 
 
 def test_a_first_damping_far_below_the_curvature_is_taken_as_it_is():

@@ -215,6 +215,14 @@ class TestBuildModel:
         )
         assert built.share == 0.5
 
+    @pytest.mark.parametrize("given", [False, True])
+    def test_what_is_given_or_is_the_whole_batch_does_not_grow(self, given):
+        share = 1 / 2 if given else 1.0
+        stages = Stages(sampling=ncg.sampling(share, min_examples=1, grow_below=0.5))
+        part = dict(on_examples(stages.loss, slice(0, 3)).data)
+        built = stages.built(curvature_batch=part if given else None)
+        assert built.batch_product is None and built.share == share
+
     def test_calibrated_damping_takes_one_product(self):
         rule = ncg.levenberg_marquardt(calibration=1e-2)
         stages = Stages(damping=rule)
@@ -471,7 +479,13 @@ class TestNextState:
             result=direction.result._replace(products=6, evaluations=4),
             agreement_products=2,
         )
-        trial = trial._replace(search=trial.search._replace(evaluations=3, share=0.75))
+        trial = trial._replace(
+            search=trial.search._replace(evaluations=3, share=0.75),
+            # A direction that ascends.
+            outcome=trial.outcome._replace(
+                predicted_reduction=-0.5, actual_reduction=-0.25
+            ),
+        )
         info = stages.next_state(built, direction, trial).info
         assert info.products == 6 + 1 + 8 + 2
         assert info.evaluations == 3 + 4
@@ -484,7 +498,7 @@ class TestNextState:
             1 + 1.5 * batch_products + batch_evaluations / 3,
             rtol=1e-15,
         )
-        assert info.curvature_share == 0.5
+        assert info.curvature_share == 0.5 and info.reduction_ratio == 0.5
 
     def test_what_was_measured(self):
         stages = Stages()

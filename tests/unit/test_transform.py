@@ -52,7 +52,7 @@ def test_a_step_on_a_quadratic_is_the_damped_newton_step(damping, solver):
         updates, _, info = update(tx, lambda w: w @ a @ w / 2 - b @ w, w)
         expected = -np.linalg.solve(a + damping * np.eye(4), a @ w - b)
         np.testing.assert_allclose(updates, expected, rtol=1e-9)
-        assert info.status == Status.NOT_EVALUATED
+        assert info.status == Status.NOT_EVALUATED and info.next_loss == 0
         assert info.solver_status == Status.RESIDUAL_CONVERGED
 
 

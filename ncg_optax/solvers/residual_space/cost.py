@@ -67,7 +67,7 @@ def _of_equation(equation: Any) -> float:
         return float(size)
     if name == "cond":
         return max(inner)
-    return params.get("length", 1) * sum(inner) if name == "scan" else sum(inner)
+    return params["length"] * sum(inner) if name == "scan" else sum(inner)
 
 
 def _programs(params: dict[str, Any]) -> list[Any]:
