@@ -43,7 +43,6 @@ class Method(NamedTuple):
       rate: "tuned", the name of a method whose learning rate is taken, or "" for none.
       package: what has to be installed, by the name under which it is imported.
       float64: whether it refuses float32.
-      rows: whether it needs residuals of single rows with few numbers.
     """
 
     title: str
@@ -58,7 +57,7 @@ class Method(NamedTuple):
         if not self.package or importlib.util.find_spec(self.package):
             return ""
         name = self.package.replace("_", "-")
-        return f"{name} is not installed (python -m pip install {name})"
+        return f"{name} is not installed: python -m pip install '.[pinn]'"
 
 
 def ours(make: Callable[[], optax.GradientTransformationExtraArgs]) -> Begin:

@@ -67,7 +67,7 @@ def test_a_run_is_stored_and_resumed(tiny, tmp_path):
     [
         (["--problems", "burger"], "Error: no problem 'burger'; did you mean"),
         (["--methods", "adam_lbgfs"], "Error: no method 'adam_lbgfs'; did you mean"),
-        (["--methods", "gone"], "Error: nowhere is not installed (python -m pip"),
+        (["--methods", "gone"], "Error: nowhere is not installed: python -m pip"),
         (["--seconds", "-1"], "Error: a budget is a positive number, not -1."),
     ],
 )
