@@ -172,6 +172,8 @@ def draw(record: Record, path: pathlib.Path) -> pathlib.Path:
                 )  # fmt: skip
         axis.set(xscale="log", yscale="log", title=name.replace("_", " "))
         axis.set_xlim(record["seconds"] / 50, record["seconds"] * 1.05)
+        low, high = (math.log10(limit) for limit in axis.get_ylim())
+        axis.set_ylim(10 ** math.floor(low), 10 ** math.ceil(high))
         axis.grid(which="major", color="#e4e4e4", linewidth=0.8)
         open_frame(axis)
     for index, axis in enumerate(panels):
