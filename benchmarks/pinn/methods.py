@@ -222,8 +222,12 @@ METHODS: dict[str, Method] = {
     ),
     "hessian_free": Method("hessian_free", (Phase(1, ours(ncg.hessian_free)),)),
     "residual_space": Method("residual_space", (Phase(1, ours(residual_space)),)),
+    # Published runs begin with Adam as well (Urban, Stefanou and Pons 2025).
     "ssbroyden": Method(
-        "self-scaled Broyden", (Phase(1, ssbroyden),), package="ssbroyden_optimistix"
+        "Adam, self-scaled Broyden",
+        (Phase(0.2, ADAM), Phase(0.8, ssbroyden)),
+        rate="adam_lbfgs",
+        package="ssbroyden_optimistix",
     ),
     "soap": Method("SOAP", (Phase(1, first_order(_soap, decays=True)),), rate="tuned"),
     "nncg": Method(
@@ -232,5 +236,10 @@ METHODS: dict[str, Method] = {
         rate="adam_lbfgs",
     ),
     "randngd": Method("randngd", (Phase(1, randngd),), package="randngd", float64=True),
-    "jinns": Method("jinns, SSBroyden", (Phase(1, jinns),), package="jinns"),
+    "jinns": Method(
+        "Adam, SSBroyden of jinns",
+        (Phase(0.2, ADAM), Phase(0.8, jinns)),
+        rate="adam_lbfgs",
+        package="jinns",
+    ),
 }
