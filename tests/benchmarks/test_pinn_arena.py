@@ -79,14 +79,16 @@ def test_what_is_wrong_is_said_in_one_sentence(options, message, monkeypatch, tm
     assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
 
 
-def stored_run(method, seed, errors, coefficient=None, problem="burgers_viscosity"):
+def stored_run(method, seed, errors, coefficient=None, **changed):
+    problem = changed.get("problem", "burgers_viscosity")
     curve = {
         "seconds": [0.0, 1.0, 2.0],
         "gradients": [0.0, 9.0, 18.0],
         "loss": [1.0, 0.1, 0.01],
         "error": errors,
     }
-    best = {"error": errors[-1], "loss": 0.01, "seconds": 2.0, "gradients": 18.0}
+    loss = changed.get("loss", 0.01 if method == "scientific" else 0.02)
+    best = {"error": errors[-1], "loss": loss, "seconds": 2.0, "gradients": 18.0}
     if coefficient:
         best["coefficient_error"] = coefficient
     run = {"problem": problem, "method": method, "seed": seed}
@@ -105,8 +107,8 @@ def test_table_and_figure_of_stored_results(tmp_path):
             stored_run("scientific", 1, [1.0, 0.04, 0.003], 3e-4),
             stored_run("adam_lbfgs", 0, [1.0, 0.5, 0.02], 5e-3),
             stored_run("adam_lbfgs", 1, [1.0, 0.5, 0.02], 5e-3),
-            stored_run("adam_lbfgs", 0, [1.0, 0.5, 1e-4], problem="wave"),
-            stored_run("scientific", 0, [1.0, 0.5, 0.02], problem="wave"),
+            stored_run("adam_lbfgs", 0, [1.0, 0.5, 1e-4], problem="wave", loss=1e-5),
+            stored_run("scientific", 0, [1.0, 0.5, 0.02], problem="wave", loss=1e-3),
         ],
     }
     (tmp_path / "pinn.json").write_text(json.dumps(record))
@@ -115,9 +117,12 @@ def test_table_and_figure_of_stored_results(tmp_path):
     done = invoke("--readme", page, "--plot", picture, "--output", tmp_path)
     assert done.exit_code == 0, done.output
     text = page.read_text()
-    row = "| `burgers_viscosity` | **2.0e-03**, 2.0e-04 | 2.0e-02, 5.0e-03 | 1.5 s |"
+    row = (
+        "| `burgers_viscosity` | **2.0e-03**, 2.0e-04 | 2.0e-02, 5.0e-03 | 1.5 s | - |"
+    )
     assert row in text
-    assert "| `wave` | 2.0e-02 | **1.0e-04** | not reached |" in text
+    assert "| `wave` | 2.0e-02 | **1.0e-04** | not reached | 5.4e-07 |" in text
+    assert "lowest loss on 1 of 2 problems" in text
     assert "Not installed: randngd." in text and "up to 2 seeds, medians" in text
     assert picture.read_bytes().startswith(b"\x89PNG")
 
