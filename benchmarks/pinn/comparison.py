@@ -201,7 +201,7 @@ def draw(record: Record, path: pathlib.Path) -> pathlib.Path:
                 )  # fmt: skip
         axis.set(xscale="log", yscale="log", title=name.replace("_", " "))
         axis.set_xlim(record["seconds"] / 50, record["seconds"] * 1.05)
-        low, high = (math.log10(limit) for limit in axis.get_ylim())
+        low, high = (math.log10(limit) for limit in axis.dataLim.intervaly)
         axis.set_ylim(10 ** math.floor(low), 10 ** math.ceil(high))
         axis.grid(which="major", color="#e4e4e4", linewidth=0.8)
         open_frame(axis)
@@ -218,7 +218,7 @@ def draw(record: Record, path: pathlib.Path) -> pathlib.Path:
         for axis in panels
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    figure.tight_layout(rect=(0, 0.9 / size[1], 1, 1))
+    figure.tight_layout(rect=(0, 0.7 / size[1], 1, 1))
     figure.legend(
         handles.values(), handles, loc="lower center", ncols=COLUMNS, frameon=False
     )
