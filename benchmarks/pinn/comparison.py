@@ -203,6 +203,7 @@ def draw(record: Record, path: pathlib.Path) -> pathlib.Path:
         axis.set_xlim(record["seconds"] / 50, record["seconds"] * 1.05)
         low, high = (math.log10(limit) for limit in axis.dataLim.intervaly)
         axis.set_ylim(10 ** math.floor(low), 10 ** math.ceil(high))
+        axis.yaxis.set_minor_formatter("")
         axis.grid(which="major", color="#e4e4e4", linewidth=0.8)
         open_frame(axis)
     for index, axis in enumerate(panels):
