@@ -4,6 +4,7 @@ import typer
 
 from benchmarks.commands import measure, results
 from benchmarks.commands.options import Commands
+from benchmarks.commands.pinn import pinn
 from benchmarks.commands.run import run
 from benchmarks.commands.small_data import small_data
 from benchmarks.commands.train import train
@@ -34,5 +35,6 @@ for command in (
     measure.preconditioners,
     measure.gpu,
     small_data,
+    pinn,
 ):
     app.command()(command)

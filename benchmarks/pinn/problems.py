@@ -91,7 +91,7 @@ class Problem(NamedTuple):
 
     def relative_error(self, params: Params, scaled: bool = True) -> float:
         """The relative L2 error of the network on the grid."""
-        grid, exact = _reference(self)
+        grid, exact = reference(self)
         found = self.field(params, jnp.asarray(grid), scaled)
         return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
 
@@ -99,7 +99,8 @@ class Problem(NamedTuple):
 _KNOWN: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
 
-def _reference(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+def reference(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """The grid of a problem and the solution there, which are computed once."""
     if problem.name not in _KNOWN:
         grid = problem.grid()
         _KNOWN[problem.name] = grid, problem.solution(grid)

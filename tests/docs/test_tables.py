@@ -5,7 +5,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PAGES = ("benchmarks.md", "poster.md", "minibatch.md", "small-data.md")
+PAGES = (
+    "benchmarks.md",
+    "poster.md",
+    "minibatch.md",
+    "small-data.md",
+    "scientific.md",
+)
 CUTEST = ("benchmarks/results/cutest.json", "benchmarks/results/cutest_bounds.json")
 
 
@@ -18,6 +24,7 @@ def test_the_tables_of_the_pages_are_those_of_the_results(tmp_path):
         ["benchmarks", "table"],
         *(["benchmarks.cutest", "table", path] for path in CUTEST),
         ["benchmarks", "small-data"],
+        ["benchmarks", "pinn"],
     ):
         subprocess.run(
             [sys.executable, "-m", *command, "--readme", str(copy)],
@@ -26,4 +33,4 @@ def test_the_tables_of_the_pages_are_those_of_the_results(tmp_path):
             stdout=subprocess.DEVNULL,
         )
     assert copy.read_text(encoding="utf8") == text
-    assert text.count("-table:begin -->\n| ") == 4  # the poster's has a sentence first
+    assert text.count("-table:begin -->\n| ") == 5  # the poster's has a sentence first
