@@ -102,7 +102,7 @@ def header(seconds: float, float32: bool) -> dict[str, Any]:
 def comparison_versions() -> dict[str, str]:
     """Versions of the foreign contenders."""
     names = "optimistix", "equinox", "ssbroyden-optimistix", "jinns"
-    return {name: records._version(name) for name in names}
+    return {name: records.version(name) for name in names}
 
 
 def resumed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -38,10 +38,10 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that can change a result."""
-    return {name: _version(name) for name in PACKAGES}
+    return {name: version(name) for name in PACKAGES}
 
 
-def _version(name: str) -> str:
+def version(name: str) -> str:
     if name == "ncg_optax":
         # Of the code that runs: an editable installation keeps its first number.
         return ncg_optax.__version__
