@@ -27,6 +27,9 @@ CommittedOutput = Annotated[
 Stored = Annotated[
     pathlib.Path, typer.Argument(help="Where stored results lie.", show_default=SHOWN)
 ]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Keep what the output file has.")
+]
 
 
 def budget(default: str) -> Any:

@@ -32,9 +32,7 @@ def pinn(
     float32: Annotated[
         bool, typer.Option("--float32", help="Instead of float64.")
     ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Keep what the output file has.")
-    ] = False,
+    resume: options.Resume = False,
     readme: Annotated[pathlib.Path | None, options.readme_option(MARKS)] = None,
     plot: Annotated[
         pathlib.Path | None,
@@ -90,7 +88,7 @@ def header(seconds: float, float32: bool) -> dict[str, Any]:
     command = f"python -m benchmarks pinn --seconds {seconds:g}"
     return {
         "command": command + (" --float32" if float32 else ""),
-        "versions": records.versions() | comparison_versions(),
+        "versions": records.versions() | _contenders(),
         "machine": records.machine(),
         "seconds": seconds,
         "dtype": "float32" if float32 else "float64",
@@ -99,7 +97,7 @@ def header(seconds: float, float32: bool) -> dict[str, Any]:
     }
 
 
-def comparison_versions() -> dict[str, str]:
+def _contenders() -> dict[str, str]:
     """Versions of the foreign contenders."""
     names = "optimistix", "equinox", "ssbroyden-optimistix", "jinns"
     return {name: records.version(name) for name in names}

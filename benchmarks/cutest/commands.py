@@ -102,9 +102,7 @@ def run(
             show_default="results/cutest[_large|_bounds].json",
         ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Keep what the output file has.")
-    ] = False,
+    resume: options.Resume = False,
     maxiter: Annotated[
         int, typer.Option(min=1, help="Most iterations of ours.")
     ] = Settings.maxiter,

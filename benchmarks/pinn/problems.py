@@ -1,8 +1,8 @@
 """Equations for physics-informed networks, each with points and a reference solution.
 
 A problem has *conditions*: the equation, boundary and initial values. A condition is a
-function of ``u`` and of points that should be zero. The loss is a weighted sum of their
-mean squares. Derivatives are nested forward derivatives along coordinates.
+function of ``u`` and of points that should be zero. Derivatives are nested forward
+derivatives along coordinates.
 """
 
 import functools
@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import ncg_optax as ncg
 from benchmarks.pinn import references
 
 Field = Callable[[jax.Array], jax.Array]  # points, shape=(n, d), to values, shape=(n,)
@@ -60,40 +59,10 @@ class Problem(NamedTuple):
             found[name] = x
         return found
 
-    def loss(self, scaled: bool = True) -> ncg.CompositeLoss:
-        """The loss; its data are ``points``, by name of a condition.
-
-        Args:
-          scaled: whether the network sees its inputs scaled to [-1, 1].
-        """
-
-        def model(params, points):
-            u = functools.partial(self.field, params, scaled=scaled)
-            return {
-                name: condition(u, points[name])
-                for name, condition in self.conditions.items()
-            }
-
-        def mean_squares(outputs):
-            return sum(
-                self.weights.get(name, 1.0) * jnp.mean(jnp.square(x))
-                for name, x in outputs.items()
-            )
-
-        return ncg.CompositeLoss(model, mean_squares)
-
-    def field(self, params: Params, x: jax.Array, scaled: bool = True) -> jax.Array:
-        """The network at points, shape=(n,)."""
-        if scaled:
-            low, high = jnp.asarray(self.low), jnp.asarray(self.high)
-            x = 2 * (x - low) / (high - low) - 1
-        return network(params, x)
-
-    def relative_error(self, params: Params, scaled: bool = True) -> float:
-        """The relative L2 error of the network on the grid."""
-        grid, exact = reference(self)
-        found = self.field(params, jnp.asarray(grid), scaled)
-        return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+    def field(self, params: Params, x: jax.Array) -> jax.Array:
+        """The network at points, shape=(n,); it sees its inputs scaled to [-1, 1]."""
+        low, high = jnp.asarray(self.low), jnp.asarray(self.high)
+        return network(params, 2 * (x - low) / (high - low) - 1)[:, 0]
 
 
 _KNOWN: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -108,10 +77,10 @@ def reference(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
 
 
 def network(params: Params, x: jax.Array) -> jax.Array:
-    """A tanh network with one output."""
+    """All outputs of a tanh network, shape=(n, outputs)."""
     for layer in params[:-1]:
         x = jnp.tanh(x @ layer["w"] + layer["b"])
-    return (x @ params[-1]["w"] + params[-1]["b"])[..., 0]
+    return x @ params[-1]["w"] + params[-1]["b"]
 
 
 def initial_params(sizes: tuple[int, ...], seed: int) -> Params:
@@ -230,6 +199,11 @@ def _same_at_both_ends(length: float) -> Condition:
     return lambda u, x: u(x) - u(x + jnp.array([length, 0.0]))
 
 
+def _same_slope_at_both_ends(length: float) -> Condition:
+    """The same for the derivative along coordinate 0."""
+    return lambda u, x: _same_at_both_ends(length)(d(u, 0), x)
+
+
 def convection(speed: float = 30.0) -> Problem:
     """``u_t + speed u_x = 0`` from ``sin x``, periodic."""
     low, high = (0.0, 0.0), (2 * np.pi, 1.0)
@@ -336,9 +310,6 @@ def allen_cahn(diffusion: float = 1e-4) -> Problem:
         )
         return found.reshape(-1)
 
-    def slopes_agree(u, x):
-        return _same_at_both_ends(2.0)(d(u, 0), x)
-
     return Problem(
         name="allen_cahn",
         low=low,
@@ -349,7 +320,7 @@ def allen_cahn(diffusion: float = 1e-4) -> Problem:
             ),
             "initial": lambda u, x: u(x) - x[:, 0] ** 2 * jnp.cos(np.pi * x[:, 0]),
             "periodic": _same_at_both_ends(2.0),
-            "slope": slopes_agree,
+            "slope": _same_slope_at_both_ends(2.0),
         },
         places={
             "equation": (),
@@ -400,7 +371,7 @@ def kuramoto_sivashinsky() -> Problem:
             ),
             "initial": lambda u, x: u(x) - start(x[:, 0], jnp),
             "periodic": _same_at_both_ends(2 * np.pi),
-            "slope": lambda u, x: _same_at_both_ends(2 * np.pi)(d(u, 0), x),
+            "slope": _same_slope_at_both_ends(2 * np.pi),
         },
         places={
             "equation": (),
