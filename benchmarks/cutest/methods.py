@@ -5,14 +5,10 @@ import functools
 import math
 import time
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.experimental
-import jax.numpy as jnp
 import numpy as np
-import optax
 import scipy.optimize
 import threadpoolctl
 
@@ -173,56 +169,15 @@ def run_scipy(problem: Problem, method: str, settings: Settings) -> Outcome:
     return counter.outcome(status)
 
 
-def stopped_when(
-    optimizer: optax.GradientTransformationExtraArgs, is_over: Callable[[], bool]
-) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimizer, standing still once ``is_over()``, asked at each update.
-
-    `ncg_optax.minimize` gives up after some updates without progress, so this is a way
-    to end it from outside.
-    """
-
-    def update(grads, state, params=None, **extra):
-        updates, state = optimizer.update(grads, state, params, **extra)
-        shape = jax.ShapeDtypeStruct((), bool)
-        over = jax.experimental.io_callback(lambda: np.bool_(is_over()), shape)
-        updates = jax.tree.map(lambda u: jnp.where(over, jnp.zeros_like(u), u), updates)
-        return updates, state
-
-    return optax.GradientTransformationExtraArgs(optimizer.init, update)
-
-
 def run_ours(problem: Problem, settings: Settings) -> Outcome:
-    """Runs ``ncg_optax.minimize`` with its default optimizer on a problem."""
-    started = math.inf
-
-    def is_over():
-        return time.perf_counter() - started > settings.time_limit
-
-    def solve(params):
-        return ncg_optax.minimize(
-            problem.objective,
-            params,
-            optimizer=stopped_when(ncg_optax.newton_cg(), is_over),
-            maxiter=settings.maxiter,
-            gtol=settings.gtol,
-        )
-
-    compiled = jax.jit(solve).lower(problem.start).compile()
-    started = time.perf_counter()
-    params, _, result = jax.block_until_ready(compiled(problem.start))
-    outcome = _outcome(params, result, time.perf_counter() - started)
-    return dataclasses.replace(outcome, status="time limit") if is_over() else outcome
-
-
-def run_ours_with_bounds(problem: Problem, settings: Settings) -> Outcome:
-    """Runs ``ncg_optax.minimize`` with bounds on a problem."""
+    """Runs ``ncg_optax.minimize`` with its default method on a problem."""
+    bounds = None if problem.low is None else (problem.low, problem.high)
 
     def solve(maxiter, seconds):
         return ncg_optax.minimize(
             problem.objective,
             problem.start,
-            bounds=(problem.low, problem.high),
+            bounds=bounds,
             maxiter=maxiter,
             gtol=settings.gtol,
             max_seconds=seconds,
@@ -289,8 +244,7 @@ def run_one(problem: Problem, method: str, settings: Settings) -> dict[str, Any]
     Numbers that are not finite become None.
     """
     if method == OURS:
-        run = run_ours if problem.bounds is None else run_ours_with_bounds
-        outcome = run(problem, settings)
+        outcome = run_ours(problem, settings)
     elif method in jax_methods.METHODS:
         outcome = run_in_jax(problem, method, settings)
     else:
