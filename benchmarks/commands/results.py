@@ -9,6 +9,7 @@ from benchmarks.commands import options
 from benchmarks.commands.options import UsageError
 from benchmarks.peers import COMPETITORS
 from benchmarks.reports import (
+    ablation,
     curves,
     minibatch,
     poster_figure,
@@ -24,6 +25,7 @@ from benchmarks.scenarios import SCENARIOS
 MAIN_MARKS = tables.BEGIN, tables.END
 POSTER_MARKS = poster_tables.BEGIN, poster_tables.END
 MINIBATCH_MARKS = minibatch.BEGIN, minibatch.END
+ABLATION_MARKS = ablation.BEGIN, ablation.END
 # Within a directory of results: those for the poster's table, and for the other one,
 # tuned by the training loss and by a validation loss.
 POSTER, MINIBATCH, VALIDATION = "poster", "minibatch", "minibatch_validation"
@@ -75,22 +77,24 @@ def table(
     directory: options.Stored = options.COMMITTED,
     readme: Annotated[
         pathlib.Path | None,
-        options.readme_option(MAIN_MARKS, POSTER_MARKS, MINIBATCH_MARKS),
+        options.readme_option(
+            MAIN_MARKS, POSTER_MARKS, MINIBATCH_MARKS, ABLATION_MARKS
+        ),
     ] = None,
 ) -> None:
     """Build Markdown tables from stored results: final losses, poster, mini-batches.
 
-    The last two are built from DIRECTORY/poster, DIRECTORY/minibatch and
+    Those after the first are built from DIRECTORY/poster, DIRECTORY/minibatch and
     DIRECTORY/minibatch_validation, if these are there.
     """
     with options.explained(ValueError):
         stored = records.load_all(directory)
         lines = rows.lines(records.load_all(directory / POSTER))
         has_poster = any(line.cells for line in lines)
-        small = minibatch.grouped(
-            records.load_all(directory / MINIBATCH),
-            records.load_all(directory / VALIDATION),
-        )
+        on_batches = records.load_all(directory / MINIBATCH)
+        validated = records.load_all(directory / VALIDATION)
+        small = minibatch.grouped(on_batches, validated)
+        ablations = ablation.grouped(on_batches)
         if not (stored or has_poster or small):
             raise UsageError(f"no results in {directory}: `run` something first.")
         made = {}
@@ -101,6 +105,8 @@ def table(
             made[POSTER_MARKS] = poster_tables.markdown(lines, measured)
         if small:
             made[MINIBATCH_MARKS] = minibatch.markdown(small)
+        if ablations:
+            made[ABLATION_MARKS] = ablation.markdown(ablations)
         # A file may have the marks of one table only. Without any it is an error.
         content = "" if readme is None else readme.read_text("utf8")
         wanted = [marks for marks in made if marks[0] in content] or list(made)

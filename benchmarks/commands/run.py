@@ -29,7 +29,7 @@ def run(
     ],
     optimizers: Annotated[
         str, typer.Option(help="Which optimizers, separated by commas.")
-    ] = ",".join(COMPETITORS),
+    ] = ",".join(name for name, c in COMPETITORS.items() if not c.named_only),
     seeds: Annotated[
         int | None,
         typer.Option(

@@ -1,9 +1,11 @@
 """What a preconditioner takes of a step of `hessian_free`: seconds, products, memory.
 
-Its own work is its `update` (products, means, eigenvectors) with its `prepare` (the
-inverses), once in each step, and its `apply`, once in each iteration. Seconds are
-measured in one process over the steps after which the work repeats: every step is
-repeated, the step and its parts taking turns, and the medians count.
+Its share of the seconds is what a step takes longer than the same step without it, from
+the same state, with as many iterations on the same examples. Its own work is its
+`update` (products, means, eigenvectors) with its `prepare` (the inverses), once in each
+step, and its `apply`, once in each iteration. Seconds are measured in one process over
+the steps after which the work repeats: every step is repeated, the step, the one
+without it and its parts taking turns, and the medians count.
 """
 
 import dataclasses
@@ -28,6 +30,9 @@ from benchmarks.training import cost
 from ncg_optax.losses.objective import MappedLoss, as_objective
 
 SHARE_TARGET = 0.25  # of the seconds of a step
+# As many iterations with every preconditioner, as few as in the first steps of
+# `hessian_free`: with more its share is less.
+SOLVER = ncg.quasi_newton(ncg.cg(maxiter=4, rtol=0.0, forcing=None))
 MEMORY_TARGET = 3.0  # in multiples of the parameters, beside the factors
 # The matrices in the states of preconditioners; the rest is as large as the parameters.
 FACTORS = {"gram", "basis", "vectors"}
@@ -56,10 +61,12 @@ class Cost(NamedTuple):
     """Means over the steps of a cycle. A unit is a gradient, as XLA counts it."""
 
     step_seconds: float  # of the whole step, its gradient included
-    # of the preconditioner's update and prepare. An upper bound: where it probes the
-    # examples that the solver sees, the step linearises once for both.
+    bare_seconds: float  # of the same step without a preconditioner
+    # of the preconditioner's update and prepare, as a program of their own. An upper
+    # bound: the step linearises once for solver and preconditioner where both see the
+    # same examples, and it has no call of its own.
     update_seconds: float
-    apply_seconds: float  # of all its applications
+    apply_seconds: float  # of all its applications, likewise
     iterations: float  # of the solver
     products: float  # of the preconditioner, in units of those with the whole batch
     product_units: float  # what these cost
@@ -68,7 +75,7 @@ class Cost(NamedTuple):
     @property
     def share(self) -> float:
         """Of the preconditioner, in the seconds of a step."""
-        return (self.update_seconds + self.apply_seconds) / self.step_seconds
+        return 1 - self.bare_seconds / self.step_seconds
 
 
 class Memory(NamedTuple):
@@ -104,13 +111,15 @@ class _Program(NamedTuple):
     """The step of a trainer, and the parts of it that are the preconditioner's."""
 
     step: Any  # ``step(params, state, data) -> (params, state)``, an executable
+    bare: Any  # the same without a preconditioner, from the same state
     # of (params, state, grads, data): its state, and what it prepares for the solve
     update: Callable[..., tuple[_Counted, Any]]
     apply: Callable[..., Params]  # of (what is prepared, r, damping, times)
 
 
 class _Step(NamedTuple):
-    seconds: tuple[float, float, float]  # of the step, the update, the applications
+    # of the step, the bare one, the update, the applications
+    seconds: tuple[float, ...]
     info: ncg.step.NewtonCGInfo
     products: float
 
@@ -128,7 +137,7 @@ def measure(
     for name, candidate in CANDIDATES.items():
         progress(name)
         preconditioner = Counting(candidate.make())
-        tx = ncg.hessian_free(preconditioner=preconditioner)
+        tx = ncg.hessian_free(preconditioner=preconditioner, solver=SOLVER)
         state = jax.jit(tx.init)(params)
         start = params, state, data
         program = _compile(scenario, tx, preconditioner, *start)
@@ -179,7 +188,15 @@ def _compile(
     """The programs for parameters, state and data."""
     loss = ncg.CompositeLoss(scenario.model, scenario.loss)
     executable = jax.jit(newton_step(scenario, tx)).lower(*args).compile()
-    return _Program(executable, *parts(loss, tx, preconditioner))
+    without = newton_step(
+        scenario, ncg.hessian_free(preconditioner=None, solver=SOLVER)
+    )
+
+    def bare(params: Params, state: Any, data: Batch) -> tuple[Params, Any]:
+        state = state[0]._replace(preconditioner=()), *state[1:]
+        return without(params, state, data)
+
+    return _Program(executable, jax.jit(bare), *parts(loss, tx, preconditioner))
 
 
 def parts(
@@ -229,6 +246,7 @@ def _cycle(
         args = prepared, grads, info.damping, info.cg_iterations
         calls = (
             functools.partial(program.step, params, state, data),
+            functools.partial(program.bare, params, state, data),
             functools.partial(program.update, params, state, grads, data),
             functools.partial(program.apply, *args),
         )
@@ -257,7 +275,7 @@ def _cost(steps: list[_Step], prices: cost.CostModel) -> Cost:
     def mean(pick: Callable[[_Step], Any]) -> float:
         return statistics.fmean(float(pick(step)) for step in steps)
 
-    seconds = (mean(lambda step, part=part: step.seconds[part]) for part in range(3))
+    seconds = (mean(lambda step, part=part: step.seconds[part]) for part in range(4))
     iterations = mean(lambda step: step.info.cg_iterations)
     products = mean(lambda step: step.products)
     units = prices.price(

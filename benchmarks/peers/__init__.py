@@ -1,8 +1,12 @@
 """The optimizers that compete, by name, in the order in which they are listed."""
 
+from functools import partial
+from typing import Any
+
 import optax
 from optax.contrib import muon
 
+import ncg_optax as ncg
 from benchmarks.peers import newton
 from benchmarks.peers.base import Competitor, Method, Problem, Setting
 from benchmarks.peers.first_order import lbfgs, sgd, tuned, tuned_average
@@ -24,6 +28,33 @@ _FIRST_ORDER = [
 _AVERAGED = (
     tuned_average("adam", "optax.adam", optax.adam, range(-7, -1)),
     tuned_average("soap", "SOAP (Vyas et al. 2024)", soap, range(-7, -1)),
+)
+
+
+def _ablation(
+    name: str, what: str, *, tuned: bool = False, **changes: Any
+) -> Competitor:
+    """`kronecker_adam` with one part changed."""
+    return Competitor(
+        f"kronecker_adam_{name}",
+        f"kronecker_adam {what}",
+        partial(newton.kronecker_adam, **changes),
+        range(-6, 0) if tuned else range(0),
+        schedules=("constant",) if tuned else (),
+        minibatch=True,
+        named_only=True,
+    )
+
+
+_ABLATIONS = (
+    _ablation("last", "at the last iterate, not at the average", averaged=False),
+    _ablation("unrotated", "without bases", bases=ncg.minibatch.eigenbases(1)),
+    _ablation("tuned", "with a constant learning rate, tuned", tuned=True),
+    _ablation(
+        "curvature",
+        "with curvature products in its bases",
+        curvature=ncg.gauss_newton(),
+    ),
 )
 _FULL, _SMALL = zip(*_FIRST_ORDER, strict=True)
 
@@ -88,6 +119,7 @@ COMPETITORS: dict[str, Competitor] = {
         ),
         *_SMALL,
         *_AVERAGED,
+        *_ABLATIONS,
     )
 }
 

@@ -67,6 +67,7 @@ class Competitor(NamedTuple):
     registers: bool = False  # whether it has to know the kind of loss by name
     exact: bool = False  # whether it solves to the last digits, which needs float64
     deterministic: bool = False  # whether it needs the same loss at every step
+    named_only: bool = False  # whether it is left out where no optimizers are named
     needs_poster: bool = False  # whether it takes its settings from the poster's code
     # largest number of examples in a mini-batch, for a method that does not use the
     # scenario's `batch_sizes`

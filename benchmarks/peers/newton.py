@@ -153,20 +153,34 @@ def stochastic(problem: Problem, _: Setting | None) -> Method:
     return _averaged(problem, plan(problem, size), lambda rate: tx, price)
 
 
-def kronecker_adam(problem: Problem, _: Setting | None) -> Method:
-    """`kronecker_adam` on the smallest batches of the first-order methods, averaged."""
-    tx = ncg.kronecker_adam()
+def kronecker_adam(
+    problem: Problem, setting: Setting | None, averaged: bool = True, **changes: Any
+) -> Method:
+    """`kronecker_adam` on the smallest batches of the first-order methods.
+
+    For ablations it is evaluated at the last iterate unless ``averaged``, takes other
+    settings than its defaults, or has a learning rate that is tuned.
+    """
     batches = plan(problem, min(problem.scenario.batch_sizes))
-    advance = newton_step(problem.scenario, tx)
+
+    def transform(rate: jax.Array) -> optax.GradientTransformationExtraArgs:
+        if setting is None:
+            return ncg.kronecker_adam(**changes)
+        # Its warm-up for a number, which has to be known without tracing.
+        return ncg.kronecker_adam(
+            lambda count: rate * jnp.minimum((count + 1) / 20, 1), **changes
+        )
 
     def init(params: Params, rate: jax.Array) -> Any:
-        return tx.init(params), params
+        return transform(rate).init(params), params, rate
 
     def step(params: Params, state: Any, batch: Batch) -> tuple[Any, Any, Any]:
-        inner, iterate = state
+        inner, iterate, rate = state
+        advance = newton_step(problem.scenario, transform(rate))
         iterate, inner = advance(iterate, inner, batch)
         cost = ncg.get_info(inner).gradient_equivalents
-        return ncg.averaged_params(inner, iterate), (inner, iterate), cost
+        shown = ncg.averaged_params(inner, iterate) if averaged else iterate
+        return shown, (inner, iterate, rate), cost
 
     return in_batches(problem, batches, init, step)
 
