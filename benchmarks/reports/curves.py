@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogFormatter, NullFormatter
 
+from benchmarks.reports import ablation
 from benchmarks.reports.figures import open_frame, save
 from benchmarks.reports.records import Record
 from benchmarks.reports.tables import floor
@@ -39,6 +40,12 @@ STYLES |= {
     f"{name}_averaged": (STYLES[name][0], (0, (4, 1, 1, 1)))
     for name in ("adam", "soap")
 }
+STYLES |= {
+    name: (colour, (0, (1, 1)))
+    for name, colour in zip(
+        ablation.CHANGES, ("#009E73", "#D55E00", "#E69F00", "#CC79A7"), strict=True
+    )
+}
 CEILING = 1e30  # where a run that diverged is drawn
 TUNED = ("adam", "sgd", "adamw", "muon", "soap")
 LABELS = {
@@ -54,6 +61,7 @@ LABELS = {
     "sgd_then_hessian_free": "sgd (tuned), then hessian_free",
     "adam_averaged": "adam, averaged, mini-batches (tuned)",
     "soap_averaged": "soap, averaged, mini-batches (tuned)",
+    **{name: f"kronecker_adam, {what}" for name, what in ablation.CHANGES.items()},
 }
 ABREAST = 4  # names of optimizers that fit side by side
 PANELS = (
