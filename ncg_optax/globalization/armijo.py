@@ -13,6 +13,9 @@ from ncg_optax.globalization.base import (
     SearchResult,
 )
 
+# Largest step size at which a change of the loss can show its rounding.
+SHORT = 1e-3
+
 
 class _Trials(NamedTuple):
     """The state of the search; shapes=()."""
@@ -21,6 +24,8 @@ class _Trials(NamedTuple):
     loss: jax.Array  # at ``step``
     accepted: jax.Array  # whether ``step`` was found, bool
     trial: jax.Array  # the step size to try next
+    full: jax.Array  # the loss at the full step
+    rounding: jax.Array  # the rounding error of the loss, as short steps show it
     done: jax.Array  # bool
     k: jax.Array  # number of trials, int32
 
@@ -35,13 +40,17 @@ class armijo(LineSearch):
       f(\theta + s d) \le f(\theta) + c\, s\, g^T d
 
     up to the rounding of :math:`f`, unless damping or a trust region has made the step
-    short (Armijo 1966; Nocedal and Wright 2006, algorithm 3.1). The next trial is the
-    minimiser of the parabola with the loss and the slope at the start and the loss at
-    the last trial; it is at least 0.1 and at most ``shrink`` times the last trial
-    (section 3.5 there). Along a direction of negative curvature the quadratic model has
-    no minimum, so an accepted full step is doubled as long as the loss falls. The
-    search costs one evaluation of the loss if the full step is accepted and the
-    curvature is not negative.
+    short (Armijo 1966; Nocedal and Wright 2006, algorithm 3.1). Steps so short that the
+    slope explains less than a tenth of the change show how large the rounding is. If no
+    step decreases the loss, and the full one does not increase it by more than the
+    rounding, that is taken: near a minimum the model is more accurate than the loss.
+
+    The next trial is the minimiser of the parabola with the loss and the slope at the
+    start and the loss at the last trial; it is at least 0.1 and at most ``shrink``
+    times the last trial (section 3.5 there). Along a direction of negative curvature
+    the quadratic model has no minimum, so an accepted full step is doubled as long as
+    the loss falls. The search costs one evaluation of the loss if the full step is
+    accepted and the curvature is not negative.
 
     Attributes:
       c: share of the decrease predicted by the slope that a step must reach, in
@@ -77,6 +86,8 @@ class armijo(LineSearch):
             loss=loss,
             accepted=jnp.zeros((), bool),
             trial=jnp.ones((), loss.dtype),
+            full=loss,
+            rounding=jnp.zeros((), loss.dtype),
             done=jnp.logical_not(jnp.isfinite(loss)),
             k=jnp.zeros((), jnp.int32),
         )
@@ -85,7 +96,16 @@ class armijo(LineSearch):
             return jnp.logical_not(now.done) & (now.k < self.maxiter)
 
         end = jax.lax.while_loop(keep_going, lambda now: self._try(line, now), first)
-        return SearchResult(end.step, end.loss, end.k, end.accepted)
+        # All changes are rounding: the model is more accurate than the loss.
+        level = jnp.abs(end.full - loss) <= end.rounding
+        level &= jnp.isfinite(line.slope) & ~(end.accepted | line.is_short)
+        return SearchResult(
+            step_size=jnp.where(level, 1, end.step),
+            loss=jnp.where(level, end.full, end.loss),
+            evaluations=end.k,
+            accepted=end.accepted | level,
+            rounding=end.rounding,
+        )
 
     def _try(self, line: Line, now: _Trials) -> _Trials:
         """Evaluates the loss at one step size."""
@@ -103,6 +123,8 @@ class armijo(LineSearch):
             loss=jnp.where(better, value, now.loss),
             accepted=now.accepted | better,
             trial=jnp.where(better, 2 * now.trial, shorter),
+            full=jnp.where(now.k == 0, value, now.full),
+            rounding=jnp.maximum(now.rounding, _rounding(line, now.trial, value)),
             done=jnp.where(better, jnp.logical_not(longer), now.accepted),
             k=now.k + 1,
         )
@@ -114,3 +136,17 @@ class armijo(LineSearch):
         parabola = -0.5 * line.slope * step**2 / jnp.where(known, excess, 1)
         guess = jnp.where(known, parabola, 0.1 * step)
         return jnp.clip(guess, 0.1 * step, self.shrink * step)
+
+
+def _rounding(line: Line, step: jax.Array, value: jax.Array) -> jax.Array:
+    """The rounding error of the loss, if this step shows it, else 0.
+
+    It is four times the change of the loss at a step so short that the slope explains
+    less than a tenth of the change: other steps may have more rounding. A large change
+    has another cause: a slope or a loss of another batch.
+    """
+    change = jnp.abs(value - line.loss)
+    largest = jnp.finfo(value.dtype).eps ** (2 / 3) * jnp.abs(line.loss)
+    unexplained = change > jnp.abs(10 * step * line.slope)
+    shown = (step <= SHORT) & unexplained & (change <= largest)
+    return jnp.where(shown, 4 * change, 0)

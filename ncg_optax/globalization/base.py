@@ -157,16 +157,22 @@ class Line(NamedTuple):
     sample_share: float | jax.Array = 1.0
 
     @property
+    def is_short(self) -> jax.Array:
+        """Whether damping or a trust region has made the step short, bool, shape=().
+
+        Then its curvature is much smaller than its slope, so that the loss decreases by
+        ``slope`` if the gradient is right.
+        """
+        return self.bend < -0.1 * self.slope
+
+    @property
     def allowed_rise(self) -> jax.Array:
         """A rise of the loss that rounding may have made, shape=().
 
-        It is 0 for a step that damping or a trust region has made short: its curvature
-        is much smaller than its slope, so that the loss decreases by ``slope`` if the
-        gradient is right. With another gradient, damping would shorten the steps until
-        all rises were small, and all of them would be accepted.
+        It is 0 for a short step. With another gradient, damping would shorten the steps
+        until all rises were small, and all of them would be accepted.
         """
-        is_short = self.bend < -0.1 * self.slope
-        return jnp.where(is_short, 0, rounding_level(self.loss))
+        return jnp.where(self.is_short, 0, rounding_level(self.loss))
 
 
 class SearchResult(NamedTuple):
@@ -178,6 +184,7 @@ class SearchResult(NamedTuple):
       evaluations: number of evaluations of the loss, int32.
       accepted: whether a step was accepted, bool.
       share: share of the batch's examples in each evaluation, in (0, 1].
+      rounding: the rounding error of the loss if the search has measured it, else 0.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -198,6 +205,7 @@ class SearchResult(NamedTuple):
     evaluations: jax.Array
     accepted: jax.Array
     share: float | jax.Array = 1.0
+    rounding: float | jax.Array = 0.0
 
 
 @runtime_checkable

@@ -115,7 +115,7 @@ class levenberg_marquardt(Damping):
     increase: float = 4.0
     low: float = 0.25
     high: float = 0.75
-    minimum: float = 1e-12
+    minimum: float = 1e-20
     maximum: float = 1e12
 
     needs_outcome = True

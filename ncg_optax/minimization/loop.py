@@ -243,7 +243,9 @@ def _advanced(
     short = (length > 0) & (length <= limits.xtol * (limits.xtol + size))
     stationary = norm <= loop.tolerance
     # Other optimizers may have been at a lower point before.
-    level = value <= loop.best.value + rounding_level(loop.best.value)
+    rounding = [rounding_level(loop.best.value)]
+    rounding += [info.rounding.astype(value.dtype) for info in find_infos(state)]
+    level = value <= loop.best.value + jnp.max(jnp.stack(rounding))
     lower = value < loop.best.value
     kept = lower | level & stationary
     k = loop.k + 1

@@ -63,7 +63,7 @@ def leave_saddle(
       objective: the loss.
       params: a point where its gradient is negligible.
       value: the loss there, shape=().
-      grads: the gradient there, for the sign of the step.
+      grads: the gradient there; with bounds it says which parameters are held.
       count: selects the random vector of the search.
       box: bounds on the parameters; those that the gradient holds at a bound
         stay there.
@@ -85,11 +85,12 @@ def leave_saddle(
         probe = only(free, box.inward(params, probe))
     negative = _find_negative_curvature(product, probe)
 
-    # The one of +p and -p along which the loss does not rise, as long as params.
+    # Both signs are tried: which one is better depends on the third derivative, because
+    # the slope is zero. The first trial is as long as the parameters.
     p = negative.direction
     size = pytree.norm(p)  # zero if all parameters are held at bounds
     length = jnp.maximum(1, pytree.norm(params)) / jnp.where(size > 0, size, 1)
-    d = pytree.scale(p, jnp.where(pytree.vdot(grads, p) > 0, -length, length))
+    d = pytree.scale(p, length)
     bend = negative.curvature * pytree.vdot(d, d)
 
     def moved(step):
@@ -97,22 +98,33 @@ def leave_saddle(
         new = pytree.cast_like(new, params)
         return new if box is None else box.project(new)
 
-    def search_line():
-        def loss_at(step):
-            return objective.value(moved(step)).astype(value.dtype)
+    def loss_at(step):
+        return objective.value(moved(step)).astype(value.dtype)
 
-        # The slope is zero: the decrease to ask for follows from the curvature.
-        return armijo().search(Line(value, 0.5 * bend, bend, loss_at))
+    def search_line():
+        def lower_at(square):
+            step = jnp.sqrt(square)
+            return jnp.fmin(loss_at(step), loss_at(-step))
+
+        # In the square of the step size the loss has a slope, which is half the bend.
+        search = armijo().search(Line(value, 0.5 * bend, bend, lower_at))
+        step = jnp.sqrt(search.step_size)
+        step = jnp.where(loss_at(step) <= search.loss, step, -step)
+        return search, step
 
     def stay():
-        return SearchResult(
+        none = SearchResult(
             step_size=jnp.zeros((), value.dtype),
             loss=value,
             evaluations=jnp.zeros((), jnp.int32),
             accepted=jnp.zeros((), bool),
+            rounding=jnp.zeros((), value.dtype),
         )
+        return none, none.step_size
 
-    search = jax.lax.cond(negative.found, search_line, stay)
+    search, step = jax.lax.cond(negative.found, search_line, stay)
+    # Two in each trial, and one for the sign.
+    evaluations = 2 * search.evaluations + negative.found.astype(jnp.int32)
     lower = search.accepted & (search.loss < value)
     stuck = jnp.asarray(Status.SADDLE_POINT)
     if box is not None:  # the negative curvature may lead out of the box alone
@@ -123,11 +135,11 @@ def leave_saddle(
     status = jnp.where(negative.found, status, Status.CONVERGED_GRADIENT)
     return SaddleResult(
         status=status.astype(jnp.int32),
-        params=pytree.where(lower, moved(search.step_size), params),
+        params=pytree.where(lower, moved(step), params),
         products=negative.products,
-        evaluations=search.evaluations,
+        evaluations=evaluations,
         gradient_equivalents=negative.products.astype(dtype) * curvature.cost
-        + search.evaluations.astype(dtype) / 3,
+        + evaluations.astype(dtype) / 3,
     )
 
 

@@ -117,7 +117,7 @@ def _outcome(direction: Direction, search: SearchResult, loss: jax.Array) -> Out
         # Zero times a slope that has overflowed is NaN.
         predicted_reduction=jnp.where(accepted, predicted, 0),
         actual_reduction=jnp.where(accepted, loss - search.loss, 0),
-        rounding=rounding_level(loss),
+        rounding=jnp.maximum(rounding_level(loss), search.rounding).astype(loss.dtype),
         step_size=step,
         accepted=accepted,
     )

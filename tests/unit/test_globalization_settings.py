@@ -76,7 +76,7 @@ def test_the_default_factors_are_those_of_the_documentation():
     for ratio, factor in [(0.76, 0.1), (0.74, 1.0), (0.26, 1.0), (0.24, 4.0)]:
         damping = rule.update(state, outcome(actual=ratio)).damping
         assert float(damping) == pytest.approx(factor)
-    assert (rule.minimum, rule.maximum) == (1e-12, 1e12)
+    assert (rule.minimum, rule.maximum) == (1e-20, 1e12)
     search = ncg.armijo()
     assert (search.c, search.shrink, search.maxiter) == (1e-4, 0.5, 20)
 

@@ -126,6 +126,32 @@ def test_the_cost_is_the_sum_over_the_steps():
     )
 
 
+def test_a_saddle_is_left_along_the_sign_that_descends():
+    """Whatever random vector the search begins with, and however weak the curvature."""
+
+    def lopsided(w):  # rises along one half of the second axis, falls along the other
+        return 1.0 + w[0] ** 2 - 1e-3 * w[1] ** 2 + 50.0 * w[1] ** 3 + 1e6 * w[1] ** 4
+
+    for start in (0.0, 1e-7, -1e-7):
+        _, _, result = ncg.minimize(lopsided, jnp.array([0.0, start]), gtol=1e-8)
+        assert result.converged
+        assert result.value < 1.0
+
+
+@pytest.mark.parametrize("start", [[-1.2, 1.0], [0.0, 0.0], [3.0, 1.0]])
+def test_a_loss_of_which_rounding_hides_the_last_digits(start):
+    """The loss is a difference of large numbers; its gradient has all digits."""
+    scales = 1e7 * jnp.sqrt(jnp.arange(2.0, 40.0))
+
+    def cancelling(w):
+        large = scales * (1 + w[0] * w[1])
+        return 0.3 + jnp.mean((rosenbrock(w) + large) - large)
+
+    w, _, result = ncg.minimize(cancelling, jnp.array(start), gtol=1e-10)
+    assert result.converged
+    np.testing.assert_allclose(w, 1.0, atol=1e-9)
+
+
 def test_a_saddle_is_left(minimize_quartic):
     w, result = minimize_quartic([0.0, 0.0], [1.0, -1.0], [0.0, 1.0])
     assert result.status == Status.CONVERGED_GRADIENT
