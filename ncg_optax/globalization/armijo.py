@@ -11,6 +11,7 @@ from ncg_optax.globalization.base import (
     Line,
     LineSearch,
     SearchResult,
+    largest_rounding,
 )
 
 # Largest step size at which a change of the loss can show its rounding.
@@ -146,7 +147,6 @@ def _rounding(line: Line, step: jax.Array, value: jax.Array) -> jax.Array:
     has another cause: a slope or a loss of another batch.
     """
     change = jnp.abs(value - line.loss)
-    largest = jnp.finfo(value.dtype).eps ** (2 / 3) * jnp.abs(line.loss)
     unexplained = change > jnp.abs(10 * step * line.slope)
-    shown = (step <= SHORT) & unexplained & (change <= largest)
+    shown = (step <= SHORT) & unexplained & (change <= largest_rounding(line.loss))
     return jnp.where(shown, 4 * change, 0)

@@ -14,6 +14,11 @@ def rounding_level(loss: jax.Array) -> jax.Array:
     return 10 * jnp.finfo(loss.dtype).eps * jnp.abs(loss)
 
 
+def largest_rounding(loss: jax.Array) -> jax.Array:
+    """A change of ``loss`` that is too large for rounding, also after cancellation."""
+    return jnp.finfo(loss.dtype).eps ** (2 / 3) * jnp.abs(loss)
+
+
 class Outcome(NamedTuple):
     """The result of trying a step; scalars of shape=().
 

@@ -10,7 +10,7 @@ import optax
 
 from ncg_optax._utils import pytree
 from ncg_optax._utils.status import Status, first_match
-from ncg_optax.globalization.base import rounding_level
+from ncg_optax.globalization.base import largest_rounding, rounding_level
 from ncg_optax.losses.objective import Objective
 from ncg_optax.minimization.box import Box
 from ncg_optax.minimization.result import MinimizeResult
@@ -243,9 +243,7 @@ def _advanced(
     short = (length > 0) & (length <= limits.xtol * (limits.xtol + size))
     stationary = norm <= loop.tolerance
     # Other optimizers may have been at a lower point before.
-    rounding = [rounding_level(loop.best.value)]
-    rounding += [info.rounding.astype(value.dtype) for info in find_infos(state)]
-    level = value <= loop.best.value + jnp.max(jnp.stack(rounding))
+    level = value <= loop.best.value + _rounding(loop.best.value, state)
     lower = value < loop.best.value
     kept = lower | level & stationary
     k = loop.k + 1
@@ -273,6 +271,18 @@ def _advanced(
             otherwise=Status.RUNNING,
         ),
     )
+
+
+def _rounding(value: jax.Array, state: Any) -> jax.Array:
+    """A rise above ``value`` that is rounding: if a line search found that it is, more.
+
+    Newton-CG takes a step that raises the loss only if it has measured that the
+    changes of the loss are nothing but rounding.
+    """
+    judged = jnp.zeros((), bool)
+    for info in find_infos(state):
+        judged |= (info.status == Status.ACCEPTED) & (info.actual_reduction < 0)
+    return jnp.where(judged, largest_rounding(value), rounding_level(value))
 
 
 def _lengths(old: PyTree, new: PyTree) -> tuple[jax.Array, jax.Array]:

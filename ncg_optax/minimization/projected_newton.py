@@ -11,7 +11,7 @@ from ncg_optax._utils import pytree
 from ncg_optax._utils.status import Status
 from ncg_optax.curvature.hessian import hessian
 from ncg_optax.globalization.armijo import armijo
-from ncg_optax.globalization.base import Line, rounding_level
+from ncg_optax.globalization.base import Line
 from ncg_optax.losses.objective import as_objective
 from ncg_optax.minimization.box import Box, only
 from ncg_optax.solvers.linear_cg import conjugate_gradient
@@ -216,7 +216,6 @@ def _info(path, found, value, norm, predicted):
         batch_evaluations=found.evaluations.astype(value.dtype),
         predicted_reduction=predicted,
         actual_reduction=reduction,
-        rounding=jnp.maximum(rounding_level(value), found.rounding),
         reduction_ratio=jnp.where(known, reduction / jnp.where(known, predicted, 1), 0),
         step_size=found.step_size,
         curvature_share=jnp.ones((), value.dtype),

@@ -35,9 +35,6 @@ class NewtonCGInfo(NamedTuple):
       residual: ``|B d + lambda d + g| / |g|`` at the end of the linear solve.
       predicted_reduction: ``-(g.d + d.Bd / 2)``, with ``d`` the step that is taken.
       actual_reduction: ``loss - next_loss``; 0 for a rejected step.
-      rounding: a bound on the rounding error of the loss, as far as it is known: ten
-        units in its last place, or what the line search measured. A rise of the loss
-        by no more than this is no rise.
       reduction_ratio: actual over predicted reduction.
       step_size: factor of the line search on the direction; 0 for a rejected step. It
         is above 1 only along negative curvature.
@@ -75,7 +72,6 @@ class NewtonCGInfo(NamedTuple):
     residual: jax.Array
     predicted_reduction: jax.Array
     actual_reduction: jax.Array
-    rounding: jax.Array
     reduction_ratio: jax.Array
     step_size: jax.Array
     curvature: jax.Array

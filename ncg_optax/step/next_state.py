@@ -145,7 +145,6 @@ def _measurements(
         residual=direction.result.residual / jnp.where(norm > 0, norm, 1),
         predicted_reduction=predicted,
         actual_reduction=actual,
-        rounding=trial.outcome.rounding,
         reduction_ratio=actual / jnp.where(predicted != 0, predicted, 1),
         step_size=trial.outcome.step_size,
         curvature=direction.bend / jnp.where(length2 > 0, length2, 1),
