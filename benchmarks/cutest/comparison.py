@@ -126,7 +126,7 @@ def markdown(results: Results) -> str:
     ours = solved_costs(runs[OURS])
     settings, versions = results["settings"], results["versions"]
     collection = collection_of(results)
-    headings = "CUTEst", "solved", "at a saddle", "cost", "ours on the same problems"
+    headings = "CUTEst", "solved", "at a saddle", "cost", "ours on the same", "ratio"
     rows = []
     for method, found in runs.items():
         costs = solved_costs(found)
@@ -134,12 +134,14 @@ def markdown(results: Results) -> str:
         name = method if method in PEERS else f"scipy {method}"
         name = collection.call if method == OURS else name
         saddles = sum(map(ends_at_saddle, found.values()))
-        medians = (f"{against[key]:.1f}" for key in ("median", "reference_median"))
-        rows.append((name, f"{len(costs)} of {len(found)}", f"{saddles}", *medians))
+        medians = [f"{against[key]:.1f}" for key in ("median", "reference_median")]
+        cells = f"{len(costs)} of {len(found)}", f"{saddles}", *medians
+        rows.append((name, *cells, f"{1 / against['ratio']:.2f}"))
     note = (
         f"{collection.title[0].upper()}{collection.title[1:]}, float64, solved to a "
         f"largest {collection.gradient} entry of {settings['gtol']:g}. Cost: the "
-        "median, in gradients, over the problems that both solve. "
+        "median, in gradients, over the problems that both solve. Ratio: the median "
+        "of our cost over theirs on the same problem. "
         f"jax {versions['jax']}, scipy {versions['scipy']}."
     )
     return f"{markdown_table(headings, rows)}\n\n{note}"
