@@ -41,10 +41,13 @@ class armijo(LineSearch):
       f(\theta + s d) \le f(\theta) + c\, s\, g^T d
 
     up to the rounding of :math:`f`, unless damping or a trust region has made the step
-    short (Armijo 1966; Nocedal and Wright 2006, algorithm 3.1). Steps so short that the
-    slope explains less than a tenth of the change show how large the rounding is. If no
-    step decreases the loss, and the full one does not increase it by more than the
-    rounding, that is taken: near a minimum the model is more accurate than the loss.
+    short (Armijo 1966; Nocedal and Wright 2006, algorithm 3.1).
+
+    Near a minimum the decrease may be less than the rounding error of the loss. If no
+    trial decreases the loss, those of :math:`s \le 10^{-3}` whose change is more than
+    ten times :math:`s\, g^T d` show how large that error is (up to
+    :math:`\varepsilon^{2/3} |f|`). If the full step does not change the loss by more
+    than four times as much, it is taken: the model is more accurate than the loss.
 
     The next trial is the minimiser of the parabola with the loss and the slope at the
     start and the loss at the last trial; it is at least 0.1 and at most ``shrink``
@@ -144,9 +147,9 @@ def _rounding(line: Line, step: jax.Array, value: jax.Array) -> jax.Array:
 
     It is four times the change of the loss at a step so short that the slope explains
     less than a tenth of the change: other steps may have more rounding. A large change
-    has another cause: a slope or a loss of another batch.
+    has another cause, such as the loss of another batch.
     """
-    change = jnp.abs(value - line.loss)
+    change, largest = jnp.abs(value - line.loss), largest_rounding(line.loss)
     unexplained = change > jnp.abs(10 * step * line.slope)
-    shown = (step <= SHORT) & unexplained & (change <= largest_rounding(line.loss))
-    return jnp.where(shown, 4 * change, 0)
+    shown = (step <= SHORT) & unexplained & (change <= largest)
+    return jnp.where(shown, jnp.minimum(4 * change, largest), 0)

@@ -15,8 +15,9 @@ def rounding_level(loss: jax.Array) -> jax.Array:
 
 
 def largest_rounding(loss: jax.Array) -> jax.Array:
-    """A change of ``loss`` that is too large for rounding, also after cancellation."""
-    return jnp.finfo(loss.dtype).eps ** (2 / 3) * jnp.abs(loss)
+    """The largest rounding error of ``loss`` that is plausible, after cancellation."""
+    cancelled = jnp.finfo(loss.dtype).eps ** (2 / 3) * jnp.abs(loss)
+    return jnp.maximum(cancelled, rounding_level(loss))
 
 
 class Outcome(NamedTuple):
@@ -163,10 +164,11 @@ class Line(NamedTuple):
 
     @property
     def is_short(self) -> jax.Array:
-        """Whether damping or a trust region has made the step short, bool, shape=().
+        """Whether the loss has to decrease by about ``slope``, bool, shape=().
 
-        Then its curvature is much smaller than its slope, so that the loss decreases by
-        ``slope`` if the gradient is right.
+        So it is if damping or a trust region has made the step short, and if the
+        curvature is negative: then the curvature raises the loss by much less than the
+        slope lowers it, if the gradient is right.
         """
         return self.bend < -0.1 * self.slope
 

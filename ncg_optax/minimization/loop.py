@@ -89,6 +89,7 @@ class Loop(NamedTuple):
     least_norm: jax.Array
     tolerance: jax.Array  # on ``norm``
     best: _Best
+    rounding: jax.Array  # of ``value``, as far as accepted rises show it
     idle: jax.Array  # steps in a row without progress
     k: jax.Array  # updates done
     cost: _Cost
@@ -134,6 +135,7 @@ def start(problem: Problem, params: PyTree) -> Loop:
         least_norm=norm,
         tolerance=tolerance.astype(norm.dtype),
         best=_Best(params, value, norm),
+        rounding=jnp.zeros_like(value),
         idle=zero,
         k=zero,
         cost=_Cost(zero, zero, jnp.ones_like(norm)),
@@ -235,7 +237,8 @@ def _advanced(
     """The loop after an update to ``params``, and whether it goes on."""
     limits = problem.limits
     norm = problem.gradient_norm(params, grads)
-    progress = (value < loop.value) | (norm < loop.least_norm)
+    rounding = jnp.maximum(loop.rounding, _accepted_rise(state, value))
+    progress = (value < loop.value - rounding) | (norm < loop.least_norm)
     idle = jnp.where(progress, 0, loop.idle + 1).astype(jnp.int32)
     size = jnp.maximum(jnp.abs(value), jnp.abs(loop.value))
     flat = jnp.abs(loop.value - value) <= limits.ftol * size
@@ -243,7 +246,8 @@ def _advanced(
     short = (length > 0) & (length <= limits.xtol * (limits.xtol + size))
     stationary = norm <= loop.tolerance
     # Other optimizers may have been at a lower point before.
-    level = value <= loop.best.value + _rounding(loop.best.value, state)
+    allowed = jnp.maximum(rounding, rounding_level(loop.best.value))
+    level = value <= loop.best.value + allowed
     lower = value < loop.best.value
     kept = lower | level & stationary
     k = loop.k + 1
@@ -256,6 +260,7 @@ def _advanced(
         least_norm=jnp.minimum(norm, loop.least_norm),
         tolerance=loop.tolerance,
         best=pytree.where(kept, _Best(params, value, norm), loop.best),
+        rounding=rounding,
         idle=idle,
         k=k,
         cost=cost,
@@ -273,16 +278,17 @@ def _advanced(
     )
 
 
-def _rounding(value: jax.Array, state: Any) -> jax.Array:
-    """A rise above ``value`` that is rounding: if a line search found that it is, more.
+def _accepted_rise(state: Any, value: jax.Array) -> jax.Array:
+    """How much a step of Newton-CG has raised the loss, if it could be rounding.
 
-    Newton-CG takes a step that raises the loss only if it has measured that the
-    changes of the loss are nothing but rounding.
+    Its line search accepts a rise that it takes for rounding. Of a larger rise, which
+    other line searches accept, ``largest_rounding`` counts.
     """
-    judged = jnp.zeros((), bool)
+    rise = jnp.zeros_like(value)
     for info in find_infos(state):
-        judged |= (info.status == Status.ACCEPTED) & (info.actual_reduction < 0)
-    return jnp.where(judged, largest_rounding(value), rounding_level(value))
+        accepted = info.status == Status.ACCEPTED
+        rise = jnp.maximum(rise, jnp.where(accepted, -info.actual_reduction, 0))
+    return jnp.minimum(rise, largest_rounding(value)).astype(value.dtype)
 
 
 def _lengths(old: PyTree, new: PyTree) -> tuple[jax.Array, jax.Array]:

@@ -62,7 +62,7 @@ def minimize(
     a maximum is left along one, not reported as a solution. The search for it takes up
     to 20 products with the exact Hessian, from a random vector, so it may miss a
     negative eigenvalue that is small compared with the others. The best point is
-    returned, also if the optimizer has left it.
+    returned, up to the rounding of its value, also if the optimizer has left it.
 
     With ``bounds`` :math:`l \le \theta \le u` the method is projected Newton-CG: a step
     minimises the quadratic model over the box, on one face after another (Lin and Moré

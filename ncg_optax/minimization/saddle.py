@@ -109,8 +109,9 @@ def leave_saddle(
         # In the square of the step size the loss has a slope, which is half the bend.
         search = armijo().search(Line(value, 0.5 * bend, bend, lower_at))
         step = jnp.sqrt(search.step_size)
-        step = jnp.where(loss_at(step) <= search.loss, step, -step)
-        return search, step
+        ahead, behind = loss_at(step), loss_at(-step)
+        forward = (ahead <= behind) | jnp.isnan(behind)
+        return search, jnp.where(forward, step, -step)
 
     def stay():
         none = SearchResult(
@@ -123,8 +124,8 @@ def leave_saddle(
         return none, none.step_size
 
     search, step = jax.lax.cond(negative.found, search_line, stay)
-    # Two in each trial, and one for the sign.
-    evaluations = 2 * search.evaluations + negative.found.astype(jnp.int32)
+    # Two in each trial, and two for the sign.
+    evaluations = 2 * (search.evaluations + negative.found.astype(jnp.int32))
     lower = search.accepted & (search.loss < value)
     stuck = jnp.asarray(Status.SADDLE_POINT)
     if box is not None:  # the negative curvature may lead out of the box alone
