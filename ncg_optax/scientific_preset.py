@@ -110,8 +110,9 @@ def scientific(
     not exact, and cheap ones are made. The loss should be the same at every step, not
     negative, and near zero at its minimum: of other losses the logarithm says little.
 
-    A step never increases the loss beyond rounding. The updates are zero if a step is rejected, and
-    :func:`get_info` returns the measurements of the last step, of either kind.
+    A step never increases the loss beyond rounding. The updates are zero if a step is
+    rejected, and :func:`get_info` returns the measurements of the last step, of either
+    kind.
 
     Args:
       mask: a pytree of bools (or a prefix, or a function of the parameters that returns
