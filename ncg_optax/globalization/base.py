@@ -16,7 +16,7 @@ def rounding_level(loss: jax.Array) -> jax.Array:
 
 def largest_rounding(loss: jax.Array) -> jax.Array:
     """The largest rounding error of ``loss`` that is plausible, after cancellation."""
-    cancelled = jnp.finfo(loss.dtype).eps ** (2 / 3) * jnp.abs(loss)
+    cancelled = float(jnp.finfo(loss.dtype).eps) ** (2 / 3) * jnp.abs(loss)
     return jnp.maximum(cancelled, rounding_level(loss))
 
 

@@ -237,7 +237,8 @@ def _advanced(
     """The loop after an update to ``params``, and whether it goes on."""
     limits = problem.limits
     norm = problem.gradient_norm(params, grads)
-    rounding = jnp.maximum(loop.rounding, _accepted_rise(state, value))
+    rise = jnp.maximum(loop.rounding, _accepted_rise(state, value.dtype))
+    rounding = jnp.minimum(rise, largest_rounding(value))
     progress = (value < loop.value - rounding) | (norm < loop.least_norm)
     idle = jnp.where(progress, 0, loop.idle + 1).astype(jnp.int32)
     size = jnp.maximum(jnp.abs(value), jnp.abs(loop.value))
@@ -278,17 +279,17 @@ def _advanced(
     )
 
 
-def _accepted_rise(state: Any, value: jax.Array) -> jax.Array:
-    """How much a step of Newton-CG has raised the loss, if it could be rounding.
+def _accepted_rise(state: Any, dtype: Any) -> jax.Array:
+    """How much the last step of Newton-CG has raised the loss, shape=().
 
-    Its line search accepts a rise that it takes for rounding. Of a larger rise, which
-    other line searches accept, ``largest_rounding`` counts.
+    Its line search accepts a rise that it takes for rounding.
     """
-    rise = jnp.zeros_like(value)
+    rise = jnp.zeros((), dtype)
     for info in find_infos(state):
         accepted = info.status == Status.ACCEPTED
-        rise = jnp.maximum(rise, jnp.where(accepted, -info.actual_reduction, 0))
-    return jnp.minimum(rise, largest_rounding(value)).astype(value.dtype)
+        risen = jnp.where(accepted, -info.actual_reduction, 0)
+        rise = jnp.maximum(rise, risen.astype(dtype))
+    return rise
 
 
 def _lengths(old: PyTree, new: PyTree) -> tuple[jax.Array, jax.Array]:

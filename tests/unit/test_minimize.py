@@ -10,6 +10,7 @@ import ncg_optax as ncg
 from ncg_optax import Status
 from ncg_optax.losses.objective import as_objective
 from ncg_optax.minimization.saddle import leave_saddle
+from ncg_optax.step.info import first_info
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -170,6 +171,28 @@ def test_a_noisy_loss_does_not_stop_it_above_gtol(noise):
     result = run(starts)
     assert result.converged.all()
     assert (result.gradient_norm <= 1e-10).all()
+
+
+def test_the_rounding_of_a_large_loss_is_not_that_of_a_small_one():
+    """The best point is kept, though a rise far above it was larger than the last."""
+    points = jnp.array([999.0, -0.17, 0.0])
+
+    def init(w):
+        return jnp.zeros((), int), first_info(w.dtype)
+
+    def update(grads, state, w):
+        count, info = state
+        rise = jnp.where(count == 0, 0.01, 0.0)  # of a loss near 1e9
+        status = jnp.asarray(Status.ACCEPTED, jnp.int32)
+        info = info._replace(status=status, actual_reduction=-rise)
+        return points[count] - w, (count + 1, info)
+
+    tx = optax.GradientTransformation(init, update)
+    cubic = lambda w: 1.005 + w**3  # noqa: E731
+    w, _, result = ncg.minimize(cubic, jnp.array(1e3), tx, check_curvature=False)
+    np.testing.assert_allclose(w, -0.17)
+    assert result.iterations == 3
+    assert result.status == Status.STALLED
 
 
 def test_a_noisy_loss_does_not_keep_it_going():
