@@ -58,9 +58,11 @@ def compare(costs: dict[str, float], reference: dict[str, float]) -> dict[str, A
     """Compares the costs of the problems that a method solves with a reference's.
 
     Returns the medians of both over the problems that both solve (nan if there is
-    none), the median of the ratios, and the names that only one of them solves.
+    none), the median and the geometric mean of the ratios, and the names that only one
+    of them solves.
     """
     both = sorted(costs.keys() & reference.keys())
+    ratios = [costs[k] / reference[k] for k in both]
 
     def median(numbers: list[float]) -> float:
         return statistics.median(numbers) if numbers else math.nan
@@ -69,7 +71,8 @@ def compare(costs: dict[str, float], reference: dict[str, float]) -> dict[str, A
         "both": len(both),
         "median": median([costs[k] for k in both]),
         "reference_median": median([reference[k] for k in both]),
-        "ratio": median([costs[k] / reference[k] for k in both]),
+        "ratio": median(ratios),
+        "mean_ratio": statistics.geometric_mean(ratios) if ratios else math.nan,
         "only": sorted(costs.keys() - reference.keys()),
         "only_reference": sorted(reference.keys() - costs.keys()),
     }
@@ -126,7 +129,10 @@ def markdown(results: Results) -> str:
     ours = solved_costs(runs[OURS])
     settings, versions = results["settings"], results["versions"]
     collection = collection_of(results)
-    headings = "CUTEst", "solved", "at a saddle", "cost", "ours on the same", "ratio"
+    headings = (
+        *("CUTEst", "solved", "at a saddle", "cost", "ours on the same"),
+        *("ratio, median", "geometric mean"),
+    )
     rows = []
     for method, found in runs.items():
         costs = solved_costs(found)
@@ -136,12 +142,13 @@ def markdown(results: Results) -> str:
         saddles = sum(map(ends_at_saddle, found.values()))
         medians = [f"{against[key]:.1f}" for key in ("median", "reference_median")]
         cells = f"{len(costs)} of {len(found)}", f"{saddles}", *medians
-        rows.append((name, *cells, f"{1 / against['ratio']:.2f}"))
+        ratios = (f"{1 / against[key]:.2f}" for key in ("ratio", "mean_ratio"))
+        rows.append((name, *cells, *ratios))
     note = (
         f"{collection.title[0].upper()}{collection.title[1:]}, float64, solved to a "
         f"largest {collection.gradient} entry of {settings['gtol']:g}. Cost: the "
-        "median, in gradients, over the problems that both solve. Ratio: the median "
-        "of our cost over theirs on the same problem. "
+        "median, in gradients, over the problems that both solve. Ratio: our "
+        "cost over theirs on the same problem. "
         f"jax {versions['jax']}, scipy {versions['scipy']}."
     )
     return f"{markdown_table(headings, rows)}\n\n{note}"

@@ -15,6 +15,7 @@ from benchmarks.scenarios import Scenario
 from benchmarks.scenarios._base import Batch, Params
 from benchmarks.training import cost
 from benchmarks.training.schedules import SCHEDULES
+from ncg_optax.minibatch.step import WARM_UP
 
 Build = Callable[[Problem, Setting | None], Method]
 BATCH = 512  # terms of the loss in a mini-batch of stochastic_hessian_free
@@ -168,7 +169,7 @@ def kronecker_adam(
             return ncg.kronecker_adam(**changes)
         # Its warm-up for a number, which has to be known without tracing.
         return ncg.kronecker_adam(
-            lambda count: rate * jnp.minimum((count + 1) / 20, 1), **changes
+            lambda count: rate * jnp.minimum((count + 1) / WARM_UP, 1), **changes
         )
 
     def init(params: Params, rate: jax.Array) -> Any:

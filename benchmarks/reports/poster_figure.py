@@ -117,5 +117,5 @@ def _scaling(axis: Axes, scaling: Sequence[Scaling]) -> None:
     axis.set_xticks(POSTER_DEVICES, map(str, POSTER_DEVICES))
     axis.set_ylim(0, 1.1)
     # There is room on the right: this is the last picture.
-    legend = axis.legend(frameon=False, fontsize=9, bbox_to_anchor=(1.05, 1), loc=2)
+    legend = axis.legend(frameon=False, fontsize=8, bbox_to_anchor=(1.02, 1), loc=2)
     legend.set_in_layout(False)

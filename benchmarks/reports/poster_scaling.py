@@ -49,24 +49,21 @@ def measured(record: dict[str, Any]) -> list[Scaling]:
     names = list(dict.fromkeys(point["optimizer"] for point in points))
     machine = record["machine"]
 
-    def where(point: dict[str, Any]) -> str:
-        return (
-            f"{record['description']}, batch {point['batch']}; {record['axis']}: "
-            f"{machine['device']}, {machine['cpu']}, {machine['cores']} cores"
-        )
-
+    where = (
+        f"{record['description']}; {record['axis']}: {machine['device']}, "
+        f"{machine['cpu']}, {machine['cores']} cores"
+    )
     if record["labels"]:  # why the seconds mean nothing
         counts = sorted({point["devices"] for point in points})
         ran = f"{', '.join(names)} ran on {', '.join(map(str, counts))}"
-        return [Scaling(f"{ran}: {'; '.join(record['labels'])}", where(points[0]), {})]
-    found: dict[tuple[str, str], dict[int, tuple[float, float]]] = {}
+        what = f"{ran}: {'; '.join(record['labels'])}"
+        return [Scaling(what, f"batch {points[0]['batch']}; {where}", {})]
+    found: dict[str, dict[int, tuple[float, float]]] = {}
     for point in points:
-        of_run = found.setdefault((point["optimizer"], where(point)), {})
+        what = f"{point['optimizer']}, batch {point['batch']}, measured"
+        of_run = found.setdefault(what, {})
         of_run[point["devices"]] = (point["efficiency"],) * 2
-    return [
-        Scaling(f"{name}, measured", place, efficiency)
-        for (name, place), efficiency in found.items()
-    ]
+    return [Scaling(what, where, efficiency) for what, efficiency in found.items()]
 
 
 def predicted(record: dict[str, Any]) -> list[Scaling]:

@@ -44,7 +44,9 @@ def _unresolved(steps: Steps) -> Finding | None:
     info = steps.info
     unchanged = np.abs(info.actual_reduction) <= steps.rounding
     predicted = info.predicted_reduction > 100 * steps.rounding
-    bad = steps.evaluated & unchanged & predicted & (info.step_size > 0)
+    # A loss of exactly 0 is the minimum of a loss that cannot be negative.
+    bottom = (info.loss == 0) & (info.status == Status.REJECTED_NO_DECREASE)
+    bad = steps.evaluated & ((unchanged & predicted & (info.step_size > 0)) | bottom)
     if steps.arithmetic == "float64" or not is_frequent(bad, 0.6):
         return None
     return Finding(

@@ -141,6 +141,7 @@ def test_comparison_is_over_what_both_solve():
     )
     assert found["both"] == 2
     assert (found["median"], found["reference_median"], found["ratio"]) == (3, 2, 1.5)
+    assert found["mean_ratio"] == pytest.approx(2**0.5)
     assert (found["only"], found["only_reference"]) == (["C"], ["D"])
 
 

@@ -343,6 +343,8 @@ def test_the_scaling_row_tells_measured_from_predicted_and_from_checked(tmp_path
     assert (checked.what, checked.efficiency) == (
         "adam ran on 1, 2: fake devices", {},
     )  # fmt: skip
+    assert "batch 512" in checked.where
+    assert measured.what == "adam, batch 512, measured"
     assert "a GPU" in measured.where
     assert [measured.efficiency_text(n) for n in (1, 2, 4)] == ["100 %", "90 %", ""]
     assert poster_scaling.measured(timed | {"points": points[2:]}) == []

@@ -175,6 +175,16 @@ def single_precision():
     return run(ncg.newton_cg(), lambda w: w @ a @ w / 2 - w.sum() + 5, jnp.zeros(8), 30)
 
 
+def vanishing_cross_entropy(start=0.55, damping=0.1):
+    """The loss is 0 in float32, and steps that damping makes short have to lower it."""
+
+    def loss(p):
+        z = p * jnp.array([30.0, 31.0, 25.0]) + jnp.arange(3.0)
+        return jnp.sum(jax.nn.logsumexp(jnp.stack([z, 0 * z]), axis=0) - z)
+
+    return run(ncg.newton_cg(damping=damping), loss, jnp.array(start), 60)
+
+
 def no_learning_rate():
     return run(ncg.newton_cg(0.0), rosenbrock, START, 6)
 
@@ -232,6 +242,7 @@ PROBLEMS = {
     negative_preconditioner: {"indefinite_preconditioner"},
     overshooting: {"shortened"},
     single_precision: {"rounding"},
+    vanishing_cross_entropy: {"rounding"},
     no_learning_rate: {"updates_not_applied"},
     large_learning_rate: {"loss_rises"},
     dead: {"zero_gradient"},
@@ -339,6 +350,12 @@ def test_converging_to_rounding_is_a_problem_in_float32_alone(dtype):
     diagnosis = ncg.diagnose(infos, last=10)
     assert diagnosis.healthy != in_float32
     assert ("below the rounding of float64" in diagnosis.summary) != in_float32
+
+
+def test_steps_go_on_at_a_loss_of_zero_until_the_gradient_is_zero():
+    infos = vanishing_cross_entropy(start=0.1, damping=ncg.levenberg_marquardt())
+    assert infos.gradient_norm[-1] == 0
+    assert ncg.diagnose(infos).healthy
 
 
 def test_a_gradient_that_has_become_zero_is_no_problem():

@@ -80,6 +80,14 @@ def test_the_full_step_is_taken_if_the_loss_shows_nothing_but_rounding(slope, fu
     assert float(result.rounding) == pytest.approx(4 * NOISE, rel=0.03)
 
 
+def test_the_full_step_is_taken_if_no_step_changes_the_loss():
+    result = search(jnp.zeros_like, slope=-1e-9, start=0.0, bend=1e-9)
+    assert result.accepted
+    assert (float(result.step_size), float(result.loss)) == (1.0, 0.0)
+    short = search(jnp.zeros_like, slope=-1e-9, start=0.0, bend=1e-12)
+    assert not short.accepted
+
+
 @pytest.mark.parametrize(
     "fault",
     [
