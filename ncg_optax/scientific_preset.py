@@ -31,6 +31,8 @@ WARM_UP = 0.5
 # Stages of cheap steps before exact ones are tried again, and how many more after each
 # trial that is lost.
 PATIENCE, MORE = 4, 2
+# A trial ends after this part of a stage if its rate is below this part of the other.
+SHORT, HOPELESS = 0.25, 0.5
 
 CHEAP, EXACT = 0, 1
 
@@ -264,9 +266,11 @@ def _judged(state: ScientificState, stage: float) -> ScientificState:
     # The step that ends the warm-up is not measured either.
     spent = jnp.where(counts, spent, jnp.minimum(spent, 0))
 
-    ends = spent >= jnp.maximum(stage, jnp.finfo(spent.dtype).tiny)
-    rate = progress / jnp.where(ends, spent, 1)
     other = state.rates[1 - state.kind]
+    hopeless = state.is_trial & (progress < HOPELESS * other * spent)
+    needed = jnp.where(hopeless, SHORT * stage, stage)
+    ends = spent >= jnp.maximum(needed, jnp.finfo(spent.dtype).tiny)
+    rate = progress / jnp.where(ends, spent, 1)
     behind = jnp.logical_not(rate > other)  # or not known yet
     waited = state.waited + 1
     lost = state.is_trial & behind

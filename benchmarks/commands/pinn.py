@@ -10,8 +10,13 @@ import typer
 from benchmarks.commands import options
 from benchmarks.reports import records, tables
 
-FILE = "pinn.json"
+# The files of the two tables, and the marks between which these stand.
+FILES = {False: "pinn.json", True: "pinn_recommended.json"}
 MARKS = ("<!-- pinn-table:begin -->", "<!-- pinn-table:end -->")
+RECOMMENDED_MARKS = (
+    "<!-- pinn-recommended-table:begin -->",
+    "<!-- pinn-recommended-table:end -->",
+)
 
 
 def pinn(
@@ -32,34 +37,44 @@ def pinn(
     float32: Annotated[
         bool, typer.Option("--float32", help="Instead of float64.")
     ] = False,
+    recommended: Annotated[
+        bool,
+        typer.Option(
+            "--recommended",
+            help="Sobol points, more of them than weights, in pinn_recommended.json.",
+        ),
+    ] = False,
     resume: options.Resume = False,
-    readme: Annotated[pathlib.Path | None, options.readme_option(MARKS)] = None,
+    readme: Annotated[
+        pathlib.Path | None, options.readme_option(MARKS, RECOMMENDED_MARKS)
+    ] = None,
     plot: Annotated[
         pathlib.Path | None,
         typer.Option(metavar="FILE", help="Draw the stored curves into this PNG."),
     ] = None,
     output: options.CommittedOutput = options.COMMITTED,
 ) -> None:
-    """Solve equations by networks, at equal seconds. Writes pinn.json.
+    """Solve equations by networks, at equal seconds. Writes a JSON file.
 
     The file is written after every run: stop and --resume. With --readme or --plot
     nothing is run: the stored results are written into a page, or drawn.
     """
     from benchmarks.pinn import comparison
+    from benchmarks.pinn.tasks import settings
 
-    path = output / FILE
+    path = output / FILES[recommended]
     if readme is not None or plot is not None:
         with options.explained(ValueError, FileNotFoundError):
             stored = json.loads(path.read_text(encoding="utf8"))
             if readme is not None:
-                tables.write_into(readme, comparison.markdown(stored), *MARKS)
+                marks = RECOMMENDED_MARKS if recommended else MARKS
+                tables.write_into(readme, comparison.markdown(stored), *marks)
                 typer.echo(f"Wrote the table into {readme}")
             if plot is not None:
                 typer.echo(f"Wrote {comparison.draw(stored, plot)}")
         return
-    chosen_tasks = options.names_of(
-        problems or ",".join(comparison.SETTINGS), comparison.SETTINGS, "problem"
-    )
+    known = settings(recommended)
+    chosen_tasks = options.names_of(problems or ",".join(known), known, "problem")
     chosen = options.names_of(
         methods or ",".join(comparison.METHODS), comparison.METHODS, "method"
     )
@@ -70,7 +85,7 @@ def pinn(
         typer.echo(f"Left out: {why}")
     seconds = options.positive(seconds) or seconds
     options.check_output(output)
-    record = header(seconds, float32) | {"missing": missing}
+    record = header(seconds, float32, recommended) | {"missing": missing}
     if resume and path.exists():
         record = resumed(json.loads(path.read_text(encoding="utf8")), record)
     with jax.enable_x64(not float32), options.explained(*options.UNAVAILABLE):
@@ -83,11 +98,13 @@ def pinn(
     tables.console().print(comparison.markdown(record), markup=False)
 
 
-def header(seconds: float, float32: bool) -> dict[str, Any]:
+def header(seconds: float, float32: bool, recommended: bool) -> dict[str, Any]:
     """A record without runs."""
     command = f"python -m benchmarks pinn --seconds {seconds:g}"
+    command += " --float32" if float32 else ""
     return {
-        "command": command + (" --float32" if float32 else ""),
+        "command": command + (" --recommended" if recommended else ""),
+        "recommended": recommended,
         "versions": records.versions() | _contenders(),
         "machine": records.machine(),
         "seconds": seconds,

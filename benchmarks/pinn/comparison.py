@@ -51,7 +51,7 @@ def compete(
             say(f"{problem}, {name}: left out, it takes the learning rate of {of}")
             continue
         begin = time.perf_counter()
-        race = Race(task(problem), method)
+        race = Race(task(problem, record.get("recommended", False)), method)
         if of and of not in rates:
             rates[of], run = tune(race, seed, record["seconds"], say)
         else:

@@ -6,12 +6,14 @@ derivatives along coordinates.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.stats import qmc
 
 from benchmarks.pinn import references
 
@@ -33,6 +35,9 @@ class Problem(NamedTuple):
       solution: the reference solution at points of ``grid``.
       grid: points where the solution is compared, shape=(n, d).
       weights: of the mean squares of the conditions; 1 if not given.
+      is_periodic: whether the solution is smooth and periodic along coordinate 0.
+      is_recommended: whether points are of scrambled Sobol sequences and not random,
+        and the network is periodic by itself where the solution is.
     """
 
     name: str
@@ -43,12 +48,16 @@ class Problem(NamedTuple):
     solution: Callable[[np.ndarray], np.ndarray]
     grid: Callable[[], np.ndarray]
     weights: Mapping[str, float] = {}
+    is_periodic: bool = False
+    is_recommended: bool = False
 
     def points(self, counts: Mapping[str, int], seed: int) -> dict[str, np.ndarray]:
-        """Points drawn uniformly: by name of a condition, shape=(count, d).
+        """Points of a seed: by name of a condition, shape=(count, d).
 
         A condition with several faces gets the same number of points on each.
         """
+        if self.is_recommended:
+            return self._even_points(counts, seed)
         rng = np.random.default_rng(seed)
         found = {}
         for name in self.conditions:
@@ -59,10 +68,52 @@ class Problem(NamedTuple):
             found[name] = x
         return found
 
+    def _even_points(
+        self, counts: Mapping[str, int], seed: int
+    ) -> dict[str, np.ndarray]:
+        """Points of scrambled Sobol sequences, one for each face."""
+        found = {}
+        for k, name in enumerate(self.conditions):
+            faces = self.places[name] or (None,)
+            parts = []
+            for j, face in enumerate(faces):
+                count = len(range(j, counts[name], len(faces)))
+                sobol = qmc.Sobol(
+                    len(self.low), seed=np.random.default_rng([seed, k, j])
+                )
+                x = sobol.random_base2(math.ceil(math.log2(count)))[:count]
+                x = qmc.scale(x, self.low, self.high)
+                if face is not None:
+                    x[:, face[0]] = face[1]
+                parts.append(x)
+            found[name] = np.concatenate(parts)
+        return found
+
+    @property
+    def inputs(self) -> int:
+        """The number of inputs of the network."""
+        return len(self.low) + (self.is_recommended and self.is_periodic)
+
     def field(self, params: Params, x: jax.Array) -> jax.Array:
-        """The network at points, shape=(n,); it sees its inputs scaled to [-1, 1]."""
+        """The network at points, shape=(n,); it sees its inputs scaled to [-1, 1].
+
+        Of a periodic coordinate it may see sine and cosine instead.
+        """
         low, high = jnp.asarray(self.low), jnp.asarray(self.high)
-        return network(params, 2 * (x - low) / (high - low) - 1)[:, 0]
+        x = 2 * (x - low) / (high - low) - 1
+        if self.is_recommended and self.is_periodic:
+            angle = np.pi * x[:, :1]
+            x = jnp.concatenate([jnp.cos(angle), jnp.sin(angle), x[:, 1:]], axis=1)
+        return network(params, x)[:, 0]
+
+
+def recommended(problem: Problem) -> Problem:
+    """A problem with evenly spread points and, if it is periodic, such a network."""
+    conditions = dict(problem.conditions)
+    if problem.is_periodic:
+        for name in ("periodic", "slope"):
+            conditions.pop(name, None)
+    return problem._replace(conditions=conditions, is_recommended=True)
 
 
 _KNOWN: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -219,6 +270,7 @@ def convection(speed: float = 30.0) -> Problem:
         places={"equation": (), "initial": ((1, 0.0),), "periodic": ((0, 0.0),)},
         solution=lambda x: np.sin(x[:, 0] - speed * x[:, 1]),
         grid=lambda: _tensor_grid(low, high, 101),
+        is_periodic=True,
     )
 
 
@@ -331,6 +383,7 @@ def allen_cahn(diffusion: float = 1e-4) -> Problem:
         solution=solution,
         grid=lambda: _periodic_grid(low, high, 512, 101),
         weights={"initial": 100.0},
+        is_periodic=True,
     )
 
 
@@ -382,6 +435,7 @@ def kuramoto_sivashinsky() -> Problem:
         solution=solution,
         grid=lambda: _periodic_grid(low, high, 512, 101),
         weights={"initial": 100.0},
+        is_periodic=True,
     )
 
 

@@ -4,6 +4,7 @@ All are least squares. A task has named groups of rows (points, data) and a resi
 each group; the loss is the weighted sum of the mean squares.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -66,6 +67,7 @@ class Setting:
       points: in the interior.
       others: all points on boundaries and at the start, in equal parts.
       data: rows of data.
+      recommended: whether points are spread evenly, see :func:`problems.recommended`.
     """
 
     make: Callable[["Setting"], Task]
@@ -73,6 +75,11 @@ class Setting:
     points: int = 1000
     others: int = 200
     data: int = 0
+    recommended: bool = False
+
+    def of(self, problem: Problem) -> Problem:
+        """The problem in this setting."""
+        return problems.recommended(problem) if self.recommended else problem
 
     def counts(self, problem: Problem) -> dict[str, int]:
         """The number of points of each condition."""
@@ -95,7 +102,7 @@ def _error(problem: Problem) -> Callable[[Params], float]:
 
 def equation(name: str, setting: Setting) -> Task:
     """The solution of an equation by a network."""
-    problem = PROBLEMS[name]()
+    problem = setting.of(PROBLEMS[name]())
     error = _error(problem)
 
     def residual(condition, params, x):
@@ -103,7 +110,7 @@ def equation(name: str, setting: Setting) -> Task:
 
     return Task(
         init=lambda seed: initial_params(
-            (len(problem.low), *setting.hidden, 1), seed=seed
+            (problem.inputs, *setting.hidden, 1), seed=seed
         ),
         rows=lambda seed: dict(problem.points(setting.counts(problem), seed)),
         residuals={
@@ -129,11 +136,11 @@ def coefficient(
       start: the coefficient at the start.
       setting: sizes.
     """
-    problem = make(true)
+    problem = setting.of(make(true))
     error = _error(problem)
 
     def init(seed):
-        layers = initial_params((len(problem.low), *setting.hidden, 1), seed=seed)
+        layers = initial_params((problem.inputs, *setting.hidden, 1), seed=seed)
         return {"network": layers, "log": jnp.log(jnp.asarray(start, float))}
 
     def rows(seed):
@@ -143,7 +150,8 @@ def coefficient(
         return dict(problem.points(setting.counts(problem), seed)) | {"data": data}
 
     def residual(name, params, x):
-        condition = make(jnp.exp(params["log"])).conditions[name]
+        problem = setting.of(make(jnp.exp(params["log"])))
+        condition = problem.conditions[name]
         return condition(functools.partial(problem.field, params["network"]), x)
 
     def misfit(params, rows):
@@ -235,9 +243,28 @@ SETTINGS: dict[str, Setting] = {
     "antiderivative": Setting(antiderivative, hidden=(40, 40), data=1200),
 }
 
+# What the documentation recommends: more points than parameters, spread evenly, and
+# networks that are periodic by themselves. The same sizes for all, chosen for none.
+RECOMMENDED: dict[str, Setting] = {
+    name: dataclasses.replace(
+        SETTINGS[name],
+        hidden=(20, 20, 20),
+        points=2000 if SETTINGS[name].data else 2500,
+        others=500,
+        data=500 if SETTINGS[name].data else 0,
+        recommended=True,
+    )
+    for name in (*PROBLEMS, "burgers_viscosity", "reaction_rate")
+}
+
+
+def settings(recommended: bool) -> dict[str, Setting]:
+    """Those of one of the two tables, by name of a task."""
+    return RECOMMENDED if recommended else SETTINGS
+
 
 @functools.lru_cache(maxsize=2)
-def task(name: str) -> Task:
-    """A task of the table."""
-    setting = SETTINGS[name]
+def task(name: str, recommended: bool = False) -> Task:
+    """A task of one of the two tables."""
+    setting = settings(recommended)[name]
     return setting.make(setting)
