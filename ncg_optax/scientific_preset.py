@@ -103,7 +103,8 @@ def scientific(
     as its rate falls below the last one of the other kind, that is tried again; exact
     steps also after 4 stages of cheap ones, and after 2 stages more each time that they
     lose, so that the share of lost trials goes to zero. The first half of a stage's
-    work after a change is not measured.
+    work after a change is not measured. A trial is over after a quarter of a stage if
+    its rate until then is below half of the other one.
 
     With more than 4096 residuals *and* parameters, or a Jacobian of more than 1e8
     numbers, there are cheap steps only. Bind the data to the loss, or give it to
@@ -267,6 +268,7 @@ def _judged(state: ScientificState, stage: float) -> ScientificState:
     spent = jnp.where(counts, spent, jnp.minimum(spent, 0))
 
     other = state.rates[1 - state.kind]
+    # Or the last rate, measured long ago at a higher loss, would cost a whole stage.
     hopeless = state.is_trial & (progress < HOPELESS * other * spent)
     needed = jnp.where(hopeless, SHORT * stage, stage)
     ends = spent >= jnp.maximum(needed, jnp.finfo(spent.dtype).tiny)

@@ -61,6 +61,18 @@ def test_the_faster_kind_is_used_and_exact_steps_are_tried_more_and_more_rarely(
     assert runs(kinds) == [(0, 1), (1, 2), (0, 7), (1, 2), (0, 9), (1, 2), (0, 11)]
 
 
+@pytest.mark.parametrize(("rate", "length"), [(0.26, 12), (0.24, 6), (0.0, 6)])
+def test_a_trial_that_is_clearly_lost_ends_early(rate, length):
+    # A stage is eight steps, and four are not measured after a change.
+    kinds, _ = walk({CHEAP: 0.5, EXACT: rate}, 30, stage=8.0)
+    assert runs(kinds)[:2] == [(CHEAP, 8), (EXACT, length)]
+
+
+def test_a_kind_that_is_no_trial_keeps_its_stage():
+    kinds, _ = walk({CHEAP: 0.0, EXACT: 0.0}, 20, stage=8.0)
+    assert runs(kinds)[0] == (CHEAP, 8)
+
+
 def test_a_rate_that_falls_below_the_other_one_ends_the_kind():
     state = ncg.scientific().init(PARAMS)
     rates = jnp.array([0.2, 0.5])
