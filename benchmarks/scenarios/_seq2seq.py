@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -109,25 +110,82 @@ def decode(
     return affine(params["out"], norm(params["norm_decoder"], h))
 
 
-def greedy(
-    params: Params, source: jax.Array, begin: int, length: int, heads: int
-) -> jax.Array:
-    """Translates by taking the most probable symbol at every position, jittable.
+class Beam(NamedTuple):
+    """The best translations so far of each of n sentences, ``width`` of each.
 
-    Every target begins with the symbol ``begin``. Returns rows of ``length`` symbols
-    without it; their ends are not marked.
+    Attributes:
+      targets: symbols, shape=(n, width, length + 1); the first begins a sentence.
+      scores: logarithms of their probabilities, shape=(n, width).
+      sizes: numbers of their symbols, with the one that ends them, shape=(n, width).
+      ended: whether they have ended, bool, shape=(n, width).
     """
+
+    targets: jax.Array
+    scores: jax.Array
+    sizes: jax.Array
+    ended: jax.Array
+
+
+def beam_search(
+    params: Params,
+    source: jax.Array,
+    *,
+    begin: int,
+    end: int,
+    length: int,
+    heads: int,
+    width: int = 4,
+    penalty: float = 0.6,
+) -> jax.Array:
+    r"""Translates by beam search, jittable; greedily with a width of 1.
+
+    Translations, also those that have not ended, are ranked by their log-probability
+    over :math:`((5 + k) / 6)^{\text{penalty}}`, with k their number of symbols (Wu et
+    al. 2016). Every target begins with the symbol ``begin``.
+
+    Returns:
+      Rows of ``length`` symbols without ``begin``; after ``end`` comes `PAD`.
+    """
+    n = len(source)
+    source = jnp.repeat(source, width, axis=0)
     memory = encode(params, source, heads)
-    first = jnp.full((len(source), length), PAD).at[:, 0].set(begin)
 
-    def step(target: jax.Array, position: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = decode(params, memory, source, target, heads)
-        best = jnp.argmax(logits[:, position], axis=-1).astype(target.dtype)
-        # There is no place after the last one: JAX leaves that write out.
-        return target.at[:, position + 1].set(best, mode="drop"), best
+    def step(beam: Beam, position: jax.Array) -> tuple[Beam, None]:
+        rows = beam.targets[..., :-1].reshape(n * width, length)
+        logits = decode(params, memory, source, rows, heads)[:, position]
+        logs = jax.nn.log_softmax(logits).reshape(n, width, -1)
+        symbols = logs.shape[-1]
+        # What has ended goes on in one way, which costs nothing.
+        is_pad = jnp.arange(symbols) == PAD
+        logs = jnp.where(beam.ended[..., None], jnp.where(is_pad, 0, -jnp.inf), logs)
+        scores = beam.scores[..., None] + logs
+        sizes = beam.sizes + ~beam.ended
+        ranks = scores / (((5 + sizes) / 6) ** penalty)[..., None]
+        _, best = jax.lax.top_k(ranks.reshape(n, -1), width)
+        parents, chosen = best // symbols, best % symbols
 
-    _, chosen = jax.lax.scan(step, first, jnp.arange(length))
-    return chosen.T
+        def of_parents(x):
+            return jnp.take_along_axis(x, parents, axis=1)
+
+        targets = jnp.take_along_axis(beam.targets, parents[..., None], axis=1)
+        targets = targets.at[..., position + 1].set(chosen.astype(targets.dtype))
+        return Beam(
+            targets=targets,
+            scores=jnp.take_along_axis(scores.reshape(n, -1), best, axis=1),
+            sizes=of_parents(sizes),
+            ended=of_parents(beam.ended) | (chosen == end),
+        ), None
+
+    targets = jnp.full((n, width, length + 1), PAD).at[..., 0].set(begin)
+    first = Beam(
+        targets=targets,
+        # All begin alike: one of them goes on at first.
+        scores=jnp.full((n, width), -jnp.inf).at[:, 0].set(0),
+        sizes=jnp.zeros((n, width), jnp.int32),
+        ended=jnp.zeros((n, width), bool),
+    )
+    last, _ = jax.lax.scan(step, first, jnp.arange(length))
+    return last.targets[:, 0, 1:]  # the ranks of the last step are in order
 
 
 def _embed(params: Params, positions: str, rows: jax.Array) -> jax.Array:

@@ -23,6 +23,7 @@ WORDS = range(4, 21)  # of a sentence, in both languages
 PAIRS = 6144  # to train on
 WIDTH, HIDDEN, LAYERS, HEADS, DROPOUT = 128, 256, 2, 4, 0.1
 EXAMINED, SHOWN = 200, 5  # held-out sentences that are translated, and written down
+BEAM = 4  # width of the search
 ADAM = Pretraining(learning_rate=10**-2.5, batch=64, epochs=10)
 
 Pair = tuple[str, str]
@@ -141,11 +142,23 @@ def _mean_of_real(values: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def translate(
-    params: base.Params, tokenizer: Tokenizer, source: jax.Array
+    params: base.Params, tokenizer: Tokenizer, source: jax.Array, width: int
 ) -> list[str]:
-    """Translations of rows of Portuguese symbols, by greedy decoding."""
-    found = jax.jit(lambda p, rows: seq2seq_.greedy(p, rows, BEGIN, LENGTH, HEADS))
-    rows = np.asarray(found(params, source)).tolist()
+    """Translations of rows of Portuguese symbols, by a search of this width."""
+
+    @jax.jit
+    def search(params, source):
+        return seq2seq_.beam_search(
+            params,
+            source,
+            begin=BEGIN,
+            end=END,
+            length=LENGTH,
+            heads=HEADS,
+            width=width,
+        )
+
+    rows = np.asarray(search(params, source)).tolist()
     return tokenizer.decode(
         [row[: row.index(END)] if END in row else row for row in rows]
     )
@@ -168,21 +181,28 @@ def examine(
     data: base.Dataset,
     stem: pathlib.Path,
 ) -> dict[str, float]:
-    """Translates held-out sentences, scores them, and writes down a few."""
+    """Translates held-out sentences, scores them, and writes down a few.
+
+    The scores are those of greedy decoding, and of a beam of width 4.
+    """
     found = corpus(read)
     pairs = found.held_out[:EXAMINED]
     source = data.held_out["x"]["source"][:EXAMINED]
-    translations = translate(params, found.tokenizer, source)
-    rows = [
-        (pt, en, translation.strip())
-        for (pt, en), translation in zip(pairs, translations, strict=True)
-    ]
+    greedy, beam = (
+        [text.strip() for text in translate(params, found.tokenizer, source, width)]
+        for width in (1, BEAM)
+    )
+    rows = [(*pair, text) for pair, text in zip(pairs, beam, strict=True)]
     header = [("Portuguese", "English", "translation"), ("---",) * 3]
     table = [" | ".join(cells) for cells in (*header, *rows[:SHOWN])]
     stem.parent.mkdir(parents=True, exist_ok=True)
     path = stem.with_name(f"{stem.name}_translations.md")
     path.write_text("\n".join([found.note, "", *table]) + "\n", encoding="utf8")
-    return bleu([row[2] for row in rows], [en for _, en in pairs])
+    references = [en for _, en in pairs]
+    of_beam = bleu(beam, references)
+    return bleu(greedy, references) | {
+        f"{name} (beam)": score for name, score in of_beam.items()
+    }
 
 
 def read_help() -> datasets.translation.Pairs:

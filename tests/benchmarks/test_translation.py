@@ -1,5 +1,7 @@
 """Translation: network, loss, vocabulary, decoding, scores, checkpoint."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,13 +124,50 @@ def test_loss_and_accuracy_count_real_symbols_alone():
     )
 
 
-def test_greedy_decoding_gives_back_what_was_learnt_by_heart(tiny):
+def search(params, source, width, length=6, penalty=0.6):
+    return jax.jit(
+        lambda p, rows: _seq2seq.beam_search(
+            p,
+            rows,
+            begin=BEGIN,
+            end=END,
+            length=length,
+            heads=2,
+            width=width,
+            penalty=penalty,
+        )
+    )(params, source)
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_decoding_gives_back_what_was_learnt_by_heart(tiny, width):
     params, x, y = tiny
-    found = jax.jit(lambda p, rows: _seq2seq.greedy(p, rows, BEGIN, 6, heads=2))(
-        params, x["source"]
-    )
-    assert found.shape == y.shape
-    np.testing.assert_array_equal(jnp.where(y == PAD, PAD, found), y)
+    np.testing.assert_array_equal(search(params, x["source"], width), y)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.6, 4.0])
+def test_a_wide_beam_finds_the_best_of_all_translations(penalty):
+    symbols, length = 5, 3
+    sizes = TINY | {"symbols": symbols, "length": length}
+    params = init_seq2seq(0, **sizes)
+    # Far from certain, and it hardly ever ends at once.
+    params["out"]["w"] *= 30.0
+    params["out"]["b"] = jnp.zeros(symbols).at[END].set(-1.0)
+    source = jnp.array([[4, 1, END], [2, END, PAD]])
+    found = search(params, source, 100, length, penalty)
+    every = np.array(list(itertools.product(range(symbols), repeat=length)))
+    begins = np.full((len(every), 1), BEGIN)
+    x = {"target": np.concatenate([begins, every[:, :-1]], axis=1)}
+    ended = np.cumsum(every == END, axis=1)
+    real = ended - (every == END) == 0  # until the end, and with it
+    count = real.sum(axis=1)
+    for row, best in zip(source, found, strict=True):
+        logits = seq2seq(params, x | {"source": jnp.tile(row, (len(every), 1))}, 2)
+        logs = jax.nn.log_softmax(logits)
+        logs = np.take_along_axis(np.asarray(logs), every[..., None], 2)[..., 0]
+        ranks = (logs * real).sum(axis=1) / ((5 + count) / 6) ** penalty
+        k = np.argmax(ranks)
+        np.testing.assert_array_equal(best, np.where(real[k], every[k], PAD))
 
 
 def test_dropout_is_fixed_within_a_step_and_absent_from_predictions():
@@ -203,7 +242,9 @@ def test_examine_compares_each_translation_with_its_own_reference(
     data = translation.load(read_little)
     known = dict(little.held_out)
 
-    def translate(params, tokenizer, source):
+    def translate(params, tokenizer, source, width):
+        if width == 1:
+            return ["open"] * len(source)
         ends = [row.index(END) for row in source.tolist()]
         texts = tokenizer.decode(
             [r[:e] for r, e in zip(source.tolist(), ends, strict=True)]
@@ -213,7 +254,8 @@ def test_examine_compares_each_translation_with_its_own_reference(
     monkeypatch.setattr(translation, "translate", translate)
     stem = tmp_path / "new" / "adam"
     scores = translation.examine(read_little, None, data, stem)
-    assert scores["BLEU-4"] == pytest.approx(100.0)
+    assert scores["BLEU-4 (beam)"] == pytest.approx(100.0)
+    assert scores["BLEU-4"] < 50
     lines = (tmp_path / "new" / "adam_translations.md").read_text("utf8").splitlines()
     assert len(lines) <= 10
     assert lines[4] == " | ".join((*SHORT[0], SHORT[0][1]))
@@ -222,8 +264,10 @@ def test_examine_compares_each_translation_with_its_own_reference(
 def test_translate_stops_at_the_end(little, monkeypatch):
     open_, end = little.tokenizer.encode("abra o novo menu."), END
     rows = jnp.array([[*open_, end, 7, 7], [*open_, *open_[:3]]])
-    monkeypatch.setattr(_seq2seq, "greedy", lambda params, source, *_: rows + source)
-    first, second = translation.translate({}, little.tokenizer, jnp.zeros((), int))
+    monkeypatch.setattr(
+        _seq2seq, "beam_search", lambda params, source, **_: rows + source
+    )
+    first, second = translation.translate({}, little.tokenizer, jnp.zeros((), int), 4)
     assert first == "abra o novo menu."
     assert second.startswith(first) and second != first
 
