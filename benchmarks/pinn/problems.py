@@ -107,13 +107,18 @@ class Problem(NamedTuple):
         return network(params, x)[:, 0]
 
 
+WEIGHT = 10.0  # of boundary and initial conditions, if recommended
+
+
 def recommended(problem: Problem) -> Problem:
-    """A problem with evenly spread points and, if it is periodic, such a network."""
-    conditions = dict(problem.conditions)
-    if problem.is_periodic:
-        for name in ("periodic", "slope"):
-            conditions.pop(name, None)
-    return problem._replace(conditions=conditions, is_recommended=True)
+    """The same equation with more weight on what the solution starts from.
+
+    Points are spread evenly, and the network is periodic where the solution is.
+    """
+    left_out = ("periodic", "slope") if problem.is_periodic else ()
+    conditions = {k: f for k, f in problem.conditions.items() if k not in left_out}
+    weights = {name: WEIGHT for name in conditions if name != "equation"}
+    return problem._replace(conditions=conditions, weights=weights, is_recommended=True)
 
 
 _KNOWN: dict[str, tuple[np.ndarray, np.ndarray]] = {}

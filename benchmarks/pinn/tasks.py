@@ -4,7 +4,6 @@ All are least squares. A task has named groups of rows (points, data) and a resi
 each group; the loss is the weighted sum of the mean squares.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -67,7 +66,8 @@ class Setting:
       points: in the interior.
       others: all points on boundaries and at the start, in equal parts.
       data: rows of data.
-      recommended: whether points are spread evenly, see :func:`problems.recommended`.
+      recommended: whether points, weights and network are those of
+        :func:`problems.recommended`.
     """
 
     make: Callable[["Setting"], Task]
@@ -76,10 +76,6 @@ class Setting:
     others: int = 200
     data: int = 0
     recommended: bool = False
-
-    def of(self, problem: Problem) -> Problem:
-        """The problem in this setting."""
-        return problems.recommended(problem) if self.recommended else problem
 
     def counts(self, problem: Problem) -> dict[str, int]:
         """The number of points of each condition."""
@@ -102,7 +98,9 @@ def _error(problem: Problem) -> Callable[[Params], float]:
 
 def equation(name: str, setting: Setting) -> Task:
     """The solution of an equation by a network."""
-    problem = setting.of(PROBLEMS[name]())
+    problem = PROBLEMS[name]()
+    if setting.recommended:
+        problem = problems.recommended(problem)
     error = _error(problem)
 
     def residual(condition, params, x):
@@ -136,11 +134,11 @@ def coefficient(
       start: the coefficient at the start.
       setting: sizes.
     """
-    problem = setting.of(make(true))
+    problem = make(true)
     error = _error(problem)
 
     def init(seed):
-        layers = initial_params((problem.inputs, *setting.hidden, 1), seed=seed)
+        layers = initial_params((len(problem.low), *setting.hidden, 1), seed=seed)
         return {"network": layers, "log": jnp.log(jnp.asarray(start, float))}
 
     def rows(seed):
@@ -150,8 +148,7 @@ def coefficient(
         return dict(problem.points(setting.counts(problem), seed)) | {"data": data}
 
     def residual(name, params, x):
-        problem = setting.of(make(jnp.exp(params["log"])))
-        condition = problem.conditions[name]
+        condition = make(jnp.exp(params["log"])).conditions[name]
         return condition(functools.partial(problem.field, params["network"]), x)
 
     def misfit(params, rows):
@@ -244,17 +241,16 @@ SETTINGS: dict[str, Setting] = {
 }
 
 # What the documentation recommends: more points than parameters, spread evenly, and
-# networks that are periodic by themselves. The same sizes for all, chosen for none.
+# networks that are periodic by themselves. The same sizes for all equations.
 RECOMMENDED: dict[str, Setting] = {
-    name: dataclasses.replace(
-        SETTINGS[name],
+    name: Setting(
+        functools.partial(equation, name),
         hidden=(20, 20, 20),
-        points=2000 if SETTINGS[name].data else 2500,
+        points=4000,
         others=500,
-        data=500 if SETTINGS[name].data else 0,
         recommended=True,
     )
-    for name in (*PROBLEMS, "burgers_viscosity", "reaction_rate")
+    for name in PROBLEMS
 }
 
 
