@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.commands import app
-from benchmarks.commands.pinn import MARKS
+from benchmarks.commands.pinn import MARKS, RECOMMENDED_MARKS
 from benchmarks.pinn import comparison, methods, problems, race, tasks
 
 
@@ -20,10 +20,11 @@ def tiny(monkeypatch):
     """All tasks with small networks, few rows and coarse grids."""
     grid = problems._tensor_grid
     small = {"hidden": (6,), "points": 12, "others": 12}
-    for name, setting in tasks.SETTINGS.items():
-        data = 24 if setting.data else 0
-        changed = dataclasses.replace(setting, data=data, **small)
-        monkeypatch.setitem(tasks.SETTINGS, name, changed)
+    for settings in (tasks.SETTINGS, tasks.RECOMMENDED):
+        for name, setting in settings.items():
+            data = 24 if setting.data else 0
+            changed = dataclasses.replace(setting, data=data, **small)
+            monkeypatch.setitem(settings, name, changed)
     monkeypatch.setattr(
         problems, "_tensor_grid", lambda low, high, side: grid(low, high, 11)
     )
@@ -153,10 +154,62 @@ def test_the_bracket_grows_until_the_best_rate_is_inside():
     assert not tuned["inside"]
 
 
-@pytest.mark.parametrize("name", tasks.SETTINGS)
-def test_the_rows_and_the_errors_belong_to_the_task(tiny, name):
+def test_the_recommended_settings_have_a_file_of_their_own(tiny, tmp_path):
+    options = ["--problems", "reaction", "--seconds", 0.1, "--output", tmp_path]
+    done = invoke(*options, "--methods", "residual_space", "--recommended")
+    assert done.exit_code == 0, done.output
+    stored = json.loads((tmp_path / "pinn_recommended.json").read_text())
+    assert stored["recommended"] and stored["command"].endswith(" --recommended")
+    page = tmp_path / "page.md"
+    page.write_text("\n".join([*MARKS, *RECOMMENDED_MARKS]))
+    done = invoke("--readme", page, "--recommended", "--output", tmp_path)
+    assert done.exit_code == 0, done.output
+    before, after = page.read_text().split(RECOMMENDED_MARKS[0])
+    assert "| `reaction` |" in after and "reaction" not in before
+    # An inverse problem is in the other table alone.
+    wrong = invoke("--recommended", "--problems", "antiderivative")
+    assert wrong.exit_code == 2 and "no problem 'antiderivative'" in wrong.stderr
+
+
+def test_recommended_points_are_spread_evenly_over_each_face():
+    counts = {"equation": 64, "boundary": 64}
+    problem = problems.recommended(problems.PROBLEMS["poisson_2d"]())
+    points = problem.points(counts, seed=0)
+    cells = np.floor(8 * points["equation"]).astype(int)
+    assert len(np.unique(cells, axis=0)) == 64  # one point in each of 8 x 8 cells
+    for coordinate, value in problem.places["boundary"]:
+        face = points["boundary"][points["boundary"][:, coordinate] == value]
+        along = np.floor(16 * face[:, 1 - coordinate]).astype(int)
+        assert sorted(along) == list(range(16))
+    other = problem.points(counts, seed=1)["equation"]
+    assert not np.allclose(points["equation"], other)
+
+
+def test_a_recommended_network_is_periodic_where_the_solution_is():
     with jax.enable_x64(True):
-        task = tasks.task(name)
+        problem = problems.recommended(problems.PROBLEMS["convection_40"]())
+        assert problem.conditions.keys() == {"equation", "initial"}
+        assert problem.weights == {"initial": problems.WEIGHT}
+        params = problems.initial_params((problem.inputs, 6, 1), seed=0)
+        x = jnp.array([[0.3, 0.2], [5.0, 0.9]])
+        there = x + jnp.array([2 * np.pi, 0.0])
+        np.testing.assert_allclose(
+            problem.field(params, x), problem.field(params, there), rtol=1e-12
+        )
+        assert abs(problem.field(params, x)[0] - problem.field(params, x + 1)[0]) > 1e-3
+        # The Gaussian of `reaction` has a kink where its ends meet.
+        kept = problems.recommended(problems.PROBLEMS["reaction"]())
+        assert "periodic" in kept.conditions and kept.inputs == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "recommended"),
+    [(name, False) for name in tasks.SETTINGS]
+    + [(name, True) for name in tasks.RECOMMENDED],
+)
+def test_the_rows_and_the_errors_belong_to_the_task(tiny, name, recommended):
+    with jax.enable_x64(True):
+        task = tasks.task(name, recommended)
         rows = task.rows(0)
         params = task.init(0)
         assert rows.keys() == task.residuals.keys()
