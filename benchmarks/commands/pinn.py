@@ -121,7 +121,7 @@ def _contenders() -> dict[str, str]:
 
 
 def resumed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The new header with the runs of the old file.
+    """The new header with the runs of the old file, and the versions these had.
 
     Raises:
         UsageError: if these were made with other seconds or another dtype.
@@ -131,4 +131,7 @@ def resumed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
             raise options.UsageError(
                 f"the output file was made with {key} {old.get(key)}, not {new[key]}."
             )
-    return new | {"runs": old["runs"], "tuned": old["tuned"]}
+    here = {k: v for k, v in new["versions"].items() if v != records.NOT_INSTALLED}
+    versions = new["versions"] | old["versions"] | here
+    kept = {"runs": old["runs"], "tuned": old["tuned"], "versions": versions}
+    return new | kept

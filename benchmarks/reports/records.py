@@ -24,6 +24,8 @@ PACKAGES = (
     "kfac-jax", "flax", "pillow",
 )  # fmt: skip
 
+NOT_INSTALLED = "not installed"
+
 
 def machine() -> dict[str, Any]:
     """What kind of machine this is. Never its name, its user or a path."""
@@ -48,7 +50,7 @@ def version(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "not installed"
+        return NOT_INSTALLED
 
 
 def _cpu_model() -> str:

@@ -11,8 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.commands import app
-from benchmarks.commands.pinn import MARKS, RECOMMENDED_MARKS
+from benchmarks.commands.pinn import MARKS, RECOMMENDED_MARKS, header, resumed
 from benchmarks.pinn import comparison, methods, problems, race, tasks
+from benchmarks.reports import records
 
 
 @pytest.fixture
@@ -78,6 +79,17 @@ def test_what_is_wrong_is_said_in_one_sentence(options, message, monkeypatch, tm
     done = invoke(*options, "--output", tmp_path)
     assert done.exit_code == 2
     assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
+
+
+def test_resumed_runs_keep_the_versions_of_packages_that_are_not_here():
+    new = header(2.0, False, False)
+    here, gone = new["versions"]["jax"], records.NOT_INSTALLED
+    old = new | {"versions": {"jax": "0.1", "jinns": "2.0"}, "runs": [1]}
+    new["versions"] |= {"jinns": gone, "equinox": gone}
+    found = resumed(old, new)
+    assert found["runs"] == [1]
+    wanted = {"jax": here, "jinns": "2.0", "equinox": gone}
+    assert found["versions"] == new["versions"] | wanted
 
 
 def stored_run(method, seed, errors, coefficient=None, **changed):

@@ -192,7 +192,7 @@ class residual_space(DirectSolver):
     acceleration: float = 0.75
     momentum: float = 0.0
     jacobian: str = "auto"
-    chunk: int = 256
+    chunk: int = 1024
     max_size: int = 10_000
 
     def __post_init__(self):
