@@ -31,8 +31,9 @@ WARM_UP = 0.5
 # Stages of cheap steps before exact ones are tried again, and how many more after each
 # trial that is lost.
 PATIENCE, MORE = 4, 2
-# A trial ends after this part of a stage if its rate is below this part of the other.
-SHORT, HOPELESS = 0.25, 0.5
+# After this part of a stage, and so many gradients, a trial ends as soon as its rate is
+# below that part of the other one.
+SHORT, FEWEST, HOPELESS = 0.25, 40.0, 0.5
 
 CHEAP, EXACT = 0, 1
 
@@ -103,8 +104,8 @@ def scientific(
     as its rate falls below the last one of the other kind, that is tried again; exact
     steps also after 4 stages of cheap ones, and after 2 stages more each time that they
     lose, so that the share of lost trials goes to zero. The first half of a stage's
-    work after a change is not measured. A trial is over after a quarter of a stage if
-    its rate until then is below half of the other one.
+    work after a change is not measured. From a quarter of a stage and 40 gradients on,
+    a trial ends as soon as its rate is below half of the other one.
 
     With more than 4096 residuals *and* parameters, or a Jacobian of more than 1e8
     numbers, there are cheap steps only. Bind the data to the loss, or give it to
@@ -268,9 +269,10 @@ def _judged(state: ScientificState, stage: float) -> ScientificState:
     spent = jnp.where(counts, spent, jnp.minimum(spent, 0))
 
     other = state.rates[1 - state.kind]
-    # Or the last rate, measured long ago at a higher loss, would cost a whole stage.
+    # A rate of long ago, at a higher loss, may have been the reason for a trial.
     hopeless = state.is_trial & (progress < HOPELESS * other * spent)
-    needed = jnp.where(hopeless, SHORT * stage, stage)
+    short = min(max(SHORT * stage, FEWEST), stage)
+    needed = jnp.where(hopeless, short, stage)
     ends = spent >= jnp.maximum(needed, jnp.finfo(spent.dtype).tiny)
     rate = progress / jnp.where(ends, spent, 1)
     behind = jnp.logical_not(rate > other)  # or not known yet

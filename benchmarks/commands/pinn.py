@@ -41,7 +41,7 @@ def pinn(
         bool,
         typer.Option(
             "--recommended",
-            help="Sobol points, more of them than weights, in pinn_recommended.json.",
+            help="More points than parameters, spread evenly. Has a file of its own.",
         ),
     ] = False,
     resume: options.Resume = False,
@@ -54,7 +54,9 @@ def pinn(
     ] = None,
     output: options.CommittedOutput = options.COMMITTED,
 ) -> None:
-    """Solve equations by networks, at equal seconds. Writes a JSON file.
+    """Solve equations by networks, at equal seconds.
+
+    Writes pinn.json, or pinn_recommended.json.
 
     The file is written after every run: stop and --resume. With --readme or --plot
     nothing is run: the stored results are written into a page, or drawn.
@@ -121,7 +123,9 @@ def _contenders() -> dict[str, str]:
 
 
 def resumed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The new header with the runs of the old file, and the versions these had.
+    """The new header with the runs of the old file.
+
+    The versions of packages that are not installed here are kept.
 
     Raises:
         UsageError: if these were made with other seconds or another dtype.

@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.pinn.methods import METHODS
 from benchmarks.pinn.race import Race, tune
 from benchmarks.pinn.tasks import SETTINGS, task
+from benchmarks.reports import records
 from benchmarks.reports.records import Record
 from benchmarks.reports.scaling import table
 
@@ -57,7 +58,9 @@ def compete(
         else:
             rate = rates[of]["rate"] if of else math.nan
             run = race.run(seed, record["seconds"], rate)
-        record["runs"].append({"problem": problem, "method": name, "seed": seed} | run)
+        what = {"problem": problem, "method": name, "seed": seed}
+        version = {"ncg_optax": records.version("ncg_optax")}
+        record["runs"].append(what | version | run)
         say(
             f"{problem}, {name}, seed {seed}: loss {run['best']['loss']:.2e}, error "
             f"{run['best']['error']:.2e}, wall {time.perf_counter() - begin:.0f} s"
@@ -90,13 +93,19 @@ def markdown(record: Record) -> str:
         f"{record['dtype']}, {one}. Of inverse problems also the relative error of the "
         f"coefficient. Last but one: seconds until `{OURS}` has the error with which "
         f"{METHODS[REFERENCE].title} ended. `{OURS}` ends with the lowest loss on "
-        f"{len(won)} of {len(rows)} problems. ncg_optax {versions['ncg_optax']}, "
+        f"{len(won)} of {len(rows)} problems. ncg_optax {_ours(record)}, "
         f"jax {versions['jax']}."
     ]
     if record["missing"]:
         left_out = ", ".join(METHODS[name].title for name in record["missing"])
         notes.append(f"Not installed: {left_out}.")
     return "\n\n".join([table(headings, rows), *notes])
+
+
+def _ours(record: Record) -> str:
+    """The versions of this library with which the runs were made."""
+    latest = record["versions"]["ncg_optax"]
+    return " and ".join(sorted({r.get("ncg_optax", latest) for r in record["runs"]}))
 
 
 def _runs(record: Record, **wanted: Any) -> list[Record]:

@@ -76,8 +76,8 @@ class Problem(NamedTuple):
         for k, name in enumerate(self.conditions):
             faces = self.places[name] or (None,)
             parts = []
+            count = max(1, counts[name] // len(faces))
             for j, face in enumerate(faces):
-                count = len(range(j, counts[name], len(faces)))
                 sobol = qmc.Sobol(
                     len(self.low), seed=np.random.default_rng([seed, k, j])
                 )
@@ -111,9 +111,10 @@ WEIGHT = 10.0  # of boundary and initial conditions, if recommended
 
 
 def recommended(problem: Problem) -> Problem:
-    """The same equation with more weight on what the solution starts from.
+    """The same equation as we recommend to set it up.
 
-    Points are spread evenly, and the network is periodic where the solution is.
+    All conditions but the equation have the same weight, and those that a periodic
+    network satisfies by itself are left out.
     """
     left_out = ("periodic", "slope") if problem.is_periodic else ()
     conditions = {k: f for k, f in problem.conditions.items() if k not in left_out}

@@ -66,8 +66,7 @@ class Setting:
       points: in the interior.
       others: all points on boundaries and at the start, in equal parts.
       data: rows of data.
-      recommended: whether points, weights and network are those of
-        :func:`problems.recommended`.
+      recommended: whether the problem is changed by :func:`problems.recommended`.
     """
 
     make: Callable[["Setting"], Task]
@@ -255,7 +254,7 @@ RECOMMENDED: dict[str, Setting] = {
 
 
 def settings(recommended: bool) -> dict[str, Setting]:
-    """Those of one of the two tables, by name of a task."""
+    """The settings of one of the two tables, by name of a task."""
     return RECOMMENDED if recommended else SETTINGS
 
 

@@ -159,7 +159,7 @@ def beam_search(
         is_pad = jnp.arange(symbols) == PAD
         logs = jnp.where(beam.ended[..., None], jnp.where(is_pad, 0, -jnp.inf), logs)
         scores = beam.scores[..., None] + logs
-        sizes = beam.sizes + ~beam.ended
+        sizes = jnp.where(beam.ended, beam.sizes, beam.sizes + 1)
         ranks = scores / (((5 + sizes) / 6) ** penalty)[..., None]
         _, best = jax.lax.top_k(ranks.reshape(n, -1), width)
         parents, chosen = best // symbols, best % symbols

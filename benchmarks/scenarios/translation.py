@@ -183,7 +183,7 @@ def examine(
 ) -> dict[str, float]:
     """Translates held-out sentences, scores them, and writes down a few.
 
-    The scores are those of greedy decoding, and of a beam of width 4.
+    The scores are those of greedy decoding, and BLEU-4 of beam search.
     """
     found = corpus(read)
     pairs = found.held_out[:EXAMINED]
@@ -199,10 +199,8 @@ def examine(
     path = stem.with_name(f"{stem.name}_translations.md")
     path.write_text("\n".join([found.note, "", *table]) + "\n", encoding="utf8")
     references = [en for _, en in pairs]
-    of_beam = bleu(beam, references)
-    return bleu(greedy, references) | {
-        f"{name} (beam)": score for name, score in of_beam.items()
-    }
+    of_beam = {"BLEU-4 (beam)": bleu(beam, references)["BLEU-4"]}
+    return bleu(greedy, references) | of_beam
 
 
 def read_help() -> datasets.translation.Pairs:

@@ -36,14 +36,14 @@ def info(loss, after, cost=1.0):
     )
 
 
-def walk(rates, stages, stage=1.0):
+def walk(rates, stages, stage=1.0, cost=1.0):
     """The kinds of steps if steps of kind k always multiply the loss by exp(-rate)."""
     state, kinds = ncg.scientific().init(PARAMS), []
     judged = jax.jit(_judged, static_argnums=1)
     for _ in range(stages):
         kind = int(state.kind)
         kinds.append(kind)
-        measured = info(1.0, float(np.exp(-rates[kind])))
+        measured = info(1.0, float(np.exp(-rates[kind])), cost)
         state = judged(state._replace(info=measured), stage)
     return kinds, state
 
@@ -64,13 +64,30 @@ def test_the_faster_kind_is_used_and_exact_steps_are_tried_more_and_more_rarely(
 @pytest.mark.parametrize(("rate", "length"), [(0.26, 12), (0.24, 6), (0.0, 6)])
 def test_a_trial_that_is_clearly_lost_ends_early(rate, length):
     # A stage is eight steps, and four are not measured after a change.
-    kinds, _ = walk({CHEAP: 0.5, EXACT: rate}, 30, stage=8.0)
+    kinds, _ = walk({CHEAP: 0.5, EXACT: rate}, 30, stage=160.0, cost=20.0)
     assert runs(kinds)[:2] == [(CHEAP, 8), (EXACT, length)]
+    # A trial of fewer than 40 gradients is not ended.
+    kinds, _ = walk({CHEAP: 0.5, EXACT: rate}, 30, stage=8.0)
+    assert runs(kinds)[:2] == [(CHEAP, 8), (EXACT, 12)]
 
 
 def test_a_kind_that_is_no_trial_keeps_its_stage():
-    kinds, _ = walk({CHEAP: 0.0, EXACT: 0.0}, 20, stage=8.0)
+    kinds, _ = walk({CHEAP: 0.0, EXACT: 0.0}, 20, stage=160.0, cost=20.0)
     assert runs(kinds)[0] == (CHEAP, 8)
+
+
+def test_a_trial_may_turn_out_hopeless_later():
+    state = ncg.scientific().init(PARAMS)
+    # Cheap steps are tried because exact ones have become slower than these once were.
+    state = state._replace(is_trial=jnp.array(True), rates=jnp.array([0.5, 0.1]))
+    kinds = []
+    for after in (0.01, 1.0, 1.0, 1.0, 1.0):  # one good step, and no other
+        measured = info(1.0, after, cost=20.0)
+        state = _judged(state._replace(info=measured), 160.0)
+        kinds.append(int(state.kind))
+    # 4.6 / 100 falls below half of 0.1.
+    assert kinds == [CHEAP, CHEAP, CHEAP, CHEAP, EXACT]
+    np.testing.assert_allclose(state.rates, [np.log(100) / 100, 0.1])
 
 
 def test_a_rate_that_falls_below_the_other_one_ends_the_kind():

@@ -25,10 +25,21 @@ class RowPullback(NamedTuple):
       pull: ``pull(cotangents, item)``: the derivatives of ``cotangents . outputs`` of
         one example, with ``cotangents`` of shape=(k, width); a tree of k rows.
       items: the argument ``item`` of ``pull`` for each example, along a first axis.
+      most: largest number of rows to compute at once; None for no limit.
     """
 
     pull: Callable[[jax.Array, PyTree], PyTree]
     items: PyTree
+    most: int | None = None
+
+    def at_once(self, chunk: int, each: int) -> int:
+        """The number of examples to compute at once, with ``each`` rows of each."""
+        rows = chunk if self.most is None else min(chunk, self.most)
+        return max(1, rows // each)
+
+
+# A backward pass through the whole batch needs memory for all examples.
+WHOLE_BATCH_ROWS = 256
 
 
 def whole_batch_pullback(
@@ -47,7 +58,7 @@ def whole_batch_pullback(
 
         return jax.vmap(row)(cotangents)
 
-    return RowPullback(pull, jnp.arange(group.examples))
+    return RowPullback(pull, jnp.arange(group.examples), WHOLE_BATCH_ROWS)
 
 
 def per_example_pullback(
@@ -128,7 +139,7 @@ def all_rows(pullback: RowPullback, cotangents: jax.Array, chunk: int) -> jax.Ar
     Returns:
       The rows, shape=(examples * k, parameters), in the widest dtype of the parameters.
     """
-    size = max(1, chunk // cotangents.shape[1])
+    size = pullback.at_once(chunk, cotangents.shape[1])
     pulled = jax.lax.map(
         lambda one: jax.vmap(ravel)(pullback.pull(*one)),
         (cotangents, pullback.items),
@@ -168,7 +179,7 @@ def fold_rows(
       The last carry.
     """
     examples, k = targets.shape
-    size = min(examples, max(1, chunk // k))
+    size = min(examples, pullback.at_once(chunk, k))
     full = examples // size * size
     everything = (cotangents, targets, pullback.items)
 

@@ -152,8 +152,8 @@ class residual_space(DirectSolver):
         through the whole batch, ``"whole_batch"``. ``"auto"`` compares the two at the
         first step, which costs two gradients, and compiles both. Under `jax.vmap`
         ``"auto"`` may run both, so choose one.
-      chunk: number of rows that are computed at once, at least 1; fewer need less
-        memory.
+      chunk: largest number of rows that are computed at once, at least 1; fewer need
+        less memory. If each row is a pass through the whole batch they are 256 at most.
       max_size: largest ``m``, at least 1. A larger system raises an error.
 
     Raises:

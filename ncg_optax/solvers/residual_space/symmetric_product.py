@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-# The rows are divided into so many parts at most, of at least so many rows. On a CPU
-# the products of smaller parts, or of more, take longer than they save.
+# At most PARTS parts, each of at least SMALLEST rows. With more or smaller ones the
+# products take longer on a CPU than is saved.
 PARTS, SMALLEST = 6, 128
 
 
