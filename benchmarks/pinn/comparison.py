@@ -3,6 +3,7 @@
 import math
 import pathlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
@@ -83,23 +84,36 @@ def markdown(record: Record) -> str:
         after = _catch_up(record, problem)
         rows.append((f"`{problem}`", *cells, after, record_error))
     headings += [f"`{OURS}` is there after", "published"]
-    seeds = 1 + max(run["seed"] for run in record["runs"])
-    one = "1 seed" if seeds == 1 else f"up to {seeds} seeds, medians"
-    won = [p for p in SETTINGS if _lowest_loss(record, p) == OURS]
+    won = {
+        key: [p for p in SETTINGS if _lowest(record, p, key) == OURS]
+        for key in ("loss", "error")
+    }
+    has_coefficient = any("coefficient_error" in r["best"] for r in record["runs"])
     versions, machine = record["versions"], record["machine"]
     notes = [
         f"Relative L2 error where the loss was lowest, after {record['seconds']:g} "
         f"processor seconds on one core ({machine['cpu']}), compilation apart, "
-        f"{record['dtype']}, {one}. Of inverse problems also the relative error of the "
-        f"coefficient. Last but one: seconds until `{OURS}` has the error with which "
-        f"{METHODS[REFERENCE].title} ended. `{OURS}` ends with the lowest loss on "
-        f"{len(won)} of {len(rows)} problems. ncg_optax {_ours(record)}, "
-        f"jax {versions['jax']}."
+        f"{record['dtype']}, {_seeds(record)}. "
+        + "Of inverse problems also the relative error of the coefficient. "
+        * has_coefficient
+        + f"Last but one: seconds until `{OURS}` has the error with which "
+        f"{METHODS[REFERENCE].title} ended. Of {len(rows)} problems `{OURS}` ends with "
+        f"the lowest loss on {len(won['loss'])} and with the lowest error on "
+        f"{len(won['error'])}. ncg_optax {_ours(record)}, jax {versions['jax']}."
     ]
     if record["missing"]:
         left_out = ", ".join(METHODS[name].title for name in record["missing"])
         notes.append(f"Not installed: {left_out}.")
     return "\n\n".join([table(headings, rows), *notes])
+
+
+def _seeds(record: Record) -> str:
+    """How many seeds the methods have."""
+    counts = Counter((run["problem"], run["method"]) for run in record["runs"])
+    most = max(counts.values())
+    if most == 1:
+        return "1 seed"
+    return f"{'up to ' * (min(counts.values()) < most)}{most} seeds, medians"
 
 
 def _ours(record: Record) -> str:
@@ -128,14 +142,14 @@ def _errors(record: Record, problem: str, method: str) -> tuple[float, ...]:
     )
 
 
-def _lowest_loss(record: Record, problem: str) -> str | None:
-    """The method with the lowest loss, median over seeds; None if there is no run."""
+def _lowest(record: Record, problem: str, key: str) -> str | None:
+    """The method with the lowest median loss or error; None if there is no run."""
     runs = _runs(record, problem=problem)
-    losses = {
-        name: median(r["best"]["loss"] for r in runs if r["method"] == name)
+    found = {
+        name: median(r["best"][key] for r in runs if r["method"] == name)
         for name in {r["method"] for r in runs}
     }
-    return min(losses, key=lambda name: losses[name], default=None)
+    return min(found, key=lambda name: found[name], default=None)
 
 
 def _cell(errors: tuple[float, ...], lowest: float) -> str:

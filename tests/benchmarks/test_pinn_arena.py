@@ -135,7 +135,8 @@ def test_table_and_figure_of_stored_results(tmp_path):
     )
     assert row in text
     assert "| `wave` | 2.0e-02 | **1.0e-04** | not reached | 5.4e-07 |" in text
-    assert "lowest loss on 1 of 2 problems" in text
+    won = "`scientific` ends with the lowest loss on 1 and with the lowest error on 1."
+    assert f"Of 2 problems {won}" in text and "error of the coefficient" in text
     assert (
         "Not installed: Adam, SSBroyden of jinns." in text
         and "up to 2 seeds, medians" in text

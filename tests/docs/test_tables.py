@@ -25,6 +25,7 @@ def test_the_tables_of_the_pages_are_those_of_the_results(tmp_path):
         *(["benchmarks.cutest", "table", path] for path in CUTEST),
         ["benchmarks", "small-data"],
         ["benchmarks", "pinn"],
+        ["benchmarks", "pinn", "--recommended"],
     ):
         subprocess.run(
             [sys.executable, "-m", *command, "--readme", str(copy)],
@@ -33,4 +34,4 @@ def test_the_tables_of_the_pages_are_those_of_the_results(tmp_path):
             stdout=subprocess.DEVNULL,
         )
     assert copy.read_text(encoding="utf8") == text
-    assert text.count("-table:begin -->\n| ") == 7  # the poster's has a sentence first
+    assert text.count("-table:begin -->\n| ") == 8  # the poster's has a sentence first
