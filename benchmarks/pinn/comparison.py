@@ -53,7 +53,7 @@ def compete(
             say(f"{problem}, {name}: left out, it takes the learning rate of {of}")
             continue
         begin = time.perf_counter()
-        race = Race(task(problem, record.get("recommended", False)), method)
+        race = Race(task(problem, record["recommended"]), method)
         if of and of not in rates:
             rates[of], run = tune(race, seed, record["seconds"], say)
         else:
@@ -99,7 +99,8 @@ def markdown(record: Record) -> str:
         + f"Last but one: seconds until `{OURS}` has the error with which "
         f"{METHODS[REFERENCE].title} ended. Of {len(rows)} problems `{OURS}` ends with "
         f"the lowest loss on {len(won['loss'])} and with the lowest error on "
-        f"{len(won['error'])}. ncg_optax {_ours(record)}, jax {versions['jax']}."
+        f"{len(won['error'])}. ncg_optax {_our_versions(record)}, "
+        f"jax {versions['jax']}."
     ]
     if record["missing"]:
         left_out = ", ".join(METHODS[name].title for name in record["missing"])
@@ -116,10 +117,9 @@ def _seeds(record: Record) -> str:
     return f"{'up to ' * (min(counts.values()) < most)}{most} seeds, medians"
 
 
-def _ours(record: Record) -> str:
+def _our_versions(record: Record) -> str:
     """The versions of this library with which the runs were made."""
-    latest = record["versions"]["ncg_optax"]
-    return " and ".join(sorted({r.get("ncg_optax", latest) for r in record["runs"]}))
+    return " and ".join(sorted({run["ncg_optax"] for run in record["runs"]}))
 
 
 def _runs(record: Record, **wanted: Any) -> list[Record]:

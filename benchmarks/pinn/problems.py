@@ -81,6 +81,7 @@ class Problem(NamedTuple):
                 sobol = qmc.Sobol(
                     len(self.low), seed=np.random.default_rng([seed, k, j])
                 )
+                # It warns of any number that is not a power of two.
                 x = sobol.random_base2(math.ceil(math.log2(count)))[:count]
                 x = qmc.scale(x, self.low, self.high)
                 if face is not None:
@@ -90,18 +91,20 @@ class Problem(NamedTuple):
         return found
 
     @property
+    def _sees_angle(self) -> bool:
+        """Whether the network sees sine and cosine of coordinate 0 in its place."""
+        return self.is_recommended and self.is_periodic
+
+    @property
     def inputs(self) -> int:
         """The number of inputs of the network."""
-        return len(self.low) + (self.is_recommended and self.is_periodic)
+        return len(self.low) + self._sees_angle
 
     def field(self, params: Params, x: jax.Array) -> jax.Array:
-        """The network at points, shape=(n,); it sees its inputs scaled to [-1, 1].
-
-        Of a periodic coordinate it may see sine and cosine instead.
-        """
+        """The network at points, shape=(n,); it sees its inputs scaled to [-1, 1]."""
         low, high = jnp.asarray(self.low), jnp.asarray(self.high)
         x = 2 * (x - low) / (high - low) - 1
-        if self.is_recommended and self.is_periodic:
+        if self._sees_angle:
             angle = np.pi * x[:, :1]
             x = jnp.concatenate([jnp.cos(angle), jnp.sin(angle), x[:, 1:]], axis=1)
         return network(params, x)[:, 0]

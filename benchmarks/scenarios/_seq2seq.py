@@ -134,7 +134,7 @@ def beam_search(
     end: int,
     length: int,
     heads: int,
-    width: int = 4,
+    width: int,
     penalty: float = 0.6,
 ) -> jax.Array:
     r"""Translates by beam search, jittable; greedily with a width of 1.

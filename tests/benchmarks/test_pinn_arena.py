@@ -104,7 +104,8 @@ def stored_run(method, seed, errors, coefficient=None, **changed):
     best = {"error": errors[-1], "loss": loss, "seconds": 2.0, "gradients": 18.0}
     if coefficient:
         best["coefficient_error"] = coefficient
-    run = {"problem": problem, "method": method, "seed": seed}
+    version = "1" if method == "scientific" else "0.9"
+    run = {"problem": problem, "method": method, "seed": seed, "ncg_optax": version}
     return run | {"final": best, "best": best, "curve": curve}
 
 
@@ -136,7 +137,8 @@ def test_table_and_figure_of_stored_results(tmp_path):
     assert row in text
     assert "| `wave` | 2.0e-02 | **1.0e-04** | not reached | 5.4e-07 |" in text
     won = "`scientific` ends with the lowest loss on 1 and with the lowest error on 1."
-    assert f"Of 2 problems {won}" in text and "error of the coefficient" in text
+    assert f"Of 2 problems {won} ncg_optax 0.9 and 1, jax 2." in text
+    assert "2 seeds, medians. Of inverse problems also the relative error of" in text
     assert (
         "Not installed: Adam, SSBroyden of jinns." in text
         and "up to 2 seeds, medians" in text
@@ -179,6 +181,7 @@ def test_the_recommended_settings_have_a_file_of_their_own(tiny, tmp_path):
     assert done.exit_code == 0, done.output
     before, after = page.read_text().split(RECOMMENDED_MARKS[0])
     assert "| `reaction` |" in after and "reaction" not in before
+    assert "1 seed. Last but one" in after  # no coefficient is sought
     # An inverse problem is in the other table alone.
     wrong = invoke("--recommended", "--problems", "antiderivative")
     assert wrong.exit_code == 2 and "no problem 'antiderivative'" in wrong.stderr

@@ -154,6 +154,26 @@ def test_the_jacobian_mode_is_determined_once(examples, scale):
         assert (int(state.jacobian_mode), int(result.products)) == (1, products)
 
 
+@pytest.mark.parametrize(
+    ("jacobian", "rows"), [("whole_batch", 256), ("per_example", 600)]
+)
+def test_rows_through_the_whole_batch_are_fewer_at_once(jacobian, rows):
+    """A chunk of 1024 would need memory for as many whole batches."""
+    params, data = network(), batch(600)
+    loss = ncg.CompositeLoss(model, squares).bind(**data)
+    tx = ncg.newton_cg(
+        curvature=ncg.gauss_newton(), solver=ncg.residual_space(jacobian=jacobian)
+    )
+
+    def step(params, state):
+        return tx.update(jax.grad(loss)(params), state, params, value_fn=loss)
+
+    program = str(jax.make_jaxpr(step)(params, tx.init(params)))
+    # Derivatives of the weights of the first layer, for so many rows.
+    found = {n for n in (256, 600) if f"f64[{n},2,3]" in program}
+    assert found == {rows}
+
+
 @pytest.mark.parametrize("examples", [5, 40])
 def test_backward_passes_through_the_whole_batch(examples):
     params, data = network(3), batch(examples, 3)

@@ -66,6 +66,9 @@ def test_a_trial_that_is_clearly_lost_ends_early(rate, length):
     # A stage is eight steps, and four are not measured after a change.
     kinds, _ = walk({CHEAP: 0.5, EXACT: rate}, 30, stage=160.0, cost=20.0)
     assert runs(kinds)[:2] == [(CHEAP, 8), (EXACT, length)]
+    # A quarter of a stage of sixteen steps is four, after eight that are not measured.
+    kinds, _ = walk({CHEAP: 0.5, EXACT: rate}, 60, stage=320.0, cost=20.0)
+    assert runs(kinds)[:2] == [(CHEAP, 16), (EXACT, 2 * length)]
     # A trial of fewer than 40 gradients is not ended.
     kinds, _ = walk({CHEAP: 0.5, EXACT: rate}, 30, stage=8.0)
     assert runs(kinds)[:2] == [(CHEAP, 8), (EXACT, 12)]
