@@ -15,6 +15,13 @@ def x64():
         yield
 
 
+# For modules that count compiled programs. JAX stores no program of another function
+# once it holds those of 8192, and in a long run of tests it does.
+@pytest.fixture(scope="module")
+def empty_jit_caches():
+    jax.clear_caches()
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty data directory of the benchmarks, an empty cache, and no network."""

@@ -7,6 +7,8 @@ import pytest
 
 import ncg_optax as ncg
 
+pytestmark = pytest.mark.usefixtures("empty_jit_caches")
+
 X = jax.random.normal(jax.random.key(0), (10, 3))
 LOSS = ncg.CompositeLoss(
     lambda params, x: jnp.tanh(x @ params["w"]) + params["b"],
@@ -59,5 +61,6 @@ def test_one_trace(name, dtype):
     for i in range(4):
         params, state = step(params, state, X + 0.01 * i)
     assert len(traces) == 1
+    assert step._cache_size() == 1
     assert jax.tree.map(jax.typeof, state) == before
     assert jax.tree.map(lambda p: p.dtype, params) == {"w": dtype, "b": dtype}
