@@ -50,7 +50,7 @@ from ncg_optax.step.info import get_info
 from ncg_optax.step.transform import scale_by_newton_cg
 from ncg_optax.switch import switch_after
 
-__version__ = "0.6.2"
+__version__ = "0.6.3"
 
 __all__ = [
     "CompositeLoss",

@@ -169,7 +169,6 @@ STOCHASTIC_HESSIAN_FREE = HESSIAN_FREE | {
     "preconditioner": kronecker(
         refresh=linear_schedule(1, 10, 20),
         probes=1,
-        first_probes=16,
         damping=0.5,
         damping_halving=None,
     ),

@@ -154,7 +154,7 @@ class kronecker(Preconditioner):
     refresh: int | optax.Schedule = linear_schedule(0, 10, 200)
     iterations: int = 2
     probes: int = 2
-    first_probes: int = 64
+    first_probes: int = 16
     fraction: float = 1 / 8
     damping: float = 0.1
     damping_halving: float | None = 20
