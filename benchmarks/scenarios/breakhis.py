@@ -1,7 +1,8 @@
 """Benign or malignant? Tissue of breast tumours, by a Bayesian convolutional network.
 
-Where the images of BreakHis are not on disk, those of cats and dogs stand in: they have
-the shape of the task, not its contents. The note of the data says which they are.
+Where the images of BreakHis are not on disk, those of animals and vehicles stand in:
+they have the shape of the task, not its contents. The note of the data says which they
+are.
 
 How many examples share the divergence depends on the data, so it comes with them: the
 inputs of an example are its image and its share.

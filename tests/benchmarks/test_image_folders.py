@@ -186,11 +186,12 @@ def test_the_stand_in_is_never_called_breakhis(folder, monkeypatch):
     read = datasets.images.Found(images, "a subset of CIFAR-10")
     monkeypatch.setattr(histology, "cifar10", lambda: read)
     found, note = histology.breakhis_or_stand_in()
-    assert red(found.train) == [0, 2, 3, 5] and red(found.test) == [5, 3, 2, 0]
-    assert found.train_labels.tolist() == [0, 1, 0, 1]  # cats 0, dogs 1
-    assert found.test_labels.tolist() == [1, 0, 1, 0]
+    assert red(found.train) == [0, 1, 2, 3, 4, 5] == red(found.test)[::-1]
+    assert found.train_labels.tolist() == [0, 1, 0, 0, 1, 0]  # animals 0, vehicles 1
+    assert found.test_labels.tolist() == [0, 1, 0, 0, 1, 0]
     assert note == (
-        "stand-in: CIFAR-10 cats and dogs, BreakHis not found; of a subset of CIFAR-10"
+        "stand-in: CIFAR-10 animals and vehicles, BreakHis not found; of a subset of "
+        "CIFAR-10"
     )
     store_breakhis(folder / "data" / "BreaKHis_v1", patients(2, 2), magnification=200)
     found, note = histology.breakhis_or_stand_in(size=4)
