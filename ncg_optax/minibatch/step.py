@@ -1,6 +1,6 @@
 """The step for one batch: bases, moments, learning rate, direction."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,8 @@ from ncg_optax._utils.status import Status, first_match
 from ncg_optax.minibatch.average import next_average
 from ncg_optax.minibatch.batch import Batch, Probe
 from ncg_optax.minibatch.clipping import clipped, counted_steps
-from ncg_optax.minibatch.distance import Distance, found_rate, next_distance
+from ncg_optax.minibatch.distance import found_rate, next_distance
 from ncg_optax.minibatch.eigenbasis import (
-    EigenbasesState,
     Turned,
     is_due,
     refreshed,
@@ -31,30 +30,48 @@ PyTree = Any
 WARM_UP = 20
 
 
+class Step(NamedTuple):
+    """A step, and what is left of it if the batch is rejected.
+
+    Attributes:
+      moved: the step, zero if the batch is rejected, a tree shaped like the parameters.
+      state: the state after the step.
+      state_if_rejected: that before it. Of a batch that is used it has the new bases
+        already, so that no copy of the old ones is kept.
+      usable: whether the batch is used, bool, shape=().
+      damaged: whether the state has numbers that are not finite, bool, shape=().
+    """
+
+    moved: PyTree
+    state: KroneckerAdamState
+    state_if_rejected: KroneckerAdamState
+    usable: jax.Array
+    damaged: jax.Array
+
+
 def next_step(
     settings: Settings,
     batch: Batch,
     state: KroneckerAdamState,
     probe: Probe | None,
-) -> tuple[PyTree, KroneckerAdamState, jax.Array, jax.Array]:
-    """The step and the state after it, and two bools.
-
-    The first is whether the batch is used; the step is zero if it is not. The second is
-    whether the state is damaged: it has numbers that are not finite.
-    """
+) -> Step:
+    """The step for a batch, and the state after it."""
     params, dtype = pytree.widen(batch.params), state.usual_norm.dtype
     steps = counted_steps(state.usual_norm, batch.norm, state.steps)
     factor, usual_norm = clipped(state.usual_norm, batch.norm, steps)
+    rate = _learning_rate(settings, state.distance, steps).astype(dtype)
     # The second moment needs the squares.
     usable = batch.usable & jnp.isfinite(jnp.square(factor * batch.norm))
-    gradient = pytree.scale(batch.gradient, factor)
-    state = _begun(state, params, steps == 0)
-    due = is_due(steps) & usable
-    bases, moments, distance = _follow(due, gradient, probe, state)
-    turned = rotated(bases, gradient)
-    moments = next_moments(moments, turned, steps)
-    rate = _learning_rate(settings, distance, steps).astype(dtype)
     usable &= jnp.isfinite(rate)
+    gradient = pytree.scale(batch.gradient, factor)
+    due = is_due(steps) & usable
+    is_first = (steps == 0) & usable
+    state = _followed(state, is_first, due, gradient, probe)
+    # Behind the loop: there XLA joins it with what reads the numbers next.
+    state = _begun(state, params, is_first)
+    bases, distance = state.bases, state.distance
+    turned = rotated(bases, gradient)
+    moments = next_moments(state.moments, turned, steps)
     if distance:
         distance = next_distance(distance, gradient, turned, params)
     moved = rotated(bases, direction(moments), back=True)
@@ -89,7 +106,7 @@ def next_step(
         average=next_average(state.average, params, steps),
         info=info,
     )
-    return moved, new_state, usable, damaged
+    return Step(moved, new_state, state, usable, damaged)
 
 
 def _begun(
@@ -100,12 +117,8 @@ def _begun(
     The average gives earlier parameters no weight at step 0. The moments give earlier
     gradients none, but the difference to an outlier would lose all digits.
     """
-    refreshes = jnp.where(is_first, 0, state.bases.refreshes)
     zeros = pytree.zeros_like(state.moments)
-    state = state._replace(
-        bases=state.bases._replace(refreshes=refreshes),
-        moments=pytree.where(is_first, zeros, state.moments),
-    )
+    state = state._replace(moments=pytree.where(is_first, zeros, state.moments))
     distance = state.distance
     if not distance:
         return state
@@ -118,29 +131,34 @@ def _begun(
     return state._replace(distance=distance)
 
 
-def _follow(
+def _followed(
+    state: KroneckerAdamState,
+    is_first: jax.Array,
     due: jax.Array,
     gradient: PyTree,
     probe: Probe | None,
-    state: KroneckerAdamState,
-) -> tuple[EigenbasesState, Moments, Distance | tuple[()]]:
-    """Bases, moments and distance; refreshed if it is due."""
+) -> KroneckerAdamState:
+    """The state with refreshed bases, and the numbers in them, if it is due."""
     distance = state.distance
 
-    def body(_, carry):
+    def body(i, carry):
         bases, moments, gradients = carry
         turned = Turned((moments.mean, *gradients), moments.square)
-        samples = [gradient] if probe is None else [gradient, probe.product()]
+        # With the index XLA cannot compute what the samples need ahead of the loop.
+        sample, _ = jax.lax.optimization_barrier((gradient, i))
+        samples = [sample] if probe is None else [sample, probe.product()]
         bases, turned = refreshed(bases, samples, turned)
         mean, *gradients = turned.linear
         return bases, Moments(mean, turned.squares), tuple(gradients)
 
-    carry = state.bases, state.moments, (distance.gradients,) if distance else ()
+    refreshes = jnp.where(is_first, 0, state.bases.refreshes)
+    bases = state.bases._replace(refreshes=refreshes)
+    carry = bases, state.moments, (distance.gradients,) if distance else ()
     # A loop of at most one iteration: under vmap a cond would always compute it.
     bases, moments, gradients = jax.lax.fori_loop(0, due.astype(int), body, carry)
     if distance:
         distance = distance._replace(gradients=gradients[0])
-    return bases, moments, distance
+    return state._replace(bases=bases, moments=moments, distance=distance)
 
 
 def _learning_rate(settings: Settings, distance: Any, steps: jax.Array) -> jax.Array:

@@ -147,17 +147,16 @@ def kronecker_adam(
         require_own(state, jax.eval_shape(first, batch.params))
 
         probe = curvature_probe(settings, batch, params, state.count, value_fn, extra)
-        step, new_state, usable, damaged = next_step(settings, batch, state, probe)
-        old = pytree.where(damaged, first(batch.params), state)
-        kept = pytree.where(usable, pytree.cast_like(new_state, state), old)
-        kept = kept._replace(
-            count=jnp.asarray(optax.safe_increment(state.count)),
-            info=pytree.cast_like(new_state.info, state.info),
+        step = next_step(settings, batch, state, probe)
+        old = pytree.where(step.damaged, first(batch.params), step.state_if_rejected)
+        new = pytree.cast_like(step.state, state)
+        kept = pytree.where(step.usable, new, old)._replace(
+            count=jnp.asarray(optax.safe_increment(state.count)), info=new.info
         )
         grads, params = without_masked_nodes(updates), without_masked_nodes(params)
-        step = pytree.cast_like(step, masks.select(batch.trained, grads))
+        moved = pytree.cast_like(step.moved, masks.select(batch.trained, grads))
         zeros = masks.frozen_updates(grads, params)
-        leaves = jax.tree.leaves(masks.merge(batch.trained, step, zeros))
+        leaves = jax.tree.leaves(masks.merge(batch.trained, moved, zeros))
         return jax.tree.unflatten(jax.tree.structure(updates), leaves), kept
 
     return optax.GradientTransformationExtraArgs(init, update)
