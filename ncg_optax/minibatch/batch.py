@@ -1,4 +1,4 @@
-"""What one batch says: its gradient, and products with its curvature."""
+"""The data of one batch: its gradient, and products with its curvature."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ FRACTION, MIN_EXAMPLES = 1 / 4, 32
 
 
 class Batch(NamedTuple):
-    """What one batch says; trees of trained leaves have None for the others."""
+    """The data of one batch; trees of trained leaves have None for the others."""
 
     trained: PyTree  # which leaves are trained
     params: PyTree  # the trained leaves
@@ -62,7 +62,7 @@ class Probe(NamedTuple):
     """A product ``B v`` of the curvature with random signs ``v``."""
 
     share: float  # of the examples that it is computed on
-    product: Callable[[], PyTree]
+    product: Callable[[jax.Array], PyTree]  # of the index of the loop that it is in
 
 
 def curvature_probe(
@@ -89,12 +89,15 @@ def curvature_probe(
     fraction, least = FRACTION, MIN_EXAMPLES
     sample = every_kth(objective, varying, fraction, least, count, None)
 
-    def product():
-        loss, local = curvature.linearize(sample.objective, varying)
+    def product(index):
+        # The parameters and the key depend on the index (0, so their values do not).
+        # Otherwise XLA moves the product out of the loop, and it is computed each time.
+        point, index = jax.lax.optimization_barrier((varying, index))
+        loss, local = curvature.linearize(sample.objective, point)
         reduced = reductions.reduced_operator(
             loss, local, objective.axes, objective.product_dtype
         )
-        key = jax.random.fold_in(jax.random.key(settings.seed), count)
+        key = jax.random.fold_in(jax.random.key(settings.seed), count + index)
         return pytree.widen(reduced(pytree.random_signs(key, batch.params)))
 
     return Probe(sample.share, product)

@@ -46,7 +46,7 @@ def counted_steps(level: jax.Array, norm: jax.Array, steps: jax.Array) -> jax.Ar
 
     The first gradient is not clipped, because no usual norm is known. If it was a
     hundred times as long as those that follow, the moments and the distance would
-    remember it for hundreds of steps. So the optimizer begins again with the first
+    depend on it for hundreds of steps. So the optimizer begins again with the first
     usual gradient.
 
     Args:

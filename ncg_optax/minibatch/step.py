@@ -31,15 +31,17 @@ WARM_UP = 20
 
 
 class Step(NamedTuple):
-    """A step, and what is left of it if the batch is rejected.
+    """A step, and the state to keep if the batch is rejected.
 
     Attributes:
       moved: the step, zero if the batch is rejected, a tree shaped like the parameters.
       state: the state after the step.
-      state_if_rejected: that before it. Of a batch that is used it has the new bases
-        already, so that no copy of the old ones is kept.
+      state_if_rejected: the state before the step, if the batch is rejected and the
+        state is not damaged. Otherwise its bases, moments and distance may already be
+        changed: then XLA needs no copy of the old ones.
       usable: whether the batch is used, bool, shape=().
-      damaged: whether the state has numbers that are not finite, bool, shape=().
+      damaged: whether a usable batch gives a step that is not finite, because bases or
+        moments are not, bool, shape=().
     """
 
     moved: PyTree
@@ -67,7 +69,7 @@ def next_step(
     due = is_due(steps) & usable
     is_first = (steps == 0) & usable
     state = _followed(state, is_first, due, gradient, probe)
-    # Behind the loop: there XLA joins it with what reads the numbers next.
+    # After the loop, so that XLA fuses the selections with what reads their results.
     state = _begun(state, params, is_first)
     bases, distance = state.bases, state.distance
     turned = rotated(bases, gradient)
@@ -114,8 +116,9 @@ def _begun(
 ) -> KroneckerAdamState:
     """The state, without what earlier gradients left in it if this is the first step.
 
-    The average gives earlier parameters no weight at step 0. The moments give earlier
-    gradients none, but the difference to an outlier would lose all digits.
+    The average gives earlier parameters no weight at step 0. Nor do the moments to
+    earlier gradients, but they are set to zero, because subtracting an outlier would
+    lose all digits. The refreshes of the bases begin at 0 in :func:`_followed`.
     """
     zeros = pytree.zeros_like(state.moments)
     state = state._replace(moments=pytree.where(is_first, zeros, state.moments))
@@ -138,15 +141,20 @@ def _followed(
     gradient: PyTree,
     probe: Probe | None,
 ) -> KroneckerAdamState:
-    """The state with refreshed bases, and the numbers in them, if it is due."""
+    """The state. If a refresh is due its bases are refreshed.
+
+    Then moments and distance are expressed in the new bases. At the first step the
+    number of refreshes begins at 0.
+    """
     distance = state.distance
 
     def body(i, carry):
         bases, moments, gradients = carry
         turned = Turned((moments.mean, *gradients), moments.square)
-        # With the index XLA cannot compute what the samples need ahead of the loop.
+        # The barrier makes the sample depend on the index of the loop. Otherwise XLA
+        # moves its norm and its transpose out of the loop, to every step.
         sample, _ = jax.lax.optimization_barrier((gradient, i))
-        samples = [sample] if probe is None else [sample, probe.product()]
+        samples = [sample] if probe is None else [sample, probe.product(i)]
         bases, turned = refreshed(bases, samples, turned)
         mean, *gradients = turned.linear
         return bases, Moments(mean, turned.squares), tuple(gradients)

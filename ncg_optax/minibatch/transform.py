@@ -40,7 +40,7 @@ def kronecker_adam(
     with :math:`\beta = (0.9, 0.95)`. The bases :math:`Q_L` and :math:`Q_R` are near the
     eigenvectors of the running means of :math:`G G^H` and :math:`G^H G`. One iteration
     ``Q <- qr(L Q)`` in each tenth step, and in each second one of the first twenty,
-    follows them, and the moments are turned along. Kernels of more than two axes are
+    updates them, and the moments are turned along. Kernels of more than two axes are
     reshaped to (product of all axes but the last, last axis). Vectors, and sides
     longer than ``bases.max_size``, 256, are not rotated: there it is Adam.
 

@@ -314,10 +314,13 @@ def test_nothing_of_a_first_outlier_is_left_in_the_moments():
     np.testing.assert_allclose(after.usual_norm, plain.usual_norm, rtol=1e-6)
 
 
+# After 0 and 8 steps the bases are due.
+@pytest.mark.parametrize("steps", [0, 7, 8])
 @pytest.mark.parametrize("where", ["gradient", "loss"])
-def test_a_batch_that_is_not_finite_changes_nothing(where):
+def test_a_batch_that_is_not_finite_changes_nothing(where, steps):
     tx = ncg.kronecker_adam()
-    (*_, params), state = run(tx, 7)
+    path, state = run(tx, steps)
+    params = [normal(0), *path][-1]
     grads = jax.grad(batch_loss)(params, 8)
     value = batch_loss(params, 8)
     if where == "gradient":
@@ -329,13 +332,23 @@ def test_a_batch_that_is_not_finite_changes_nothing(where):
     info = ncg.get_info(after)
     assert info.status == ncg.Status.REJECTED_NON_FINITE
     assert info.learning_rate == 0
-    assert after.count == 8 and after.steps == 7
+    assert after.count == steps + 1 and after.steps == steps
     kept = after._replace(count=state.count, info=state.info)
     assert_close(kept, state, rtol=0, atol=0)
     # The next step is the one that would have been taken without the batch.
     step = make_step(tx)
     results = [step(params, s, 9)[0] for s in (state, after)]
     assert_close(results[0], results[1], rtol=0, atol=0)
+
+
+def test_a_rejected_batch_after_an_outlier_changes_nothing():
+    # A usual gradient would begin again, without the moments of the outlier.
+    tx, (params, usual) = ncg.kronecker_adam(), (normal(0), normal(1))
+    outlier = jax.tree.map(lambda g: 1e4 * g, usual)
+    _, state = jax.jit(tx.update)(outlier, tx.init(params), params)
+    _, after = jax.jit(tx.update)(usual, state, params, value=jnp.nan)
+    kept = after._replace(count=state.count, info=state.info)
+    assert_close(kept, state, rtol=0, atol=0)
 
 
 def test_zero_gradients_have_their_own_status():
