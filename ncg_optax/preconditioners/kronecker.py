@@ -31,6 +31,8 @@ PyTree = Any
 
 # Number of orthogonal iterations at the first step, which begins with the identity.
 FIRST_ITERATIONS = 8
+# Least number of products at the first step, unless `first_probes` is less.
+FIRST_PRODUCTS = 8
 # Longest vector with a full factor. Each product adds one column to its estimate.
 MAX_VECTOR = 16
 
@@ -100,7 +102,8 @@ class kronecker(Preconditioner):
     At the same cost many products on few examples give a better estimate than few
     products on many examples. So the products are computed on a ``fraction`` of the
     batch. If they have to be computed on a larger share, for example because the data
-    cannot be split, there are fewer of them, and the cost is the same.
+    cannot be split, there are fewer of them, and the cost is the same. But at the
+    first step there are at least 8: fewer leave out directions of short vectors.
 
     Cost: ``probes * fraction`` products with the whole batch per step (``first_probes *
     fraction`` at the first step), each with :math:`2 m n (m + n)` operations per leaf
@@ -276,9 +279,10 @@ class kronecker(Preconditioner):
         """The sums of ``Y Y^H`` and ``Y^H Y`` over products, and how many there are."""
         # On a larger share of the examples, fewer products cost the same.
         fewer = self.fraction / share_of(product)
+        least = min(self.first_probes, FIRST_PRODUCTS)
         number = jnp.where(
             fresh,
-            max(1, round(self.first_probes * fewer)),
+            max(least, round(self.first_probes * fewer)),
             max(1, round(self.probes * fewer)),
         )
 

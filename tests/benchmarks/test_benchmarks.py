@@ -365,7 +365,7 @@ def test_lbfgs_pays_for_its_line_search(toy):
 
 
 @pytest.mark.parametrize(
-    ("name", "probes", "share"), [("newton_cg", 0, 1), ("hessian_free", 64, 1 / 4)]
+    ("name", "probes", "share"), [("newton_cg", 0, 1), ("hessian_free", 16, 1 / 4)]
 )
 def test_newton_pays_for_products_and_evaluations(name, probes, share):
     # Of 2048 examples the solver of hessian_free sees 512, its preconditioner 256. In

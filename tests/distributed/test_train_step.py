@@ -365,7 +365,8 @@ class TestShardedParameters:
         "minres": {"solver": ncg.minres(maxiter=5)},
         "jacobi": {"preconditioner": ncg.jacobi()},
         "nystrom": {"preconditioner": ncg.nystrom(3)},
-        "kronecker": {"preconditioner": ncg.kronecker()},
+        # With fewer products than elements the factor of a vector is singular.
+        "kronecker": {"preconditioner": ncg.kronecker(first_probes=64)},
     }
 
     @staticmethod

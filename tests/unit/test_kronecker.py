@@ -871,12 +871,14 @@ def test_products_are_counted_when_spent(share, counted):
     ("settings", "share", "counted"),
     [
         ({"first_probes": 1, "probes": 1, "fraction": 0.01}, 1.0, (1, 1)),
-        ({}, 1 / 8, (64, 2)),
+        ({}, 1 / 8, (16, 2)),
+        ({}, 1.0, (8, 1)),
+        ({"first_probes": 5}, 1.0, (5, 1)),
     ],
 )
 def test_at_least_one_product_and_by_default_two(settings, share, counted):
     preconditioner = ncg.kronecker(**settings)
-    assert preconditioner.fraction == settings.get("fraction", share)
+    assert preconditioner.fraction == settings.get("fraction", 1 / 8)
     like, product = jnp.zeros(1), SampledProduct(lambda v: v, share)
     start = preconditioner.init(like)
     products = jax.jit(
