@@ -99,11 +99,10 @@ class kronecker(Preconditioner):
     in turn, so that no step takes longer than others; one whose eigenvectors are older
     is scaled to the trace of its present estimate.
 
-    At the same cost many products on few examples give a better estimate than few
-    products on many examples. So the products are computed on a ``fraction`` of the
-    batch. If they have to be computed on a larger share, for example because the data
-    cannot be split, there are fewer of them, and the cost is the same. But at the
-    first step there are at least 8: fewer leave out directions of short vectors.
+    At the same cost many products on few examples are better than few products on many.
+    So they are computed on a ``fraction`` of the batch. On a larger share, for example
+    if the data cannot be split, there are fewer of them at the same cost; but at least
+    8 at the first step: fewer leave out directions of short vectors.
 
     Cost: ``probes * fraction`` products with the whole batch per step (``first_probes *
     fraction`` at the first step), each with :math:`2 m n (m + n)` operations per leaf
@@ -280,11 +279,8 @@ class kronecker(Preconditioner):
         # On a larger share of the examples, fewer products cost the same.
         fewer = self.fraction / share_of(product)
         least = min(self.first_probes, FIRST_PRODUCTS)
-        number = jnp.where(
-            fresh,
-            max(least, round(self.first_probes * fewer)),
-            max(1, round(self.probes * fewer)),
-        )
+        first = max(least, round(self.first_probes * fewer))
+        number = jnp.where(fresh, first, max(1, round(self.probes * fewer)))
 
         def own_rows(x):
             return sharing.own_rows(x, self.axes)
