@@ -94,7 +94,8 @@ def diagonalized(factor: Factor, iterations: jax.Array | int) -> Factor:
 
     An iteration is ``Q <- qr(G Q)`` with ``G`` the Gram matrix (Golub and Van Loan
     2013, section 8.2.4). The eigenvalues are the square roots of the Rayleigh quotients
-    of ``G``. If the result is not finite the factor does not change.
+    of ``G``, 0 for those within rounding of 0. If the result is not finite the factor
+    does not change.
     """
     matrix = factor.gram
     if not is_full(factor):
@@ -103,7 +104,11 @@ def diagonalized(factor: Factor, iterations: jax.Array | int) -> Factor:
         0, iterations, lambda _, q: _orthonormal(matrix @ q), factor.basis
     )
     quotients = jnp.sum((jnp.conj(basis) * (matrix @ basis)).real, axis=0)
-    new = Factor(matrix, basis, jnp.sqrt(jnp.maximum(quotients, 0)))
+    # Of a singular matrix rounding leaves some quotients near eps. Their roots, near
+    # sqrt(eps), would be seen in the inverse.
+    rounding = jnp.finfo(quotients.dtype).eps * jnp.max(quotients)
+    quotients = jnp.where(quotients > rounding, quotients, 0)
+    new = Factor(matrix, basis, jnp.sqrt(quotients))
     return pytree.where(pytree.all_finite(new), new, factor)
 
 

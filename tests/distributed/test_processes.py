@@ -50,9 +50,8 @@ def test_two_processes_and_a_checkpoint_for_one(tmp_path):
     found = two("--steps", 3, "--checkpoint", tmp_path)
     found |= alone("--steps", 3, "--checkpoint", tmp_path, devices=3 + 1)
     found |= two("--steps", 3, "--checkpoint", tmp_path)
-    # The first estimate has fewer columns than the longest side. Rounding decides on
-    # the eigenvectors of the rest; two_processes.py has 1e-12.
-    assert found == pytest.approx(expected, rel=1e-6)
+    # hessian_free's eigendecompositions amplify rounding; two_processes.py has 1e-12.
+    assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_checkpoint_that_was_not_finished_is_not_read(tmp_path):
