@@ -107,7 +107,7 @@ def diagonalized(factor: Factor, iterations: jax.Array | int) -> Factor:
     # Of a singular matrix rounding leaves some quotients near eps. Their roots, near
     # sqrt(eps), would be seen in the inverse.
     rounding = jnp.finfo(quotients.dtype).eps * jnp.max(quotients)
-    quotients = jnp.where(quotients > rounding, quotients, 0)
+    quotients = jnp.where(quotients < rounding, 0, quotients)
     new = Factor(matrix, basis, jnp.sqrt(quotients))
     return pytree.where(pytree.all_finite(new), new, factor)
 

@@ -492,6 +492,16 @@ def test_a_result_that_is_not_finite_keeps_the_factor(bad, monkeypatch):
     assert_trees_equal(kronecker_factors.diagonalized(factor, 2), factor)
 
 
+def test_eigenvalues_within_rounding_of_zero_are_zero():
+    # Of rank 2: its two smallest quotients are near 1e-16, their roots near 1e-8.
+    rows = np.random.default_rng(0).normal(size=(4, 2))
+    factor = kronecker_factors.first_factor(4, 4, jnp.float64)
+    factor = factor._replace(gram=jnp.asarray(rows @ rows.T))
+    values = np.sort(kronecker_factors.diagonalized(factor, 50).eigenvalues)
+    exact = np.linalg.svd(rows, compute_uv=False)[::-1]
+    np.testing.assert_allclose(values, [0, 0, *exact], rtol=1e-10, atol=0)
+
+
 def test_without_mapped_axes_nothing_is_shared():
     assert KRONECKER.over(()) == KRONECKER
     shared = KRONECKER.over(("data",))
