@@ -1,9 +1,12 @@
-"""A computation that is made only if it is needed."""
+"""Computations that are made only if they are needed."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+PyTree = Any
 
 
 def compute_if(
@@ -26,3 +29,12 @@ def compute_if(
         return jnp.zeros_like(loop[0]), compute().astype(otherwise.dtype)
 
     return jax.lax.while_loop(lambda loop: loop[0], body, (needed, otherwise))[1]
+
+
+def inside_loop(tree: PyTree, index: jax.Array) -> PyTree:
+    """The same arrays, as if they depended on ``index``, the index of a loop.
+
+    XLA moves what does not depend on a loop out of it. Of a loop that makes one
+    iteration in ten steps it would be computed at each step.
+    """
+    return jax.lax.optimization_barrier((tree, index))[0]

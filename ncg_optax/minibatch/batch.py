@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ncg_optax._utils import pytree, reductions, validate
+from ncg_optax._utils.conditional import inside_loop
 from ncg_optax.curvature.sampling.every_kth import every_kth
 from ncg_optax.losses.objective import MappedLoss, as_objective
 from ncg_optax.minibatch.settings import Settings
@@ -90,14 +91,12 @@ def curvature_probe(
     sample = every_kth(objective, varying, fraction, least, count, None)
 
     def product(index):
-        # The parameters and the key depend on the index (0, so their values do not).
-        # Otherwise XLA moves the product out of the loop, and it is computed each time.
-        point, index = jax.lax.optimization_barrier((varying, index))
+        point, step = inside_loop((varying, count), index)
         loss, local = curvature.linearize(sample.objective, point)
         reduced = reductions.reduced_operator(
             loss, local, objective.axes, objective.product_dtype
         )
-        key = jax.random.fold_in(jax.random.key(settings.seed), count + index)
+        key = jax.random.fold_in(jax.random.key(settings.seed), step)
         return pytree.widen(reduced(pytree.random_signs(key, batch.params)))
 
     return Probe(sample.share, product)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from ncg_optax._utils import pytree
+from ncg_optax._utils.conditional import inside_loop
 from ncg_optax._utils.status import Status, first_match
 from ncg_optax.minibatch.average import next_average
 from ncg_optax.minibatch.batch import Batch, Probe
@@ -68,7 +69,7 @@ def next_step(
     gradient = pytree.scale(batch.gradient, factor)
     due = is_due(steps) & usable
     is_first = (steps == 0) & usable
-    state = _followed(state, is_first, due, gradient, probe)
+    state = _with_new_bases(state, is_first, due, gradient, probe)
     # After the loop, so that XLA fuses the selections with what reads their results.
     state = _begun(state, params, is_first)
     bases, distance = state.bases, state.distance
@@ -118,7 +119,7 @@ def _begun(
 
     The average gives earlier parameters no weight at step 0. Nor do the moments to
     earlier gradients, but they are set to zero, because subtracting an outlier would
-    lose all digits. The refreshes of the bases begin at 0 in :func:`_followed`.
+    lose all digits. The refreshes of the bases begin at 0 in :func:`_with_new_bases`.
     """
     zeros = pytree.zeros_like(state.moments)
     state = state._replace(moments=pytree.where(is_first, zeros, state.moments))
@@ -134,14 +135,14 @@ def _begun(
     return state._replace(distance=distance)
 
 
-def _followed(
+def _with_new_bases(
     state: KroneckerAdamState,
     is_first: jax.Array,
     due: jax.Array,
     gradient: PyTree,
     probe: Probe | None,
 ) -> KroneckerAdamState:
-    """The state. If a refresh is due its bases are refreshed.
+    """The state, with new bases if a refresh is due.
 
     Then moments and distance are expressed in the new bases. At the first step the
     number of refreshes begins at 0.
@@ -151,10 +152,9 @@ def _followed(
     def body(i, carry):
         bases, moments, gradients = carry
         turned = Turned((moments.mean, *gradients), moments.square)
-        # The barrier makes the sample depend on the index of the loop. Otherwise XLA
-        # moves its norm and its transpose out of the loop, to every step.
-        sample, _ = jax.lax.optimization_barrier((gradient, i))
-        samples = [sample] if probe is None else [sample, probe.product(i)]
+        samples = [inside_loop(gradient, i)]
+        if probe is not None:
+            samples.append(probe.product(i))
         bases, turned = refreshed(bases, samples, turned)
         mean, *gradients = turned.linear
         return bases, Moments(mean, turned.squares), tuple(gradients)

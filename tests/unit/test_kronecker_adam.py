@@ -1,5 +1,7 @@
 """`kronecker_adam` against its equations in NumPy, and what one batch may do to it."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -650,3 +652,26 @@ def test_a_learning_rate_that_overflows_makes_no_step():
         updates, state = step(-2 * w, state, w)
         w = optax.apply_updates(w, updates)
     assert np.isfinite(w).all()
+
+
+@pytest.mark.slow  # the default tests compile without most optimizations
+@pytest.mark.parametrize("curvature", [None, ncg.gauss_newton()])
+def test_what_the_bases_need_is_computed_in_the_loop_alone(curvature):
+    """XLA moves what does not depend on a loop out of it, to every step."""
+    tx = ncg.kronecker_adam(curvature=curvature)
+    params = {"w": jnp.ones((4, 3)), "v": jnp.ones((3, 2))}
+    loss = ncg.CompositeLoss(
+        lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"], lambda z: jnp.mean(z**2)
+    ).bind(x=jnp.ones((64, 4)))
+
+    def update(grads, state):
+        return tx.update(grads, state, params, value_fn=loss)
+
+    program = jax.jit(update).lower(params, tx.init(params)).compile().as_text()
+    # Outside of loops: the computation of the entry, and the fusions that it calls.
+    entry = program[program.index("\nENTRY") :]
+    bodies = re.split(r"\n\n", program)
+    names = re.findall(r"calls=(%[\w.-]+)", entry)
+    outside = entry + "".join(b for b in bodies if b.split(" ")[0] in names)
+    # Only the rotations: of a gradient and of a step, from two sides, of two leaves.
+    assert len(re.findall(r" dot\(", outside)) == 8
