@@ -13,7 +13,7 @@ from benchmarks.scenarios._networks import accuracy, softmax_cross_entropy
 
 MEAN = (0.485, 0.456, 0.406)  # of red, green and blue on ImageNet
 DEVIATION = (0.229, 0.224, 0.225)
-EXAMPLES, HELD_OUT = 1000, 1000  # of CIFAR-10, which suits two cores
+EXAMPLES, HELD_OUT = 10_000, 2000  # of CIFAR-10, which suits two cores
 
 
 def normalise(x: jax.Array) -> jax.Array:
@@ -70,8 +70,9 @@ def classification(
         loss=softmax_cross_entropy,
         metric=accuracy,
         metric_name="accuracy",
-        seeds=3,
+        seeds=2,
         batch_sizes=(64,),
+        schedules=("cosine",),  # one of them, since a run takes minutes
         full_batch=False,
         curve_examples=256,
         predict=predict,

@@ -10,10 +10,10 @@ POSTER = PosterSettings(learning_rate=1e-3, damping=0.01, batch=64)
 
 SCENARIO = classification(
     "mobilenet",
-    "CIFAR-10 (1,000 images), MobileNetV2 with batch normalisation, cross-entropy",
+    "CIFAR-10 (10,000 images), MobileNetV2 with batch normalisation, cross-entropy",
     Network(MobileNetV2(10), (32, 32, 3)),
     cifar10,
-)._replace(budget=4.0, poster=POSTER)
+)._replace(budget=6.0, poster=POSTER)
 IMAGENET = classification(
     "mobilenet_imagenet",
     "ImageNet (20 images a class), MobileNetV2 with batch normalisation, cross-entropy",

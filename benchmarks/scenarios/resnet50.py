@@ -10,7 +10,7 @@ POSTER = PosterSettings(learning_rate=0.01, damping=1e-5, batch=64)
 
 SCENARIO = classification(
     "resnet50",
-    "CIFAR-10 (1,000 images), ResNet-50 with batch normalisation, cross-entropy",
+    "CIFAR-10 (10,000 images), ResNet-50 with batch normalisation, cross-entropy",
     Network(ResNet50(10), (32, 32, 3)),
     cifar10,
 )._replace(budget=3.0, poster=POSTER)
@@ -18,11 +18,11 @@ SCENARIO = classification(
 # a CPU; on this one that takes about four, and then six seconds a step.
 NARROW = classification(
     "resnet50_narrow",
-    "CIFAR-10 (1,000 images), ResNet-50 of a quarter of the width, batch "
+    "CIFAR-10 (10,000 images), ResNet-50 of a quarter of the width, batch "
     "normalisation, cross-entropy",
     Network(ResNet50(10, width=16), (32, 32, 3)),
     cifar10,
-)._replace(budget=20.0, poster=POSTER)
+)._replace(budget=10.0, poster=POSTER)
 IMAGENET = classification(
     "resnet50_imagenet",
     "ImageNet (20 images a class), ResNet-50 with batch normalisation, cross-entropy",
