@@ -11,6 +11,13 @@ PyTree = Any
 
 # The estimate at the first step.
 FIRST_DISTANCE = 3e-4
+# The estimate after it in units of the root mean square of the weights, if the loss
+# does not depend on the length of most of them.
+FIRST_ANGLE = 0.03
+# Below this mean of n cos^2, with the angle between gradient and weights of a unit, the
+# loss does not depend on their length. For unrelated vectors of n numbers it is 1.
+# Fewer units may be below by chance.
+ORTHOGONAL, MIN_UNITS = 0.01, 8
 # Decay of both sums.
 DECAY = 0.9995
 # Steps after which the learning rate falls with the root of their number.
@@ -43,6 +50,58 @@ def first_distance(params: PyTree) -> Distance:
         pytree.widened_zeros_like(params),
         pytree.widened_zeros_like(params),
     )
+
+
+def first_estimate(gradient: PyTree, params: PyTree) -> jax.Array:
+    r"""The estimate after the first gradient, shape=().
+
+    It is ``FIRST_DISTANCE``, unless the loss does not depend on the length of most of
+    the weights. Where batch normalisation follows a layer, the loss is the same for the
+    weights :math:`w` of a unit and for :math:`c w`, so :math:`\langle g, w \rangle =
+    0`, and a step of length :math:`\eta` has the effect of one of length :math:`c \eta`
+    on :math:`c w` (van Laarhoven, L2 regularization versus batch and weight
+    normalization, 2017). The distance in them has no scale but their own. And the
+    gradients are noisy there: :func:`next_distance` finds no longer distance. So the
+    estimate is 0.03 times their root mean square, if this is more. It is shape=() and
+    the same for all parameters.
+
+    Leaves of less than two axes are left out. Units are along the first or the last
+    axis.
+
+    Args:
+      gradient: the first gradient.
+      params: the parameters, float32 or wider.
+    """
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(gradient), strict=True)
+    total = free = squares = jnp.zeros((), pytree.scalar_dtype(params))
+    for w, g in pairs:
+        if w.ndim < 2:
+            continue
+        is_free = _is_scale_free(w, g)
+        total += jnp.where(jnp.any(g != 0), w.size, 0)
+        free += jnp.where(is_free, w.size, 0)
+        squares += jnp.where(is_free, jnp.sum(jnp.square(jnp.abs(w))), 0)
+    size = jnp.sqrt(squares / jnp.where(free > 0, free, 1))
+    found = jnp.maximum(FIRST_ANGLE * size, FIRST_DISTANCE)
+    return jnp.where(2 * free > total, found, FIRST_DISTANCE).astype(total.dtype)
+
+
+def _is_scale_free(w: jax.Array, g: jax.Array) -> jax.Array:
+    """Whether gradients of the units of a leaf are orthogonal to their weights."""
+    means = [jnp.inf]
+    for axis in (0, w.ndim - 1):
+        units = w.shape[axis]
+        if units < MIN_UNITS:
+            continue
+        others = tuple(i for i in range(w.ndim) if i != axis)
+        dots = jnp.square(jnp.sum((jnp.conj(w) * g).real, others))
+        lengths = jnp.sum(jnp.square(jnp.abs(w)), others)
+        lengths *= jnp.sum(jnp.square(jnp.abs(g)), others)
+        used = lengths > 0
+        cosines = jnp.where(used, dots / jnp.where(used, lengths, 1), 0)
+        mean = w.size / units * jnp.sum(cosines) / jnp.maximum(jnp.sum(used), 1)
+        means.append(jnp.where(jnp.any(used), mean, jnp.inf))
+    return jnp.min(jnp.stack(means)) < ORTHOGONAL
 
 
 def next_distance(

@@ -12,7 +12,7 @@ from ncg_optax._utils.status import Status, first_match
 from ncg_optax.minibatch.average import next_average
 from ncg_optax.minibatch.batch import Batch, Probe
 from ncg_optax.minibatch.clipping import clipped, counted_steps
-from ncg_optax.minibatch.distance import found_rate, next_distance
+from ncg_optax.minibatch.distance import first_estimate, found_rate, next_distance
 from ncg_optax.minibatch.eigenbasis import (
     Turned,
     is_due,
@@ -71,7 +71,7 @@ def next_step(
     is_first = (steps == 0) & usable
     state = _with_new_bases(state, is_first, due, gradient, probe)
     # After the loop, so that XLA fuses the selections with what reads their results.
-    state = _begun(state, params, is_first)
+    state = _begun(state, gradient, params, is_first)
     bases, distance = state.bases, state.distance
     turned = rotated(bases, gradient)
     moments = next_moments(state.moments, turned, steps)
@@ -113,7 +113,7 @@ def next_step(
 
 
 def _begun(
-    state: KroneckerAdamState, params: PyTree, is_first: jax.Array
+    state: KroneckerAdamState, gradient: PyTree, params: PyTree, is_first: jax.Array
 ) -> KroneckerAdamState:
     """The state, without what earlier gradients left in it if this is the first step.
 
@@ -126,8 +126,15 @@ def _begun(
     distance = state.distance
     if not distance:
         return state
+
+    def longer(i, estimate):
+        return jnp.maximum(
+            estimate, first_estimate(*inside_loop((gradient, params), i))
+        )
+
     gradients = jax.tree.map(lambda s: jnp.where(is_first, 0, s), distance.gradients)
     distance = distance._replace(
+        estimate=jax.lax.fori_loop(0, is_first.astype(int), longer, distance.estimate),
         products=jnp.where(is_first, 0, distance.products),
         gradients=gradients,
         start=pytree.where(is_first, params, distance.start),
