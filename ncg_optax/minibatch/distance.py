@@ -11,13 +11,21 @@ PyTree = Any
 
 # The estimate at the first step.
 FIRST_DISTANCE = 3e-4
-# The estimate after it in units of the root mean square of the weights, if the loss
-# does not depend on the length of most of them.
-FIRST_ANGLE = 0.03
-# Below this mean of n cos^2, with the angle between gradient and weights of a unit, the
-# loss does not depend on their length. For unrelated vectors of n numbers it is 1.
-# Fewer units may be below by chance.
-ORTHOGONAL, MIN_UNITS = 0.01, 8
+# The estimate in units of the root mean square of the weights, and its largest value,
+# if the loss does not depend on the length of nearly all of them.
+RELATIVE_DISTANCE, MAX_RELATIVE = 0.03, 0.01
+# Steps in which this is checked: at the first one some gradients may be zero.
+CHECKED_STEPS = 10
+# The share of the weights that counts as nearly all.
+NEARLY_ALL = 0.9
+# A leaf counts if the mean of <g, w>^2 / sum (g_i w_i)^2 over its units is below. Terms
+# of random signs have a mean of 1.
+ORTHOGONAL = 0.01
+# A mean over few units, or of few weights each, may be below by chance.
+MIN_UNITS, MIN_WEIGHTS = 8, 8
+# Units whose weights have a variance below this share of their mean square do not
+# count: the gradient of a softmax is orthogonal to equal weights.
+MIN_VARIANCE = 1e-3
 # Decay of both sums.
 DECAY = 0.9995
 # Steps after which the learning rate falls with the root of their number.
@@ -52,56 +60,69 @@ def first_distance(params: PyTree) -> Distance:
     )
 
 
-def first_estimate(gradient: PyTree, params: PyTree) -> jax.Array:
-    r"""The estimate after the first gradient, shape=().
+def relative_distance(gradient: PyTree, params: PyTree) -> jax.Array:
+    r"""An estimate from the weights themselves if their length is arbitrary, shape=().
 
-    It is ``FIRST_DISTANCE``, unless the loss does not depend on the length of most of
-    the weights. Where batch normalisation follows a layer, the loss is the same for the
-    weights :math:`w` of a unit and for :math:`c w`, so :math:`\langle g, w \rangle =
-    0`, and a step of length :math:`\eta` has the effect of one of length :math:`c \eta`
-    on :math:`c w` (van Laarhoven, L2 regularization versus batch and weight
-    normalization, 2017). The distance in them has no scale but their own. And the
-    gradients are noisy there: :func:`next_distance` finds no longer distance. So the
-    estimate is 0.03 times their root mean square, if this is more. It is shape=() and
-    the same for all parameters.
+    Where normalisation follows a layer, such as batch or weight normalisation, the loss
+    is the same for the weights :math:`w` of a unit and for :math:`c w`. So
+    :math:`\langle g, w \rangle = 0`, and a step of length :math:`\eta` has the effect
+    of one of length :math:`c \eta` on :math:`c w` (van Laarhoven, L2 regularization
+    versus batch and weight normalization, 2017). The distance has no scale but that of
+    the weights: it is taken as 0.03 times their root mean square, and at most 0.01. It
+    is 0 unless the gradient is orthogonal to the weights of each unit, for leaves that
+    have nine tenths of all weights. The estimate is one for all parameters, also for
+    the others.
 
-    Leaves of less than two axes are left out. Units are along the first or the last
-    axis.
+    Units are along the first or the last axis. Leaves of less than two axes, and
+    those without a gradient, are left out.
 
     Args:
-      gradient: the first gradient.
+      gradient: the gradient.
       params: the parameters, float32 or wider.
     """
+    dtype = pytree.scalar_dtype(params)
+    total, free, squares = [], [], []
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(gradient), strict=True)
-    total = free = squares = jnp.zeros((), pytree.scalar_dtype(params))
     for w, g in pairs:
-        if w.ndim < 2:
+        if w.ndim < 2 or w.size == 0:
             continue
-        is_free = _is_scale_free(w, g)
-        total += jnp.where(jnp.any(g != 0), w.size, 0)
-        free += jnp.where(is_free, w.size, 0)
-        squares += jnp.where(is_free, jnp.sum(jnp.square(jnp.abs(w))), 0)
+        is_free, size = _has_free_length(w, g), jnp.asarray(float(w.size), dtype)
+        total.append(jnp.where(jnp.any(g != 0), size, 0))
+        free.append(jnp.where(is_free, size, 0))
+        square = jnp.sum(jnp.square(jnp.abs(w)), dtype=dtype)
+        squares.append(jnp.where(is_free, square, 0))
+    if not total:
+        return jnp.zeros((), dtype)
+    total, free, squares = map(pytree.total, (total, free, squares))
     size = jnp.sqrt(squares / jnp.where(free > 0, free, 1))
-    found = jnp.maximum(FIRST_ANGLE * size, FIRST_DISTANCE)
-    return jnp.where(2 * free > total, found, FIRST_DISTANCE).astype(total.dtype)
+    found = jnp.minimum(RELATIVE_DISTANCE * size, MAX_RELATIVE)
+    is_found = (free > 0) & (free >= NEARLY_ALL * total)
+    return jnp.where(is_found, found, 0).astype(dtype)
 
 
-def _is_scale_free(w: jax.Array, g: jax.Array) -> jax.Array:
-    """Whether gradients of the units of a leaf are orthogonal to their weights."""
-    means = [jnp.inf]
+def _has_free_length(w: jax.Array, g: jax.Array) -> jax.Array:
+    """Whether the gradient is orthogonal to the weights of each unit of a leaf."""
+
+    def scaled(x):  # their squares neither overflow nor vanish
+        largest = jnp.max(jnp.abs(x))
+        return x / jnp.where(largest > 0, largest, 1)
+
+    w, g = scaled(w), scaled(g)
+    terms = (jnp.conj(w) * g).real
+    is_free = jnp.zeros((), bool)
     for axis in (0, w.ndim - 1):
         units = w.shape[axis]
-        if units < MIN_UNITS:
+        if units < MIN_UNITS or w.size < MIN_WEIGHTS * units:
             continue
         others = tuple(i for i in range(w.ndim) if i != axis)
-        dots = jnp.square(jnp.sum((jnp.conj(w) * g).real, others))
-        lengths = jnp.sum(jnp.square(jnp.abs(w)), others)
-        lengths *= jnp.sum(jnp.square(jnp.abs(g)), others)
-        used = lengths > 0
-        cosines = jnp.where(used, dots / jnp.where(used, lengths, 1), 0)
-        mean = w.size / units * jnp.sum(cosines) / jnp.maximum(jnp.sum(used), 1)
-        means.append(jnp.where(jnp.any(used), mean, jnp.inf))
-    return jnp.min(jnp.stack(means)) < ORTHOGONAL
+        dots, sums = jnp.sum(terms, others), jnp.sum(jnp.square(terms), others)
+        variance = jnp.var(w, others)
+        differ = variance > MIN_VARIANCE * jnp.mean(jnp.square(jnp.abs(w)), others)
+        used = (sums > 0) & differ
+        ratios = jnp.where(used, jnp.square(dots) / jnp.where(used, sums, 1), 0)
+        number = jnp.sum(used, dtype=ratios.dtype)
+        is_free |= (number >= MIN_UNITS) & (jnp.sum(ratios) < ORTHOGONAL * number)
+    return is_free
 
 
 def next_distance(

@@ -12,7 +12,13 @@ from ncg_optax._utils.status import Status, first_match
 from ncg_optax.minibatch.average import next_average
 from ncg_optax.minibatch.batch import Batch, Probe
 from ncg_optax.minibatch.clipping import clipped, counted_steps
-from ncg_optax.minibatch.distance import first_estimate, found_rate, next_distance
+from ncg_optax.minibatch.distance import (
+    CHECKED_STEPS,
+    Distance,
+    found_rate,
+    next_distance,
+    relative_distance,
+)
 from ncg_optax.minibatch.eigenbasis import (
     Turned,
     is_due,
@@ -71,11 +77,13 @@ def next_step(
     is_first = (steps == 0) & usable
     state = _with_new_bases(state, is_first, due, gradient, probe)
     # After the loop, so that XLA fuses the selections with what reads their results.
-    state = _begun(state, gradient, params, is_first)
+    state = _begun(state, params, is_first)
     bases, distance = state.bases, state.distance
     turned = rotated(bases, gradient)
     moments = next_moments(state.moments, turned, steps)
     if distance:
+        checked = (steps < CHECKED_STEPS) & usable
+        distance = _checked_lengths(distance, gradient, params, checked)
         distance = next_distance(distance, gradient, turned, params)
     moved = rotated(bases, direction(moments), back=True)
     # Bases and moments are finite unless the state is damaged.
@@ -113,7 +121,7 @@ def next_step(
 
 
 def _begun(
-    state: KroneckerAdamState, gradient: PyTree, params: PyTree, is_first: jax.Array
+    state: KroneckerAdamState, params: PyTree, is_first: jax.Array
 ) -> KroneckerAdamState:
     """The state, without what earlier gradients left in it if this is the first step.
 
@@ -126,20 +134,28 @@ def _begun(
     distance = state.distance
     if not distance:
         return state
-
-    def longer(i, estimate):
-        return jnp.maximum(
-            estimate, first_estimate(*inside_loop((gradient, params), i))
-        )
-
     gradients = jax.tree.map(lambda s: jnp.where(is_first, 0, s), distance.gradients)
     distance = distance._replace(
-        estimate=jax.lax.fori_loop(0, is_first.astype(int), longer, distance.estimate),
         products=jnp.where(is_first, 0, distance.products),
         gradients=gradients,
         start=pytree.where(is_first, params, distance.start),
     )
     return state._replace(distance=distance)
+
+
+def _checked_lengths(
+    distance: Distance, gradient: PyTree, params: PyTree, checked: jax.Array
+) -> Distance:
+    """The distance, at least relative to weights whose length is arbitrary."""
+
+    def body(i, estimate):
+        relative = relative_distance(*inside_loop((gradient, params), i))
+        return jnp.maximum(estimate, relative)
+
+    # A loop of at most one iteration, as for the bases.
+    number = checked.astype(int)
+    estimate = jax.lax.fori_loop(0, number, body, distance.estimate)
+    return distance._replace(estimate=estimate)
 
 
 def _with_new_bases(

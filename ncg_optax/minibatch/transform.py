@@ -47,8 +47,10 @@ def kronecker_adam(
     The learning rate :math:`\eta = d / \sqrt{1 + t / 100}` after :math:`t` steps is
     found: :math:`d` is the distance to the solution in the largest component, estimated
     in the eigenbases as Prodigy does. It rises from 3e-4 within some twenty steps.
-    Where batch normalisation makes the loss independent of the length of most weights,
-    it begins at 3 % of their root mean square, after a first step with 3e-4.
+    Where the loss does not depend on the length of nearly all weights, as with batch
+    normalisation, it is at least 3 % of their root mean square, up to 0.01, after the
+    first step. This is recognised by gradients of the first ten steps that are
+    orthogonal to the weights of each unit.
 
     The iterates keep the noise of the last few batches, and no schedule reduces it. So
     evaluate the model at the running average of the iterates,
