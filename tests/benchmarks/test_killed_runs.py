@@ -36,7 +36,7 @@ def finished(folder):
 
 
 def killed(folder, delay):
-    """Kills a run `delay` seconds after it begins: whether it had not ended by itself."""
+    """Kills a run `delay` seconds after it begins: whether it had not ended before."""
     worker = command(folder)
     try:
         # Importing takes longer than the run: it begins with its folder.
