@@ -293,7 +293,7 @@ def plot(record: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
 
     points = record["points"]
     counts = sorted({point["devices"] for point in points})
-    figure, (left, right) = figures.plt.subplots(1, 2, figsize=(9, 4))
+    figure, (left, right) = figures.plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
     ideal = [count / counts[0] for count in counts]
     left.plot(counts, ideal, color="#444444", ls=":", label="ideal")
     right.axhline(1.0, color="#444444", ls=":")
@@ -323,6 +323,6 @@ def plot(record: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
         figures.open_frame(axis)
     title = "; ".join([record["description"], *record["labels"]])
     figure.suptitle(title, fontsize=10)
-    left.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
+    style = {"loc": "outside lower center", "frameon": False, "fontsize": 8}
+    figure.legend(*left.get_legend_handles_labels(), ncols=3, **style)
     return figures.save(figure, path)
