@@ -168,13 +168,14 @@ def seconds_of_compiling(name):
 
 def test_the_seconds_of_compiling_are_those_of_the_results():
     shown = re.search(
-        r"takes (\d+) to (\d+) seconds.*up to (\d+) seconds",
+        r"takes (\d+) to (\d+) seconds.*up to (\d+) seconds.*\(Adam: at most (\d+)\)",
         README,
         re.DOTALL,
     )
     least, most = seconds_of_compiling("hessian_free")
     _, deep = seconds_of_compiling("stochastic_hessian_free")
-    assert [int(x) for x in shown.groups()] == [least, most, deep]
+    _, adam = seconds_of_compiling("adam*")
+    assert [int(x) for x in shown.groups()] == [least, most, deep, adam]
 
 
 def test_the_counts_of_the_poster_are_those_of_its_page():
