@@ -293,7 +293,9 @@ def plot(record: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
 
     points = record["points"]
     counts = sorted({point["devices"] for point in points})
-    figure, (left, right) = figures.plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    figure, (left, right) = figures.plt.subplots(
+        1, 2, figsize=(9, 4), layout="constrained"
+    )
     ideal = [count / counts[0] for count in counts]
     left.plot(counts, ideal, color="#444444", ls=":", label="ideal")
     right.axhline(1.0, color="#444444", ls=":")
