@@ -49,6 +49,11 @@ def _ablation(
 _ABLATIONS = (
     _ablation("last", "at the last iterate, not at the average", averaged=False),
     _ablation("unrotated", "without bases", bases=ncg.minibatch.eigenbases(1)),
+    _ablation(
+        "blocks",
+        "with bases for blocks of sides longer than 256",
+        bases=ncg.minibatch.eigenbases(max_size=8192),
+    ),
     _ablation("tuned", "with a constant learning rate, tuned", tuned=True),
     _ablation(
         "curvature",

@@ -12,6 +12,7 @@ BEGIN, END = "<!-- ablation-table:begin -->", "<!-- ablation-table:end -->"
 CHANGES = {
     "kronecker_adam_last": "at the last iterate",
     "kronecker_adam_unrotated": "without bases",
+    "kronecker_adam_blocks": "long sides in blocks",
     "kronecker_adam_tuned": "constant rate, tuned",
     "kronecker_adam_curvature": "curvature products in the bases",
 }

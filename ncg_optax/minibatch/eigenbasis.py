@@ -1,6 +1,7 @@
 """Eigenbases of the Kronecker factors of each leaf, followed by QR iterations."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,8 +36,9 @@ class Side(NamedTuple):
 
     Attributes:
       gram: running mean of ``G G^H`` (left) or ``G^H G`` (right) of samples ``G`` of
-        norm 1, a tree of matrices of shape (k, k), with k = m or n; shape () for a side
-        that is not rotated.
+        norm 1, a tree of matrices of shape (k, k), with k = m or n; shape (b, l, l) for
+        a side of b blocks of length l, of which these are the diagonal blocks, and ()
+        for a side that is not rotated.
       basis: approximate eigenvectors in columns, likewise.
     """
 
@@ -74,25 +76,33 @@ class Turned(NamedTuple):
 class eigenbases(Part):  # noqa: N801
     """Which leaves :func:`ncg_optax.kronecker_adam` rotates.
 
-    Vectors and empty leaves are not rotated. A side of length k of a leaf of shape (m,
-    n) costs :math:`4 m n k` operations in each step.
+    Vectors and empty leaves are not rotated. A longer side than ``block_size`` is cut
+    into the least number of blocks of equal length (the last may be shorter), each of
+    which has a basis of its own. A side with blocks of length l of a leaf of shape (m,
+    n) costs :math:`4 m n l` operations in each step.
 
     Attributes:
       max_size: longest side that is rotated, at least 1.
+      block_size: longest side that has a single basis, at least 1.
 
     Raises:
-      TypeError: if ``max_size`` is not an integer.
-      ValueError: if it is less than 1.
+      TypeError: if one of them is not an integer.
+      ValueError: if one is less than 1.
 
     Examples:
+      Sides of up to 1024 in the eigenbases of their whole factors:
+
       >>> import ncg_optax as ncg
-      >>> tx = ncg.kronecker_adam(bases=ncg.minibatch.eigenbases(max_size=1024))
+      >>> bases = ncg.minibatch.eigenbases(max_size=1024, block_size=1024)
+      >>> tx = ncg.kronecker_adam(bases=bases)
     """
 
     max_size: int = 256
+    block_size: int = 256
 
     def __post_init__(self):
         validate.integer("eigenbases: max_size", self.max_size, low=1)
+        validate.integer("eigenbases: block_size", self.block_size, low=1)
 
     def init(self, params: PyTree) -> EigenbasesState:
         """No samples, and the axes of the parameters as bases.
@@ -104,9 +114,12 @@ class eigenbases(Part):  # noqa: N801
             def first(leaf):
                 shape = jax.eval_shape(as_matrix, leaf).shape
                 dtype = jnp.result_type(jnp.float32, leaf.dtype)
-                if min(shape) > 1 and shape[axis] <= self.max_size:
-                    return fill(shape[axis], dtype)
-                return jnp.zeros((), dtype)
+                length = shape[axis]
+                number = math.ceil(length / self.block_size)
+                if min(shape) <= 1 or length > self.max_size or number == length:
+                    return jnp.zeros((), dtype)
+                block = fill(math.ceil(length / number), dtype)
+                return block if number == 1 else jnp.stack([block] * number)
 
             return jax.tree.map(first, params)
 
@@ -132,13 +145,37 @@ def rotated(bases: EigenbasesState, tree: PyTree, back: bool = False) -> PyTree:
     def leaf(x, left, right):
         y = as_matrix(x)
         if left.ndim:
-            y = (left if back else jnp.conj(left.T)) @ y
+            y = _times(left if back else _adjoint(left), y)
         if right.ndim:
-            y = y @ (jnp.conj(right.T) if back else right)
+            y = _times(y, _adjoint(right) if back else right)
         return y.reshape(x.shape)
 
     with matmul_precision("highest"):
         return jax.tree.map(leaf, tree, bases.left.basis, bases.right.basis)
+
+
+def _times(a: jax.Array, b: jax.Array) -> jax.Array:
+    """``a @ b``, of which one may be block-diagonal, given as its blocks.
+
+    The last block may be longer than what is left of the other side, as if zeros
+    followed there.
+    """
+    if a.ndim == 3:
+        return (a @ _in_blocks(b, a.shape[:2])).reshape(-1, b.shape[1])[: len(b)]
+    if b.ndim == 3:
+        return _times(b.mT, a.T).T
+    return a @ b
+
+
+def _adjoint(x: jax.Array) -> jax.Array:
+    return jnp.conj(x.mT)
+
+
+def _in_blocks(x: jax.Array, blocks: tuple[int, int]) -> jax.Array:
+    """The rows of ``x`` in blocks, with zeros for those that the last has too many."""
+    number, size = blocks
+    rows = jnp.pad(x, ((0, number * size - len(x)), (0, 0)))
+    return rows.reshape(number, size, x.shape[1])
 
 
 def refreshed(
@@ -206,13 +243,13 @@ def _refreshed_leaf(
         for i, side in enumerate(sides)
     )
     if left.basis.ndim:
-        turn = jnp.conj(left.basis.T) @ sides[0].basis
-        linear = [turn @ x for x in linear]
-        squares = jnp.abs(turn) ** 2 @ squares
+        turn = _adjoint(left.basis) @ sides[0].basis
+        linear = [_times(turn, x) for x in linear]
+        squares = _times(jnp.abs(turn) ** 2, squares)
     if right.basis.ndim:
-        turn = jnp.conj(sides[1].basis.T) @ right.basis
-        linear = [x @ turn for x in linear]
-        squares = squares @ jnp.abs(turn) ** 2
+        turn = _adjoint(sides[1].basis) @ right.basis
+        linear = [_times(x, turn) for x in linear]
+        squares = _times(squares, jnp.abs(turn) ** 2)
     return (*left, *right, *(x.reshape(shape) for x in (squares, *linear)))
 
 
@@ -227,6 +264,10 @@ def _iterated(
     """A side of one leaf with samples added, after some orthogonal iterations."""
     if not side.gram.ndim:
         return side
+    if side.gram.ndim == 3:
+        blocks = [_in_blocks(g, side.gram.shape[:2]) for g in rows]
+        each = jax.vmap(_iterated, in_axes=(0, 0, None, None))
+        return each(side, blocks, weight, iterations)
     added = sum(gram(g, g, True) for g in rows)
     mixed = (1 - weight) * side.gram + weight * added
     # A curvature product may overflow where the gradient does not.
