@@ -43,7 +43,9 @@ STYLES |= {
 STYLES |= {
     name: (colour, (0, (1, 1)))
     for name, colour in zip(
-        ablation.CHANGES, ("#009E73", "#D55E00", "#E69F00", "#CC79A7"), strict=True
+        ablation.CHANGES,
+        ("#009E73", "#D55E00", "#0072B2", "#E69F00", "#CC79A7"),
+        strict=True,
     )
 }
 CEILING = 1e30  # where a run that diverged is drawn

@@ -62,9 +62,9 @@ def assert_close(tree, other, rtol=1e-9, atol=1e-12):
 class Plain:
     """The equations of the docstrings for real leaves, one matrix after the other."""
 
-    def __init__(self, params, rate):
-        self.rate, self.t, self.level = rate, 0, 0.0
-        self.d, self.r, self.refreshes = 3e-4, 0.0, 0
+    def __init__(self, params, rate, block_size=256):
+        self.rate, self.block_size, self.t, self.level = rate, block_size, 0, 0.0
+        self.d, self.r, self.refreshes = 9e-6, 0.0, 0
         self.x = {k: np.asarray(x, float) for k, x in params.items()}
         self.start = {k: x.copy() for k, x in self.x.items()}
         self.average = {k: 0 * x for k, x in self.x.items()}
@@ -90,7 +90,7 @@ class Plain:
         factor = ratio**2
         due = t % (2 if t < 20 else 10) == 0
         if self.rate is None:
-            rate = self.d / np.sqrt(1 + t / 100)
+            rate = np.sqrt(0.01 * self.d / (1 + t / 300))
         else:
             rate = self.rate * min((t + 1) / 20, 1)
         size, inner = 0.0, 0.0
@@ -123,12 +123,23 @@ class Plain:
         f["R"] = (1 - w) * f["R"] + w * unit.T @ unit
         old = f["QL"], f["QR"]
         for a, b in (("L", "QL"), ("R", "QR")):
-            shift = 1e-3 * np.trace(f[a]) / len(f[a]) * np.eye(len(f[a]))
-            for _ in range(1 if self.refreshes else 4):
-                f[b] = np.linalg.qr((f[a] + shift) @ f[b])[0]
+            f[b] = f[b].copy()
+            for block in self.blocks(len(f[a])):
+                gram = f[a][block, block]
+                # The last block may be shorter: its shift is that of the others' size.
+                size = self.blocks(len(f[a]))[0].stop
+                shift = 1e-3 * np.trace(gram) / size * np.eye(len(gram))
+                for _ in range(1 if self.refreshes else 4):
+                    new = np.linalg.qr((gram + shift) @ f[b][block, block])[0]
+                    f[b][block, block] = new
         left, right = f["QL"].T @ old[0], old[1].T @ f["QR"]
         f["m"], f["s"] = left @ f["m"] @ right, left @ f["s"] @ right
         f["v"] = left**2 @ f["v"] @ right**2
+
+    def blocks(self, k):
+        """Slices of a side of length k: as few blocks of equal length as possible."""
+        size = -(-k // -(-k // self.block_size))
+        return [slice(i, min(i + size, k)) for i in range(0, k, size)]
 
     def averaged(self, params):
         w = 9 / (max(self.t - 1, 0) + 9)
@@ -148,6 +159,21 @@ def test_steps_are_those_of_the_equations(rate):
     if rate is None:
         assert_close(state.distance.estimate, plain.d, rtol=1e-6)
         assert plain.d > 0.01  # it has been found
+
+
+@pytest.mark.parametrize("block_size", [2, 3])
+def test_long_sides_have_a_basis_for_each_block(block_size):
+    """Sides of 4 and 3, 6 and 2: also with a last block that is shorter."""
+    bases = ncg.minibatch.eigenbases(block_size=block_size)
+    tx, params = ncg.kronecker_adam(0.05, bases=bases), normal(0)
+    plain, step, state = Plain(params, 0.05, block_size), make_step(tx), tx.init(params)
+    for seed in range(1, 33):
+        plain.step(jax.grad(batch_loss)(params, seed))
+        params, state = step(params, state, seed)
+        assert_close(params, plain.x, rtol=1e-7, atol=1e-7)
+    expected = {2: ((2, 2, 2), (2, 2, 2)), 3: ((2, 2, 2), (3, 3))}[block_size]
+    side = state.bases.left.gram["w"].shape, state.bases.right.gram["w"].shape
+    assert side == expected
 
 
 def test_the_basis_is_followed_when_the_axes_are_turned():
@@ -588,9 +614,10 @@ def test_settings(settings, error, sentence):
         ncg.kronecker_adam(**settings)
 
 
-def test_the_longest_side_is_a_number():
-    with pytest.raises(ValueError, match="max_size must be an integer of at least 1"):
-        ncg.minibatch.eigenbases(max_size=0)
+@pytest.mark.parametrize("name", ["max_size", "block_size"])
+def test_the_longest_side_is_a_number(name):
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1"):
+        ncg.minibatch.eigenbases(**{name: 0})
 
 
 def test_arguments_of_update():
