@@ -9,13 +9,11 @@ from ncg_optax._utils import pytree
 
 PyTree = Any
 
-# A common learning rate of Adam on networks.
-COMMON_RATE = 0.01
-# The estimate at the first step, where the learning rate is 3e-4.
-FIRST_DISTANCE = 9e-6
-# The first learning rate in units of the root mean square of the weights, and its
-# largest value, if the loss does not depend on the length of nearly all of them.
-RELATIVE_RATE, MAX_RELATIVE_RATE = 0.03, 0.01
+# The estimate at the first step.
+FIRST_DISTANCE = 3e-4
+# The estimate in units of the root mean square of the weights, and its largest value,
+# if the loss does not depend on the length of nearly all of them.
+RELATIVE_DISTANCE, MAX_RELATIVE = 0.03, 0.01
 # Steps in which this is checked: at the first one some gradients may be zero.
 CHECKED_STEPS = 10
 # The share of the weights that counts as nearly all.
@@ -30,6 +28,9 @@ MIN_UNITS, MIN_WEIGHTS = 8, 8
 MIN_VARIANCE = 1e-3
 # Decay of both sums.
 DECAY = 0.9995
+# Above this learning rate, a common one of Adam, it grows with the root of the
+# distance.
+COMMON_RATE = 0.01
 # Steps after which the learning rate falls with the root of their number.
 CONSTANT_STEPS = 300
 
@@ -69,11 +70,11 @@ def relative_distance(gradient: PyTree, params: PyTree) -> jax.Array:
     is the same for the weights :math:`w` of a unit and for :math:`c w`. So
     :math:`\langle g, w \rangle = 0`, and a step of length :math:`\eta` has the effect
     of one of length :math:`c \eta` on :math:`c w` (van Laarhoven, L2 regularization
-    versus batch and weight normalization, 2017). The learning rate has no scale but
-    that of the weights: the distance is taken as that with which :func:`found_rate` is
-    0.03 times their root mean square, and at most 0.01. It is 0 unless the gradient is
-    orthogonal to the weights of each unit, for leaves that have nine tenths of all
-    weights. The estimate is one for all parameters, also for the others.
+    versus batch and weight normalization, 2017). The distance has no scale but that of
+    the weights: it is taken as 0.03 times their root mean square, and at most 0.01. It
+    is 0 unless the gradient is orthogonal to the weights of each unit, for leaves that
+    have nine tenths of all weights. The estimate is one for all parameters, also for
+    the others.
 
     Units are along the first or the last axis. Leaves of less than two axes, and
     those without a gradient, are left out.
@@ -97,9 +98,9 @@ def relative_distance(gradient: PyTree, params: PyTree) -> jax.Array:
         return jnp.zeros((), dtype)
     total, free, squares = map(pytree.total, (total, free, squares))
     size = jnp.sqrt(squares / jnp.where(free > 0, free, 1))
-    rate = jnp.minimum(RELATIVE_RATE * size, MAX_RELATIVE_RATE)
+    found = jnp.minimum(RELATIVE_DISTANCE * size, MAX_RELATIVE)
     is_found = (free > 0) & (free >= NEARLY_ALL * total)
-    return jnp.where(is_found, jnp.square(rate) / COMMON_RATE, 0).astype(dtype)
+    return jnp.where(is_found, found, 0).astype(dtype)
 
 
 def _has_free_length(w: jax.Array, g: jax.Array) -> jax.Array:
@@ -165,14 +166,15 @@ def found_rate(distance: Distance, steps: jax.Array) -> jax.Array:
     r"""The learning rate after :math:`t` steps, shape=().
 
     .. math::
-      \eta = \sqrt{\frac{0.01\, d}{1 + t / 300}}
+      \eta = \frac{\min(d, \sqrt{0.01\, d})}{\sqrt{1 + t / 300}}
 
     A step of Adam moves each component by up to :math:`\eta`. For a convex loss the
     regret of :math:`T` steps of AdaGrad's kind is at most proportional to :math:`d^2 /
     \eta + T \eta` (Duchi, Hazan and Singer 2011), which is least at :math:`\eta = d /
     \sqrt T`; in the first steps gradients are more signal than noise. The number of
-    steps need not be known. On networks the estimate :math:`d` is too large or too small
-    by a factor of up to five, so :math:`\eta` is half way, on a logarithmic scale,
-    between it and 0.01, a common rate of Adam.
+    steps need not be known. On networks a distance above 0.01, a common learning rate
+    of Adam, makes too long steps: there the rate is the geometric mean of the two.
     """
-    return jnp.sqrt(COMMON_RATE * distance.estimate / (1 + steps / CONSTANT_STEPS))
+    d = distance.estimate
+    first = jnp.minimum(d, jnp.sqrt(COMMON_RATE * d))
+    return first / jnp.sqrt(1 + steps / CONSTANT_STEPS)

@@ -76,10 +76,11 @@ class Turned(NamedTuple):
 class eigenbases(Part):  # noqa: N801
     """Which leaves :func:`ncg_optax.kronecker_adam` rotates.
 
-    Vectors and empty leaves are not rotated. A longer side than ``block_size`` is cut
-    into the least number of blocks of equal length (the last may be shorter), each of
-    which has a basis of its own. A side with blocks of length l of a leaf of shape (m,
-    n) costs :math:`4 m n l` operations in each step.
+    Vectors and empty leaves are not rotated. A side longer than ``block_size`` is cut
+    into the least number of blocks of equal length (the last may be shorter). Each
+    block has a basis of its own, that of its diagonal block of the Gram matrix. A side
+    with blocks of length l of a leaf of shape (m, n) costs :math:`4 m n l` operations
+    in each step.
 
     Attributes:
       max_size: longest side that is rotated, at least 1.
@@ -90,11 +91,10 @@ class eigenbases(Part):  # noqa: N801
       ValueError: if one is less than 1.
 
     Examples:
-      Sides of up to 1024 in the eigenbases of their whole factors:
+      Longer sides in blocks of at most 256:
 
       >>> import ncg_optax as ncg
-      >>> bases = ncg.minibatch.eigenbases(max_size=1024, block_size=1024)
-      >>> tx = ncg.kronecker_adam(bases=bases)
+      >>> tx = ncg.kronecker_adam(bases=ncg.minibatch.eigenbases(max_size=8192))
     """
 
     max_size: int = 256
@@ -155,10 +155,9 @@ def rotated(bases: EigenbasesState, tree: PyTree, back: bool = False) -> PyTree:
 
 
 def _times(a: jax.Array, b: jax.Array) -> jax.Array:
-    """``a @ b``, of which one may be block-diagonal, given as its blocks.
+    """``a @ b``, where ``a`` or ``b`` may be block-diagonal, of shape (blocks, k, k).
 
-    The last block may be longer than what is left of the other side, as if zeros
-    followed there.
+    If the blocks are longer in all than the other matrix, it is continued with zeros.
     """
     if a.ndim == 3:
         return (a @ _in_blocks(b, a.shape[:2])).reshape(-1, b.shape[1])[: len(b)]
@@ -172,7 +171,7 @@ def _adjoint(x: jax.Array) -> jax.Array:
 
 
 def _in_blocks(x: jax.Array, blocks: tuple[int, int]) -> jax.Array:
-    """The rows of ``x`` in blocks, with zeros for those that the last has too many."""
+    """The rows of ``x`` in blocks, the last of which is continued with zeros."""
     number, size = blocks
     rows = jnp.pad(x, ((0, number * size - len(x)), (0, 0)))
     return rows.reshape(number, size, x.shape[1])

@@ -30,6 +30,7 @@ def test_the_changes_stand_beside_the_preset():
     assert cells[2:] == [
         "not run",
         "not run",
+        "not run",
         "**0.300**<br>0.800<br>rate 0.0100",
         "not run",
     ]

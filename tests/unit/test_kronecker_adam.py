@@ -64,7 +64,7 @@ class Plain:
 
     def __init__(self, params, rate, block_size=256):
         self.rate, self.block_size, self.t, self.level = rate, block_size, 0, 0.0
-        self.d, self.r, self.refreshes = 9e-6, 0.0, 0
+        self.d, self.r, self.refreshes = 3e-4, 0.0, 0
         self.x = {k: np.asarray(x, float) for k, x in params.items()}
         self.start = {k: x.copy() for k, x in self.x.items()}
         self.average = {k: 0 * x for k, x in self.x.items()}
@@ -90,7 +90,7 @@ class Plain:
         factor = ratio**2
         due = t % (2 if t < 20 else 10) == 0
         if self.rate is None:
-            rate = np.sqrt(0.01 * self.d / (1 + t / 300))
+            rate = min(self.d, np.sqrt(0.01 * self.d)) / np.sqrt(1 + t / 300)
         else:
             rate = self.rate * min((t + 1) / 20, 1)
         size, inner = 0.0, 0.0
