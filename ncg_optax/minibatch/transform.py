@@ -44,14 +44,17 @@ def kronecker_adam(
     reshaped to (product of all axes but the last, last axis). Vectors, and sides
     longer than ``bases.max_size``, 256, are not rotated: there it is Adam.
 
-    The learning rate :math:`\eta = \sqrt{0.01\, d / (1 + t / 300)}` after :math:`t`
-    steps is found: :math:`d` is the distance to the solution in the largest component,
-    estimated in the eigenbases as Prodigy does, and 0.01 is a common rate of Adam. The
-    rate rises from 3e-4 within some twenty steps. Where the loss does not depend on the
-    length of nearly all weights, as with batch normalisation, it is at least 3 % of
-    their root mean square, up to 0.01, after the first step, and falls from there. This
-    is recognised by gradients of the first ten steps that are orthogonal to the weights
-    of each unit.
+    The learning rate after :math:`t` steps is found,
+
+    .. math::
+      \eta = \frac{\min(d, \sqrt{0.01\, d})}{\sqrt{1 + t / 300}}
+
+    where :math:`d` is the distance to the solution in the largest component, estimated
+    in the eigenbases as Prodigy does. It rises from 3e-4 within some twenty steps.
+    Where the loss does not depend on the length of nearly all weights, as with batch
+    normalisation, it is at least 3 % of their root mean square, up to 0.01, after the
+    first step. This is recognised by gradients of the first ten steps that are
+    orthogonal to the weights of each unit.
 
     The iterates keep the noise of the last few batches, and no schedule reduces it. So
     evaluate the model at the running average of the iterates,
