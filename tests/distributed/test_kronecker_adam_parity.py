@@ -72,9 +72,11 @@ def test_train_step(curvature):
     np.testing.assert_allclose(metrics.info.loss, metrics.loss)
 
 
-def test_sharded_parameters_keep_their_sharding():
+@pytest.mark.parametrize("block_size", [256, 3], ids=["whole sides", "blocks"])
+def test_sharded_parameters_keep_their_sharding(block_size):
     params, x, y = problem()
-    tx, loss = ncg.kronecker_adam(), make_loss().bind(x=x, y=y)
+    bases = ncg.minibatch.eigenbases(block_size=block_size)
+    tx, loss = ncg.kronecker_adam(bases=bases), make_loss().bind(x=x, y=y)
     devices = mesh()
     specs = {"w1": P(None, AXIS), "w2": P(AXIS), "b2": P()}
     sharded = {k: place(p, devices, specs[k]) for k, p in params.items()}

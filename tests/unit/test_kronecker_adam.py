@@ -495,8 +495,9 @@ def test_long_sides_have_no_basis():
     assert state.bases.right.basis["w"].shape == (3, 3)
 
 
-def test_mapped_optimizers_make_their_own_steps():
-    tx = ncg.kronecker_adam()
+@pytest.mark.parametrize("block_size", [256, 2])
+def test_mapped_optimizers_make_their_own_steps(block_size):
+    tx = ncg.kronecker_adam(bases=ncg.minibatch.eigenbases(block_size=block_size))
     step = make_step(tx)
     starts = [normal(0), normal(9)]
     together = jax.tree.map(lambda *x: jnp.stack(x), *starts)
