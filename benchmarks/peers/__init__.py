@@ -52,7 +52,7 @@ _ABLATIONS = (
     _ablation(
         "blocks",
         "with bases for blocks of sides longer than 256",
-        bases=ncg.minibatch.eigenbases(max_size=8192),
+        bases=ncg.minibatch.eigenbases(max_size=8192, block_size=256),
     ),
     _ablation("tuned", "with a constant learning rate, tuned", tuned=True),
     _ablation(

@@ -41,7 +41,7 @@ STYLES |= {
     for name in ("adam", "soap")
 }
 STYLES |= {
-    name: (colour, (0, (1, 1)))
+    name: (colour, (0, (3, 1, 1, 1, 1, 1)))
     for name, colour in zip(
         ablation.CHANGES,
         ("#009E73", "#D55E00", "#0072B2", "#E69F00", "#CC79A7"),

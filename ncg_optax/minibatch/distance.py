@@ -28,8 +28,8 @@ MIN_UNITS, MIN_WEIGHTS = 8, 8
 MIN_VARIANCE = 1e-3
 # Decay of both sums.
 DECAY = 0.9995
-# Above this learning rate, a common one of Adam, it grows with the root of the
-# distance.
+# A common learning rate of Adam. Above it, the rate that is found grows with the root
+# of the distance.
 COMMON_RATE = 0.01
 # Steps after which the learning rate falls with the root of their number.
 CONSTANT_STEPS = 300
@@ -172,8 +172,9 @@ def found_rate(distance: Distance, steps: jax.Array) -> jax.Array:
     regret of :math:`T` steps of AdaGrad's kind is at most proportional to :math:`d^2 /
     \eta + T \eta` (Duchi, Hazan and Singer 2011), which is least at :math:`\eta = d /
     \sqrt T`; in the first steps gradients are more signal than noise. The number of
-    steps need not be known. On networks a distance above 0.01, a common learning rate
-    of Adam, makes too long steps: there the rate is the geometric mean of the two.
+    steps need not be known. Distances above 0.01, a common learning rate of Adam, made
+    too long steps on the networks of the benchmarks. Then the rate is the geometric
+    mean of the two. The 300 steps are from measurements as well.
     """
     d = distance.estimate
     first = jnp.minimum(d, jnp.sqrt(COMMON_RATE * d))

@@ -36,9 +36,9 @@ class Side(NamedTuple):
 
     Attributes:
       gram: running mean of ``G G^H`` (left) or ``G^H G`` (right) of samples ``G`` of
-        norm 1, a tree of matrices of shape (k, k), with k = m or n; shape (b, l, l) for
-        a side of b blocks of length l, of which these are the diagonal blocks, and ()
-        for a side that is not rotated.
+        norm 1, a tree of matrices of shape (k, k), with k = m or n. A side of b blocks
+        has the diagonal blocks of this matrix, shape (b, l, l), and a side that is not
+        rotated has shape ().
       basis: approximate eigenvectors in columns, likewise.
     """
 
@@ -74,35 +74,41 @@ class Turned(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class eigenbases(Part):  # noqa: N801
-    """Which leaves :func:`ncg_optax.kronecker_adam` rotates.
+    r"""Which leaves :func:`ncg_optax.kronecker_adam` rotates, and in which blocks.
 
-    Vectors and empty leaves are not rotated. A side longer than ``block_size`` is cut
-    into the least number of blocks of equal length (the last may be shorter). Each
-    block has a basis of its own, that of its diagonal block of the Gram matrix. A side
-    with blocks of length l of a leaf of shape (m, n) costs :math:`4 m n l` operations
-    in each step.
+    Vectors and empty leaves are not rotated. A side of length k, longer than
+    ``block_size``, is cut into the least number b of blocks, of length :math:`l =
+    \lceil k / b \rceil`; the last one is shorter if b l is above k. Each block has a
+    basis of its own, from its diagonal block of the Gram matrix.
+
+    A side with blocks of length l of a leaf of shape (m, n) costs :math:`4 m n l`
+    operations in each step, and :math:`O(k l^2)` at a refresh, and takes :math:`2 k l`
+    numbers of memory. A side that is not cut has :math:`l = k`.
 
     Attributes:
       max_size: longest side that is rotated, at least 1.
-      block_size: longest side that has a single basis, at least 1.
+      block_size: longest side that has a single basis, at least 1, or None: then no
+        side is cut. With 1 nothing is rotated.
 
     Raises:
-      TypeError: if one of them is not an integer.
-      ValueError: if one is less than 1.
+      TypeError: if a number is not an integer (``block_size`` may be None).
+      ValueError: if a number is less than 1.
 
     Examples:
       Longer sides in blocks of at most 256:
 
       >>> import ncg_optax as ncg
-      >>> tx = ncg.kronecker_adam(bases=ncg.minibatch.eigenbases(max_size=8192))
+      >>> bases = ncg.minibatch.eigenbases(max_size=8192, block_size=256)
+      >>> tx = ncg.kronecker_adam(bases=bases)
     """
 
     max_size: int = 256
-    block_size: int = 256
+    block_size: int | None = None
 
     def __post_init__(self):
         validate.integer("eigenbases: max_size", self.max_size, low=1)
-        validate.integer("eigenbases: block_size", self.block_size, low=1)
+        if self.block_size is not None:
+            validate.integer("eigenbases: block_size", self.block_size, low=1)
 
     def init(self, params: PyTree) -> EigenbasesState:
         """No samples, and the axes of the parameters as bases.
@@ -115,7 +121,7 @@ class eigenbases(Part):  # noqa: N801
                 shape = jax.eval_shape(as_matrix, leaf).shape
                 dtype = jnp.result_type(jnp.float32, leaf.dtype)
                 length = shape[axis]
-                number = math.ceil(length / self.block_size)
+                number = math.ceil(length / (self.block_size or self.max_size))
                 if min(shape) <= 1 or length > self.max_size or number == length:
                     return jnp.zeros((), dtype)
                 block = fill(math.ceil(length / number), dtype)
@@ -157,7 +163,10 @@ def rotated(bases: EigenbasesState, tree: PyTree, back: bool = False) -> PyTree:
 def _times(a: jax.Array, b: jax.Array) -> jax.Array:
     """``a @ b``, where ``a`` or ``b`` may be block-diagonal, of shape (blocks, k, k).
 
-    If the blocks are longer in all than the other matrix, it is continued with zeros.
+    The blocks may have more rows in all than the other matrix. Then zeros are added to
+    that matrix, and the rows that belong to them are left out of the result. No basis
+    mixes them with others: the first is the identity, and their part of the Gram matrix
+    stays zero.
     """
     if a.ndim == 3:
         return (a @ _in_blocks(b, a.shape[:2])).reshape(-1, b.shape[1])[: len(b)]
@@ -171,7 +180,7 @@ def _adjoint(x: jax.Array) -> jax.Array:
 
 
 def _in_blocks(x: jax.Array, blocks: tuple[int, int]) -> jax.Array:
-    """The rows of ``x`` in blocks, the last of which is continued with zeros."""
+    """The rows of ``x`` in blocks, with zeros at the end of the last one."""
     number, size = blocks
     rows = jnp.pad(x, ((0, number * size - len(x)), (0, 0)))
     return rows.reshape(number, size, x.shape[1])
@@ -191,6 +200,10 @@ def refreshed(
     :math:`x` in the old basis is :math:`T x` in the new one, with :math:`T = Q_{new}^H
     Q_{old}`; of squares, of which only a mean is known, the mean in the new basis is
     taken as :math:`|T|^2` times it. At the first refresh there are four iterations.
+
+    Each block of a side has equations of its own, with its rows of :math:`G`, but the
+    norm of all of it. Bases change with the old Gram matrices alone if a sample of the
+    leaf is not finite.
 
     Args:
       bases: the bases.
@@ -234,6 +247,8 @@ def _refreshed_leaf(
     shape = old[4].shape
     sides = Side(*old[:2]), Side(*old[2:4])
     squares, *linear = map(as_matrix, old[4:])
+    # A curvature product may overflow where the gradient does not.
+    weight = jnp.where(pytree.all_finite(samples), weight, 0)
     given = [_of_norm_one(as_matrix(g)) for g in samples]
     left, right = (
         _iterated(
@@ -269,7 +284,6 @@ def _iterated(
         return each(side, blocks, weight, iterations)
     added = sum(gram(g, g, True) for g in rows)
     mixed = (1 - weight) * side.gram + weight * added
-    # A curvature product may overflow where the gradient does not.
     mixed = jnp.where(pytree.all_finite(mixed), mixed, side.gram)
     mixed = mixed.astype(side.gram.dtype)
     k = len(mixed)

@@ -50,11 +50,11 @@ def kronecker_adam(
       \eta = \frac{\min(d, \sqrt{0.01\, d})}{\sqrt{1 + t / 300}}
 
     where :math:`d` is the distance to the solution in the largest component, estimated
-    in the eigenbases as Prodigy does. It rises from 3e-4 within some twenty steps.
-    Where the loss does not depend on the length of nearly all weights, as with batch
-    normalisation, it is at least 3 % of their root mean square, up to 0.01, after the
-    first step. This is recognised by gradients of the first ten steps that are
-    orthogonal to the weights of each unit.
+    in the eigenbases as Prodigy does. :math:`d` rises from 3e-4 within some twenty
+    steps. Where the loss does not depend on the length of nearly all weights, as with
+    batch normalisation, :math:`d` is at least 3 % of their root mean square, up to
+    0.01, after the first step. This is recognised by gradients of the first ten steps
+    that are orthogonal to the weights of each unit.
 
     The iterates keep the noise of the last few batches, and no schedule reduces it. So
     evaluate the model at the running average of the iterates,
@@ -74,8 +74,9 @@ def kronecker_adam(
     :func:`hessian_free` is far better.
 
     Cost: one gradient, and :math:`4 m n (m + n)` operations per leaf for the rotations
-    of a step; a product costs a quarter at each refresh. Memory: :math:`2 (m^2 +
-    n^2)` numbers per leaf for the bases, and five vectors of the size of the
+    of a step (less with blocks, :class:`ncg_optax.minibatch.eigenbases`); a product
+    costs a quarter at each refresh. Memory: at most :math:`2 (m^2 + n^2)` numbers per
+    leaf for the bases, and five vectors of the size of the
     parameters (three with a learning rate): two moments, the average, and for the
     distance the start and a sum of gradients.
 

@@ -10,7 +10,7 @@ import pytest
 
 import ncg_optax as ncg
 from ncg_optax.minibatch.clipping import clipped
-from ncg_optax.minibatch.eigenbasis import Side
+from ncg_optax.minibatch.eigenbasis import Side, Turned, refreshed
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -161,19 +161,46 @@ def test_steps_are_those_of_the_equations(rate):
         assert plain.d > 0.01  # it has been found
 
 
-@pytest.mark.parametrize("block_size", [2, 3])
-def test_long_sides_have_a_basis_for_each_block(block_size):
-    """Sides of 4 and 3, 6 and 2: also with a last block that is shorter."""
-    bases = ncg.minibatch.eigenbases(block_size=block_size)
-    tx, params = ncg.kronecker_adam(0.05, bases=bases), normal(0)
-    plain, step, state = Plain(params, 0.05, block_size), make_step(tx), tx.init(params)
+@pytest.mark.parametrize("rate", [None, 0.05])
+def test_long_sides_have_a_basis_for_each_block(rate):
+    """Sides of 7 and 5 in three and two blocks, the last of which are shorter."""
+    shapes = {"w": (7, 5), "k": (2, 2, 3), "v": (3,)}
+
+    def loss(params, seed):
+        away = jax.tree.map(lambda p, g: p - 1 + 0.5 * g, params, normal(seed, shapes))
+        return sum(jnp.sum(jnp.log(jnp.cosh(x))) for x in jax.tree.leaves(away))
+
+    bases = ncg.minibatch.eigenbases(block_size=3)
+    tx, params = ncg.kronecker_adam(rate, bases=bases), normal(0, shapes)
+    plain, step, state = Plain(params, rate, 3), make_step(tx, loss), tx.init(params)
     for seed in range(1, 33):
-        plain.step(jax.grad(batch_loss)(params, seed))
+        plain.step(jax.grad(loss)(params, seed))
         params, state = step(params, state, seed)
         assert_close(params, plain.x, rtol=1e-7, atol=1e-7)
-    expected = {2: ((2, 2, 2), (2, 2, 2)), 3: ((2, 2, 2), (3, 3))}[block_size]
-    side = state.bases.left.gram["w"].shape, state.bases.right.gram["w"].shape
-    assert side == expected
+    assert state.bases.left.gram["w"].shape == (3, 3, 3)
+    assert state.bases.right.gram["w"].shape == (2, 3, 3)
+
+
+def test_a_product_that_is_not_finite_changes_no_block():
+    """Nor does the gradient that came with it, as for a side that is not cut."""
+    shapes = {"w": (10, 3)}
+    gradient = normal(1, shapes)
+    product = {"w": normal(2, shapes)["w"].at[1, 1].set(jnp.nan)}
+    for block_size in (None, 4):
+        part = ncg.minibatch.eigenbases(block_size=block_size)
+        first, _ = refreshed(part.init(gradient), [gradient], Turned((), gradient))
+        after, _ = refreshed(first, [gradient, product], Turned((), gradient))
+        assert_close(after.left.gram, first.left.gram)
+        assert_close(after.right.gram, first.right.gram)
+        assert jax.tree.all(jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), after))
+
+
+def test_a_state_with_other_blocks_is_refused():
+    params = normal(0)
+    state = ncg.kronecker_adam().init(params)
+    tx = ncg.kronecker_adam(bases=ncg.minibatch.eigenbases(block_size=2))
+    with pytest.raises(ValueError, match=r"state.bases does not fit .*\(2, 2, 2\)"):
+        tx.update(params, state, params)
 
 
 def test_the_basis_is_followed_when_the_axes_are_turned():
@@ -495,7 +522,7 @@ def test_long_sides_have_no_basis():
     assert state.bases.right.basis["w"].shape == (3, 3)
 
 
-@pytest.mark.parametrize("block_size", [256, 2])
+@pytest.mark.parametrize("block_size", [None, 2])
 def test_mapped_optimizers_make_their_own_steps(block_size):
     tx = ncg.kronecker_adam(bases=ncg.minibatch.eigenbases(block_size=block_size))
     step = make_step(tx)
@@ -619,6 +646,8 @@ def test_settings(settings, error, sentence):
 def test_the_longest_side_is_a_number(name):
     with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1"):
         ncg.minibatch.eigenbases(**{name: 0})
+    with pytest.raises(TypeError, match=f"{name} must be an integer"):
+        ncg.minibatch.eigenbases(**{name: 2.5})
 
 
 def test_arguments_of_update():
