@@ -169,7 +169,7 @@ def _times(a: jax.Array, b: jax.Array) -> jax.Array:
     stays zero.
     """
     if a.ndim == 3:
-        return (a @ _in_blocks(b, a.shape[:2])).reshape(-1, b.shape[1])[: len(b)]
+        return (a @ _in_blocks(b, a)).reshape(-1, b.shape[1])[: len(b)]
     if b.ndim == 3:
         return _times(b.mT, a.T).T
     return a @ b
@@ -179,9 +179,9 @@ def _adjoint(x: jax.Array) -> jax.Array:
     return jnp.conj(x.mT)
 
 
-def _in_blocks(x: jax.Array, blocks: tuple[int, int]) -> jax.Array:
-    """The rows of ``x`` in blocks, with zeros at the end of the last one."""
-    number, size = blocks
+def _in_blocks(x: jax.Array, blocks: jax.Array) -> jax.Array:
+    """The rows of ``x`` in as many blocks, with zeros at the end of the last one."""
+    number, size, _ = blocks.shape
     rows = jnp.pad(x, ((0, number * size - len(x)), (0, 0)))
     return rows.reshape(number, size, x.shape[1])
 
@@ -279,7 +279,7 @@ def _iterated(
     if not side.gram.ndim:
         return side
     if side.gram.ndim == 3:
-        blocks = [_in_blocks(g, side.gram.shape[:2]) for g in rows]
+        blocks = [_in_blocks(g, side.gram) for g in rows]
         each = jax.vmap(_iterated, in_axes=(0, 0, None, None))
         return each(side, blocks, weight, iterations)
     added = sum(gram(g, g, True) for g in rows)
