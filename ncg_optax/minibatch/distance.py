@@ -173,8 +173,8 @@ def found_rate(distance: Distance, steps: jax.Array) -> jax.Array:
     \eta + T \eta` (Duchi, Hazan and Singer 2011), which is least at :math:`\eta = d /
     \sqrt T`; in the first steps gradients are more signal than noise. The number of
     steps need not be known. Distances above 0.01, a common learning rate of Adam, made
-    too long steps on the networks of the benchmarks. Then the rate is the geometric
-    mean of the two. The 300 steps are from measurements as well.
+    too long steps: then the rate is the geometric mean of the two. This and the 300
+    steps were chosen on the problems that docs/tuning.md names.
     """
     d = distance.estimate
     first = jnp.minimum(d, jnp.sqrt(COMMON_RATE * d))

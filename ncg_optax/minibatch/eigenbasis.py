@@ -87,12 +87,12 @@ class eigenbases(Part):  # noqa: N801
 
     Attributes:
       max_size: longest side that is rotated, at least 1.
-      block_size: longest side that has a single basis, at least 1, or None: then no
-        side is cut. With 1 nothing is rotated.
+      block_size: longest side that has a single basis, at least 2, or None: then no
+        side is cut.
 
     Raises:
       TypeError: if a number is not an integer (``block_size`` may be None).
-      ValueError: if a number is less than 1.
+      ValueError: if a number is too small.
 
     Examples:
       Longer sides in blocks of at most 256:
@@ -108,7 +108,7 @@ class eigenbases(Part):  # noqa: N801
     def __post_init__(self):
         validate.integer("eigenbases: max_size", self.max_size, low=1)
         if self.block_size is not None:
-            validate.integer("eigenbases: block_size", self.block_size, low=1)
+            validate.integer("eigenbases: block_size", self.block_size, low=2)
 
     def init(self, params: PyTree) -> EigenbasesState:
         """No samples, and the axes of the parameters as bases.
@@ -121,9 +121,9 @@ class eigenbases(Part):  # noqa: N801
                 shape = jax.eval_shape(as_matrix, leaf).shape
                 dtype = jnp.result_type(jnp.float32, leaf.dtype)
                 length = shape[axis]
-                number = math.ceil(length / (self.block_size or self.max_size))
-                if min(shape) <= 1 or length > self.max_size or number == length:
+                if min(shape) <= 1 or length > self.max_size:
                     return jnp.zeros((), dtype)
+                number = math.ceil(length / (self.block_size or length))
                 block = fill(math.ceil(length / number), dtype)
                 return block if number == 1 else jnp.stack([block] * number)
 
@@ -248,8 +248,9 @@ def _refreshed_leaf(
     sides = Side(*old[:2]), Side(*old[2:4])
     squares, *linear = map(as_matrix, old[4:])
     # A curvature product may overflow where the gradient does not.
-    weight = jnp.where(pytree.all_finite(samples), weight, 0)
-    given = [_of_norm_one(as_matrix(g)) for g in samples]
+    finite = pytree.all_finite(samples)
+    weight = jnp.where(finite, weight, 0)
+    given = [jnp.where(finite, _of_norm_one(as_matrix(g)), 0) for g in samples]
     left, right = (
         _iterated(
             side, [g if i == 0 else jnp.conj(g.T) for g in given], weight, iterations
@@ -284,7 +285,6 @@ def _iterated(
         return each(side, blocks, weight, iterations)
     added = sum(gram(g, g, True) for g in rows)
     mixed = (1 - weight) * side.gram + weight * added
-    mixed = jnp.where(pytree.all_finite(mixed), mixed, side.gram)
     mixed = mixed.astype(side.gram.dtype)
     k = len(mixed)
     shifted = mixed + SHIFT / k * jnp.trace(mixed).real * jnp.eye(k, dtype=mixed.dtype)

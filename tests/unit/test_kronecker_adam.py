@@ -642,10 +642,11 @@ def test_settings(settings, error, sentence):
         ncg.kronecker_adam(**settings)
 
 
-@pytest.mark.parametrize("name", ["max_size", "block_size"])
-def test_the_longest_side_is_a_number(name):
-    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1"):
-        ncg.minibatch.eigenbases(**{name: 0})
+@pytest.mark.parametrize(("name", "least"), [("max_size", 1), ("block_size", 2)])
+def test_the_longest_side_is_a_number(name, least):
+    sentence = f"{name} must be an integer of at least {least}"
+    with pytest.raises(ValueError, match=sentence):
+        ncg.minibatch.eigenbases(**{name: least - 1})
     with pytest.raises(TypeError, match=f"{name} must be an integer"):
         ncg.minibatch.eigenbases(**{name: 2.5})
 
