@@ -108,7 +108,9 @@ class eigenbases(Part):  # noqa: N801
     def __post_init__(self):
         validate.integer("eigenbases: max_size", self.max_size, low=1)
         if self.block_size is not None:
-            validate.integer("eigenbases: block_size", self.block_size, low=2)
+            validate.integer(
+                "eigenbases: block_size", self.block_size, low=2, other=", or None"
+            )
 
     def init(self, params: PyTree) -> EigenbasesState:
         """No samples, and the axes of the parameters as bases.
